@@ -1,0 +1,103 @@
+"""Values that every room shares: ids, time, digests, schemas, versions. No I/O, no heavy imports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+Clock = Callable[[], datetime]
+"""Tells the time, always aware and in UTC. Time comes in as an argument; only the edges call `utcnow`."""
+
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_canonical = msgspec.json.Encoder(order="deterministic")
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id(time: datetime, random: Callable[[int], bytes] = os.urandom) -> str:
+    """Return 26 characters that sort by time: 48 bits of milliseconds and 80 random bits (the ULID layout)."""
+    number = int(time.timestamp() * 1000) << 80 | int.from_bytes(random(10), "big")
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def stamp(time: datetime) -> str:
+    """Return the one text form of a time that palan stores: UTC, microseconds, sortable as text."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def unstamp(text: str) -> datetime:
+    """Read any ISO 8601 time; without an offset it is taken as UTC."""
+    time = datetime.fromisoformat(text)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of the bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(value: object) -> bytes:
+    """Return the one JSON encoding of plain values (sorted keys, no spaces), for digests and signatures."""
+    return _canonical.encode(value)
+
+
+def digest_of(value: object) -> str:
+    return digest(canonical(value))
+
+
+FieldType = Literal["int", "float", "bool", "str", "time", "date", "list", "map", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One named value of an input: its type and what it may hold.
+
+    `item` describes the elements of a list, `fields` the members of a map. `minimum` and `maximum` are inclusive.
+    """
+
+    name: str
+    type: FieldType
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    values: tuple[str, ...] = ()
+    unit: str = ""
+    item: Field | None = None
+    fields: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a model takes: `rows` (columns of one batch) or one `instance` (a structured document)."""
+
+    shape: Literal["rows", "instance"]
+    fields: tuple[Field, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [field.name for field in self.fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An immutable model package: `id` is the digest of its manifest, `number` counts versions of one model."""
+
+    id: str
+    model: str
+    number: int
+    kind: str
+    manifest: Mapping[str, Any]
+    run: str
+    time: datetime
+
+    @property
+    def ref(self) -> str:
+        return f"{self.model}@{self.number}"

@@ -1,0 +1,54 @@
+"""Data as the store keeps it: immutable versions made of parts, and the rows that broke a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DataVersion:
+    """One immutable state of a named table: the blobs of its Parquet `parts`, in order."""
+
+    id: str
+    data: str
+    number: int
+    time: datetime
+    parts: tuple[str, ...]
+    rows: int
+    added: int
+    run: str
+    sources: Mapping[str, str] = field(default_factory=dict)  # file name -> digest: ingested once
+    verdict: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> str:
+        return f"{self.data}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Rows of one ingested file that broke a rule: a Parquet blob with the rows, their line and their reasons."""
+
+    id: str
+    data: str
+    time: datetime
+    source: str
+    blob: str
+    rows: int
+    reasons: Mapping[str, int]
+    status: str = "open"  # open | fixed | accepted | dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """An invertible change that puts a column right: `expression` is Polars SQL over the broken row."""
+
+    column: str
+    expression: str
+    inverse: str
+    since: datetime
+    until: datetime | None = None
+    reason: str = ""

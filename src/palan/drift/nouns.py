@@ -1,0 +1,27 @@
+"""An alarm: what changed, since when, where, and what kind of change it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+DIAGNOSES = ("data fault", "input shift", "concept change", "release change", "volume change", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """`lane` is page (harm or fault) or digest (ranked news). `status` is open | answered | closed."""
+
+    id: str
+    model: str
+    time: datetime
+    lane: str
+    status: str
+    since: datetime
+    until: datetime
+    what: str  # one sentence
+    diagnosis: str  # one of DIAGNOSES
+    columns: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,102 @@
+"""The append-only account of every change and why, each entry chained to the one before by its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from palan.core import digest_of, stamp
+
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who did what to which subject, and why. `detail` holds plain values only."""
+
+    seq: int
+    time: datetime
+    actor: str
+    verb: str
+    subject: str
+    reason: str
+    detail: Mapping[str, Any]
+    prev: str
+    digest: str
+
+
+def seal(entry: Entry) -> str:
+    """Return the digest that binds an entry's content and its place in the chain."""
+    return digest_of(
+        [
+            entry.seq,
+            stamp(entry.time),
+            entry.actor,
+            entry.verb,
+            entry.subject,
+            entry.reason,
+            entry.detail,
+            entry.prev,
+        ]
+    )
+
+
+def link(
+    last: Entry | None,
+    *,
+    time: datetime,
+    actor: str,
+    verb: str,
+    subject: str,
+    reason: str,
+    detail: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Return the entry that follows `last` (None for the first one)."""
+    entry = Entry(
+        seq=last.seq + 1 if last else 1,
+        time=time,
+        actor=actor,
+        verb=verb,
+        subject=subject,
+        reason=reason,
+        detail=dict(detail or {}),
+        prev=last.digest if last else GENESIS,
+        digest="",
+    )
+    return replace(entry, digest=seal(entry))
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Where the chain does not hold, and what was found there."""
+
+    seq: int
+    what: str
+
+
+def verify(entries: Iterable[Entry], head: tuple[int, str] | None = None) -> list[Break]:
+    """Walk the chain and name every edited, removed or reordered entry.
+
+    `head` is the (seq, digest) that the store keeps beside the entries; with it a cut tail is found too.
+    """
+    breaks: list[Break] = []
+    expected, prev = 1, GENESIS
+    for entry in entries:
+        if entry.seq != expected:
+            breaks.append(Break(expected, f"entry {expected} is missing or out of order: found {entry.seq} in its place"))
+        elif entry.prev != prev:
+            breaks.append(Break(entry.seq, f"entry {entry.seq} does not follow the one before it"))
+        if seal(entry) != entry.digest:
+            breaks.append(Break(entry.seq, f"entry {entry.seq} was edited: its content does not match its digest"))
+        expected, prev = entry.seq + 1, entry.digest
+    if head and (expected - 1, prev) != head:
+        breaks.append(Break(head[0], f"the ledger ended at entry {head[0]}, but what is stored ends at {expected - 1}"))
+    return breaks
+
+
+def sentence(entry: Entry) -> str:
+    """Return the entry as one line that a person reads."""
+    reason = f": {entry.reason}" if entry.reason else ""
+    return f"{entry.time:%Y-%m-%d %H:%M} {entry.actor} {entry.verb} {entry.subject}{reason}"

@@ -1,0 +1,25 @@
+"""A remedy: the candidates for an alarm, what each would have been worth, and the one that was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """`status` is proposed | approved | released | confirmed | rolled back | rejected | nothing."""
+
+    id: str
+    alarm: str
+    model: str
+    time: datetime
+    status: str
+    choice: str
+    reason: str
+    candidates: tuple[Mapping[str, Any], ...] = ()  # see remedies.choose.Trial
+    action: Mapping[str, Any] = field(default_factory=dict)
+    predicted: float | None = None  # benefit per decision, in the model's own loss
+    realised: float | None = None

@@ -1,0 +1,146 @@
+"""What a store must do. Three small contracts, all abstract; `palan.testing` holds the suite that every one passes.
+
+A store knows no nouns: a noun is a frozen dataclass with an `id` (or a first field that is its key), and the store
+keeps it in the table of the same name. Fields are text, numbers, booleans, aware datetimes, or plain values kept as JSON.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Position = Mapping[str, int]
+"""How far a stream was read: the end offset in each of its segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on `name` until `expires`. `token` rises at each change of holder: the fence."""
+
+    name: str
+    holder: str
+    token: int
+    expires: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One appended record of a stream, and the place where the next one begins."""
+
+    segment: str
+    end: int
+    data: bytes
+
+
+class Records(ABC):
+    """Few, related, transactional: runs, versions, releases, alarms, jobs, the ledger."""
+
+    @abstractmethod
+    def put(self, noun: object) -> None:
+        """Insert the noun, or replace the one with the same key."""
+
+    @abstractmethod
+    def add(self, noun: object) -> bool:
+        """Insert the noun; return False, and change nothing, if its key is taken."""
+
+    @abstractmethod
+    def get(self, noun: type[T], key: str | int) -> T | None:
+        """Return the noun with this key, or None."""
+
+    @abstractmethod
+    def find(
+        self,
+        noun: type[T],
+        *,
+        order: str = "",
+        limit: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **where: object,
+    ) -> list[T]:
+        """Return the nouns whose fields equal `where` (a list or tuple means any of; None means null).
+
+        `since` (inclusive) and `until` (exclusive) bound the field `time`. `order` names a field, with a leading `-`
+        for descending; without it the order is that of the key.
+        """
+
+    @abstractmethod
+    def swap(self, noun: object, *, epoch: int) -> bool:
+        """Replace the noun if the stored one still has this `epoch` (0: none is stored yet); else return False."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[None]:
+        """All or nothing, and alone: writes of other processes wait. Nested calls join the outer one."""
+
+    @abstractmethod
+    def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
+        """Take the lease, or extend it if `holder` has it; None while somebody else does.
+
+        A lease that ran out passes to whoever asks, with a higher token. Inside a transaction this is also the fence:
+        whoever gets its own token back may record.
+        """
+
+    @abstractmethod
+    def free(self, lease: Lease) -> None:
+        """Give the lease back if it is still the holder's."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files and connections; calling it twice does nothing."""
+
+
+class Blocks(ABC):
+    """Many, append-only: decisions, outcomes, curves, profiles."""
+
+    @abstractmethod
+    def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
+        """Write all frames in one call, in the kernel before it returns; with `durable`, on the disk. Return the offset."""
+
+    @abstractmethod
+    def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
+        """Yield whole frames past `after`, each segment in order of writing. A torn tail ends its segment silently.
+
+        Raises:
+            Corrupt: a frame before the tail does not match its checksum; the byte range is named.
+        """
+
+    @abstractmethod
+    def compact(self, stream: str) -> int:
+        """Rewrite segments that no process writes any more as one compressed file; return the frames moved."""
+
+
+class Blobs(ABC):
+    """Large, immutable, named by their SHA-256."""
+
+    @abstractmethod
+    def put(self, data: bytes | Path) -> str:
+        """Store the bytes (or the file, streamed) durably, once, and return their digest."""
+
+    @abstractmethod
+    def get(self, key: str, into: Path | None = None) -> bytes:
+        """Return the bytes, or stream them to the file `into` and return b"".
+
+        Raises:
+            NotFound: no such blob.
+            Corrupt: the stored bytes have another digest; both are named, and `into` is not written.
+        """
+
+    @abstractmethod
+    def has(self, key: str) -> bool:
+        """Tell whether the blob is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The three together, as one address opens them."""
+
+    records: Records
+    blocks: Blocks
+    blobs: Blobs
