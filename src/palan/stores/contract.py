@@ -76,8 +76,11 @@ class Records(ABC):
         """Replace the noun if the stored one still has this `epoch` (0: none is stored yet); else return False."""
 
     @abstractmethod
-    def transaction(self) -> AbstractContextManager[None]:
-        """All or nothing, and alone: writes of other processes wait. Nested calls join the outer one."""
+    def transaction(self, *, durable: bool = False) -> AbstractContextManager[None]:
+        """All or nothing, and alone: writes of other processes wait. Nested calls join the outer one.
+
+        A commit survives the death of the process; with `durable` a loss of power too.
+        """
 
     @abstractmethod
     def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:

@@ -1,0 +1,116 @@
+"""Blobs as files named by their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from palan.core import new_id, utcnow
+from palan.errors import Corrupt, NotFound, PalanError
+from palan.stores.contract import Blobs
+
+CHUNK = 1 << 20
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Temp, fsync, rename, fsync of the folder: the file is there whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{new_id(utcnow())}.tmp")
+    try:
+        with temp.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _settle(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _settle(temp: Path, path: Path) -> None:
+    temp.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+class FileBlobs(Blobs):
+    """Blobs below one folder, in 256 sub-folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _path(self, key: str) -> Path:
+        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+            raise NotFound(f"{key!r} is not the name of a blob", "a blob is named by its SHA-256 in hex")
+        return self.root / key[:2] / key
+
+    def put(self, data: bytes | Path) -> str:
+        try:
+            return self._put(data)
+        except OSError as error:
+            raise PalanError(
+                f"{self.root} cannot be written: {error.strerror}", f"check its space and rights: df {self.root}"
+            ) from error
+
+    def _put(self, data: bytes | Path) -> str:
+        if isinstance(data, bytes):
+            key = hashlib.sha256(data).hexdigest()
+            if not self.has(key):
+                write_atomically(self._path(key), data)
+            return key
+        self.root.mkdir(parents=True, exist_ok=True)
+        temp = self.root / f".{new_id(utcnow())}.tmp"
+        sha = hashlib.sha256()
+        try:
+            with temp.open("wb") as file:
+                for chunk in _chunks(data):
+                    sha.update(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            path = self._path(sha.hexdigest())
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                _settle(temp, path)
+        finally:
+            temp.unlink(missing_ok=True)
+        return sha.hexdigest()
+
+    def get(self, key: str, into: Path | None = None) -> bytes:
+        path = self._path(key)
+        if not path.is_file():
+            raise NotFound(f"blob {key[:12]} is not in {self.root}", "restore it from a backup")
+        if into is None:
+            data = path.read_bytes()
+            self._verify(key, hashlib.sha256(data).hexdigest(), path)
+            return data
+        into.parent.mkdir(parents=True, exist_ok=True)
+        temp = into.with_name(f".{new_id(utcnow())}.tmp")
+        sha = hashlib.sha256()
+        try:
+            with temp.open("wb") as file:
+                for chunk in _chunks(path):
+                    sha.update(chunk)
+                    file.write(chunk)
+            self._verify(key, sha.hexdigest(), path)
+            temp.replace(into)
+        finally:
+            temp.unlink(missing_ok=True)
+        return b""
+
+    def _verify(self, key: str, found: str, path: Path) -> None:
+        if found != key:
+            raise Corrupt(f"{path} is damaged: it should have digest {key}, and has {found}", "restore it from a backup")
+
+    def has(self, key: str) -> bool:
+        return self._path(key).is_file()

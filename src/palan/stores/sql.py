@@ -1,0 +1,146 @@
+"""Every SQL statement that palan runs, by name. Identifiers come from the nouns' own fields; values are always bound."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from palan.core import stamp, unstamp
+
+TAKE_LEASE = """
+insert into lease (name, holder, token, expires) values (:name, :holder, 1, :expires)
+on conflict (name) do update set
+  token = case when lease.holder = :holder then lease.token else lease.token + 1 end,
+  holder = :holder,
+  expires = :expires
+where lease.holder = :holder or lease.expires <= :now
+returning token
+"""
+FREE_LEASE = "update lease set holder = '', expires = '' where name = :name and token = :token"
+
+Encode = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How one noun lies in its table: the statements, and a codec per column."""
+
+    name: str
+    key: str
+    columns: tuple[str, ...]
+    encoders: tuple[Encode, ...]
+    decoders: tuple[Encode, ...]
+    insert: str
+    replace: str
+    insert_new: str
+    swap: str
+    select: str
+
+    def row(self, noun: object) -> list[Any]:
+        return [encode(getattr(noun, column)) for column, encode in zip(self.columns, self.encoders, strict=True)]
+
+    def bind(self, column: str, value: object) -> Any:
+        return self.encoders[self.columns.index(column)](value)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _codec(hint: Any) -> tuple[Encode, Encode]:
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    plain = {part for part in (typing.get_args(hint) if union else (hint,)) if part is not type(None)}
+    if plain == {datetime}:
+        return (lambda v: None if v is None else stamp(v)), (lambda v: None if v is None else unstamp(v))
+    if plain == {bool}:
+        return _same, (lambda v: None if v is None else bool(v))
+    if plain <= {str, int, float}:
+        return _same, _same
+    if typing.get_origin(hint) is typing.Literal:
+        return _same, _same
+    encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(hint)
+    return (lambda v: encoder.encode(v).decode()), (lambda v: decoder.decode(v))
+
+
+@cache
+def table(noun: type) -> Table:
+    """Return the table of a noun: its class name in snake case, its first field the key."""
+    hints = typing.get_type_hints(noun)
+    columns = tuple(field.name for field in dataclasses.fields(noun))
+    codecs = [_codec(hints[column]) for column in columns]
+    name, key = re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower(), columns[0]
+    marks = ", ".join("?" * len(columns))
+    insert = " ".join(["insert into", name, "(", ", ".join(columns), ") values (", marks, ")"])
+    update = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+    assign = ", ".join(f"{column} = ?" for column in columns)
+    return Table(
+        name=name,
+        key=key,
+        columns=columns,
+        encoders=tuple(encode for encode, _ in codecs),
+        decoders=tuple(decode for _, decode in codecs),
+        insert=insert,
+        replace=" ".join([insert, "on conflict (", key, ") do update set", update]),
+        insert_new=" ".join([insert, "on conflict do nothing"]),
+        swap=" ".join(["update", name, "set", assign, "where", key, "= ? and epoch = ?"]),
+        select=" ".join(["select", ", ".join(columns), "from", name]),
+    )
+
+
+def find(
+    of: Table,
+    where: dict[str, object],
+    order: str,
+    limit: int | None,
+    since: datetime | None,
+    until: datetime | None,
+) -> tuple[str, list[Any]]:
+    """Return the statement and its values for `Records.find`."""
+    clauses: list[str] = []
+    values: list[Any] = []
+
+    def clause(column: str, test: str, bound: Iterable[Any]) -> None:
+        clauses.append(f"{column} {test}")
+        values.extend(bound)
+
+    for column, value in where.items():
+        if column not in of.columns:
+            raise TypeError(f"{of.name} has no field {column}")
+        if value is None:
+            clause(column, "is null", [])
+        elif isinstance(value, list | tuple):
+            marks = ", ".join("?" * len(value))
+            clause(column, f"in ({marks})", [of.bind(column, each) for each in value])
+        else:
+            clause(column, "= ?", [of.bind(column, value)])
+    if since is not None:
+        clause("time", ">= ?", [stamp(since)])
+    if until is not None:
+        clause("time", "< ?", [stamp(until)])
+    by = order.lstrip("-") or of.key
+    if by not in of.columns:
+        raise TypeError(f"{of.name} has no field {by}")
+    direction = " desc" if order.startswith("-") else ""
+    parts = [of.select]
+    if clauses:
+        parts += ["where", " and ".join(clauses)]
+    parts += ["order by", f"{by}{direction}, {of.key}{direction}"]
+    if limit is not None:
+        parts.append("limit ?")
+        values.append(limit)
+    return " ".join(parts), values
+
+
+def build(noun: type, of: Table, row: Sequence[Any]) -> Any:
+    """Return the noun that a row holds."""
+    pairs = zip(of.columns, of.decoders, row, strict=True)
+    return noun(**{column: decode(value) for column, decode, value in pairs})

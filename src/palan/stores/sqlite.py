@@ -1,0 +1,202 @@
+"""Records in one SQLite file (WAL), written by many processes of one machine."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from palan.core import stamp
+from palan.errors import Conflict, Corrupt, PalanError
+from palan.stores import sql
+from palan.stores.contract import Lease, Records
+
+T = TypeVar("T")
+
+WAIT_SECONDS = 30.0
+"""How long a write waits for another program's lock before it says so."""
+
+
+class SQLiteRecords(Records):
+    """One connection, shared by this process's threads under a lock.
+
+    Commits survive any death of the process; `transaction(durable=True)` also survives a loss of power.
+    """
+
+    def __init__(self, path: Path, *, wait: float = WAIT_SECONDS) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        self._depth = 0
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = normal")
+            self._migrate()
+
+    def _migrate(self) -> None:
+        migrations = _migrations()
+        newest = max(migrations)
+        if self._known() == newest:
+            return
+        with self.transaction(durable=True):
+            known = self._known()  # another process may have migrated while this one waited
+            if known > newest:
+                raise PalanError(
+                    f"the store {self.path} was written by a newer palan (schema {known}, this one knows {newest})",
+                    "pip install --upgrade palan",
+                )
+            if 0 < known < newest:
+                self._backup(known)
+            for number in range(known + 1, newest + 1):
+                for statement in _statements(migrations[number]):
+                    self._db.execute(statement)
+            self._db.execute(f"pragma user_version = {newest:d}")
+
+    def _known(self) -> int:
+        return int(self._db.execute("pragma user_version").fetchone()[0])
+
+    def _backup(self, known: int) -> None:
+        target = self.path.with_suffix(f".schema-{known}.backup")
+        reader = sqlite3.connect(self.path)
+        copy = sqlite3.connect(target)
+        try:
+            reader.backup(copy)
+        finally:
+            copy.close()
+            reader.close()
+
+    def put(self, noun: object) -> None:
+        of = sql.table(type(noun))
+        self._run(of.replace, of.row(noun))
+
+    def add(self, noun: object) -> bool:
+        of = sql.table(type(noun))
+        return self._run(of.insert_new, of.row(noun)).rowcount == 1
+
+    def get(self, noun: type[T], key: str | int) -> T | None:
+        of = sql.table(noun)
+        found = self.find(noun, limit=1, **{of.key: key})
+        return found[0] if found else None
+
+    def find(
+        self,
+        noun: type[T],
+        *,
+        order: str = "",
+        limit: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **where: object,
+    ) -> list[T]:
+        of = sql.table(noun)
+        statement, values = sql.find(of, where, order, limit, since, until)
+        with self._lock, _explained(self.path):
+            rows = self._db.execute(statement, values).fetchall()
+        return [sql.build(noun, of, row) for row in rows]
+
+    def swap(self, noun: object, *, epoch: int) -> bool:
+        of = sql.table(type(noun))
+        row = of.row(noun)
+        if epoch == 0:
+            return self._run(of.insert_new, row).rowcount == 1
+        return self._run(of.swap, [*row, row[0], epoch]).rowcount == 1
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+        with self._lock:
+            if self._depth:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+                return
+            with _explained(self.path):
+                if durable:
+                    self._db.execute("pragma synchronous = full")
+                self._db.execute("begin immediate")
+            self._depth = 1
+            try:
+                yield
+            except BaseException:
+                self._db.execute("rollback")
+                raise
+            else:
+                with _explained(self.path):
+                    self._commit()
+            finally:
+                self._depth = 0
+                if durable:
+                    self._db.execute("pragma synchronous = normal")
+
+    def _commit(self) -> None:
+        try:
+            self._db.execute("commit")
+        except sqlite3.Error:
+            self._db.execute("rollback")
+            raise
+
+    def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
+        expires = now + ttl
+        values = {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)}
+        with self._lock, _explained(self.path):
+            row = self._db.execute(sql.TAKE_LEASE, values).fetchone()
+        return Lease(name, holder, row[0], expires) if row else None
+
+    def free(self, lease: Lease) -> None:
+        self._run(sql.FREE_LEASE, {"name": lease.name, "token": lease.token})
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def _run(self, statement: str, values: Any) -> sqlite3.Cursor:
+        with self._lock, _explained(self.path):
+            return self._db.execute(statement, values)
+
+
+def _migrations() -> dict[int, str]:
+    folder = resources.files("palan.stores") / "migrations"
+    return {int(file.name[:4]): file.read_text() for file in folder.iterdir() if file.name.endswith(".sql")}
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split a script into statements, so that they all run in one transaction (executescript would commit)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the database's own errors into ones that say where, and what to do."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PalanError(f"the folder {path.parent} cannot be written", f"chmod u+w {path.parent}") from error
+    except OSError as error:
+        raise PalanError(f"the store {path} cannot be opened: {error.strerror}", "check the disk and the path") from error
+    except sqlite3.OperationalError as error:
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            raise Conflict(
+                f"another program has locked {path} for too long", f"find it with: fuser {path}, then try again"
+            ) from error
+        if "readonly" in text or "unable to open" in text:
+            raise PalanError(f"the store {path} cannot be written", f"chmod -R u+w {path.parent}") from error
+        if "full" in text:
+            raise PalanError(f"no space left for the store {path}", "free some space, then repeat the command") from error
+        raise PalanError(f"the store {path} failed: {text}", "palan status --debug") from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            raise
+        raise Corrupt(f"the store {path} is damaged: {error}", "restore it from a backup") from error
