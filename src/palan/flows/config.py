@@ -1,0 +1,332 @@
+"""`palan.toml`: what a project declares, read strictly, and who set each value."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palan.errors import PalanError, nearest
+from palan.models.contract import KINDS
+
+if TYPE_CHECKING:
+    from palan.flows.project import Project
+
+FILE = "palan.toml"
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+class _Wrong(Exception):
+    """A value that does not fit; the caller knows the line."""
+
+
+def duration(value: object) -> timedelta:
+    """Read "50ms", "5s", "2h", "7d" or plain seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)", str(value))
+    if not found:
+        raise _Wrong('a duration such as "50ms", "5s", "2h" or "7d"')
+    return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
+
+
+def share(value: object) -> float:
+    """Read "20%" or 0.2."""
+    text = str(value).strip()
+    try:
+        number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number <= 1:
+        raise _Wrong('a share such as "20%" or 0.2')
+    return number
+
+
+def _canary(value: object) -> tuple[float, timedelta]:
+    part, _, rest = str(value).partition(" for ")
+    if not rest:
+        raise _Wrong('a share and a time, such as "20% for 7d"')
+    return share(part), duration(rest.strip())
+
+
+def _budget(value: object) -> timedelta:
+    found = re.fullmatch(r"1 per (.+)", str(value))
+    if not found:
+        raise _Wrong('an alarm budget such as "1 per 180d"')
+    return duration(found[1])
+
+
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in allowed:
+            raise _Wrong("one of " + ", ".join(allowed))
+        return str(value)
+
+    return read
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise _Wrong("a text in quotes")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise _Wrong('a list of texts, such as ["a", "b"]')
+    return tuple(value)
+
+
+def _table(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _Wrong("a table, such as { a = 1 }")
+    return value
+
+
+def _number_table(value: object) -> dict[str, float]:
+    table = _table(value)
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in table.values()):
+        raise _Wrong("a table of numbers")
+    return {key: float(each) for key, each in table.items()}
+
+
+def _option(read: Callable[[object], Any], default: Any, help: str) -> Any:
+    make = default if callable(default) else (lambda: default)
+    return field(default_factory=make, metadata={"read": read, "help": help})
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePolicy:
+    """`[models.NAME.release]`."""
+
+    canary: tuple[float, timedelta] | None = _option(_canary, None, 'share and time of a canary: "20% for 7d"')
+
+
+@dataclass(frozen=True, slots=True)
+class WatchPolicy:
+    """`[models.NAME.watch]`."""
+
+    window: timedelta = _option(duration, timedelta(days=7), "length of the windows that are compared")
+    false_pages: timedelta = _option(_budget, timedelta(days=180), 'the alarm budget: "1 per 180d"')
+    reference: timedelta = _option(duration, timedelta(days=120), "history before the release that is called normal")
+
+
+@dataclass(frozen=True, slots=True)
+class ReactPolicy:
+    """`[models.NAME.react]`."""
+
+    approve: str = _option(_one_of("ask", "auto"), "ask", "who releases a remedy: ask a person, or auto")
+    costs: Mapping[str, float] = _option(
+        _number_table, dict, "cost of train, switch and review, in units of the loss over the horizon"
+    )
+    horizon: timedelta = _option(duration, timedelta(days=28), "how long a remedy is expected to serve")
+    holdout: timedelta = _option(duration, timedelta(days=14), "recent outcomes on which remedies are tried")
+    cooldown: timedelta = _option(duration, timedelta(days=7), "rest between two remedies of one model")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """`[models.NAME]`."""
+
+    name: str
+    model: str = _option(_text, "", "what decides: file.py:Class, file.py:function or table.csv")
+    kind: str = _option(_one_of(*KINDS), "", "estimator, program, rules, heuristic or policy; found out when left out")
+    data: str = _option(_text, "", "the data that fit() is given")
+    inputs: tuple[str, ...] = _option(_texts, (), "the columns that a caller sends")
+    outcome: str = _option(_text, "", "the column that is known only later")
+    key: str = _option(_text, "", "the caller's own name of a row")
+    params: Mapping[str, Any] = _option(_table, dict, "parameters: fields of the class")
+    golden: str = _option(_text, "", "JSON file of inputs with the outputs that must stay")
+    gates: tuple[str, ...] = _option(_texts, (), "what must hold before a release")
+    segments: tuple[str, ...] = _option(_texts, (), "columns by which gates and alarms look closer")
+    instances: str = _option(_text, "", "glob of real instances (JSON)")
+    fallback: str = _option(_text, "", "the model that answers when this one cannot")
+    time_limit: timedelta | None = _option(duration, None, "deadline of one decision")
+    release: ReleasePolicy = field(default_factory=ReleasePolicy)
+    watch: WatchPolicy = field(default_factory=WatchPolicy)
+    react: ReactPolicy = field(default_factory=ReactPolicy)
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """`[data.NAME]`: the raw table, which `data.contract.parse` reads further."""
+
+    name: str
+    table: Mapping[str, Any]
+    source: str = _option(_text, "", "glob of files, relative to the project")
+    transform: str = _option(_text, "", "file.py:function whose arguments are named as data")
+    time: str = _option(_text, "", "the column that says when a row happened")
+    key: tuple[str, ...] = _option(_texts, (), "the columns that identify a row")
+    checks: tuple[str, ...] = _option(_texts, (), "Polars SQL over a row; false puts it in quarantine")
+    rows: str = _option(_text, "", 'rows expected in a delivered file: "500..4000"')
+    columns: Mapping[str, Any] = _option(_table, dict, 'name = "type[?] [range | in values] [unit]"')
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value, and who set it: argument, environment, palan.toml or default."""
+
+    name: str
+    value: Any
+    by: str
+    help: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file, checked."""
+
+    name: str
+    store: str
+    data: Mapping[str, DataConfig]
+    models: Mapping[str, ModelConfig]
+    settings: tuple[Setting, ...]
+
+
+ENVIRONMENT = {
+    "PALAN_PROJECT": "the project's folder, instead of the current one or its parents",
+    "PALAN_STORE": "where the store is, instead of [project] store",
+    "PALAN_ACTOR": "who acts, for the ledger, instead of the user's name",
+    "PALAN_HOST": "address that serve and up listen on",
+    "PALAN_PORT": "port that serve and up listen on",
+    "PALAN_TOKEN": "token that a request must carry; needed for any address but loopback",
+    "PALAN_LANG": "en or fr, instead of the locale's language",
+}
+
+
+def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
+    """Read and check a project file.
+
+    Raises:
+        PalanError: no such file, no TOML, an unknown key or a wrong value; with its line and the nearest valid name.
+    """
+    environment = os.environ if environment is None else environment
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise PalanError(f"there is no {path}", "palan init") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PalanError(f"{path} is not TOML: {error}", "put that line right; https://toml.io shows the syntax") from error
+    reader = _Reader(path, text)
+    reader.known(raw, (), ["project", "data", "models"])
+    project = reader.table(raw, ("project",))
+    reader.known(project, ("project",), ["name", "store"])
+    settings = [
+        Setting("project.name", project.get("name", path.parent.name), FILE if "name" in project else "default"),
+        _store(project, environment),
+    ]
+    data = {}
+    for name, table in reader.table(raw, ("data",)).items():
+        where = ("data", name)
+        data[name] = reader.read(DataConfig, table, where, settings, name=name, table=table)
+        if bool(data[name].source) == bool(data[name].transform):
+            raise reader.wrong(where, "", "has to name either a source or a transform", "see docs: palan.toml, [data]")
+    models = {}
+    for name, table in reader.table(raw, ("models",)).items():
+        models[name] = reader.read(ModelConfig, table, ("models", name), settings, name=name)
+    _check_references(reader, data, models)
+    return Config(str(settings[0].value), str(settings[1].value), data, models, tuple(settings))
+
+
+def _store(project: Mapping[str, Any], environment: Mapping[str, str]) -> Setting:
+    if "PALAN_STORE" in environment:
+        return Setting("project.store", environment["PALAN_STORE"], "PALAN_STORE")
+    return Setting("project.store", project.get("store", ".palan"), FILE if "store" in project else "default")
+
+
+def _check_references(reader: _Reader, data: Mapping[str, DataConfig], models: Mapping[str, ModelConfig]) -> None:
+    for model in models.values():
+        where = ("models", model.name)
+        if not model.model:
+            raise reader.wrong(where, "", "does not say what decides", f'model = "{model.name}.py:Class"')
+        if model.data and model.data not in data:
+            raise reader.wrong(where, "data", f'there is no data "{model.data}"', nearest(model.data, data) or "palan data")
+        if model.fallback and model.fallback not in models:
+            raise reader.wrong(where, "fallback", f'there is no model "{model.fallback}"', nearest(model.fallback, models))
+
+
+class _Reader:
+    """Reads tables into dataclasses, and knows the line of every key."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        self.lines = text.splitlines()
+
+    def line(self, where: tuple[str, ...], key: str = "") -> int:
+        """Return the 1-based line of a key of a table (of the table's header when the key is not found)."""
+        header, inside = 1, not where
+        for number, text in enumerate(self.lines, 1):
+            stripped = text.strip()
+            if stripped.startswith("["):
+                names = tuple(part.strip().strip("\"'") for part in stripped.strip("[]").split("#")[0].rstrip("] ").split("."))
+                inside = names == where
+                if inside or (header == 1 and names[: len(where)] == where):
+                    header = number
+                if key and names == (*where, key):
+                    return number
+            elif inside and key and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", stripped):
+                return number
+        return header
+
+    def wrong(self, where: tuple[str, ...], key: str, what: str, hint: str) -> PalanError:
+        dotted = f"[{'.'.join(where)}] " if where else ""
+        place = f"{self.path.name} line {self.line(where, key)}: {dotted}"
+        return PalanError(f"{place}{key + ': ' if key else ''}{what}", hint)
+
+    def known(self, table: Mapping[str, Any], where: tuple[str, ...], names: typing.Iterable[str]) -> None:
+        names = list(names)
+        for key in table:
+            if key not in names:
+                hint = nearest(key, names) or "known here: " + ", ".join(names)
+                raise self.wrong(where, key, "unknown key", hint)
+
+    def table(self, raw: Mapping[str, Any], where: tuple[str, ...]) -> dict[str, Any]:
+        found = raw.get(where[-1], {})
+        if not isinstance(found, dict) or (len(where) == 1 and where[0] != "project" and not all(
+            isinstance(each, dict) for each in found.values()
+        )):
+            raise self.wrong(where, "", "has to be a table", f"[{'.'.join(where)}.NAME]")
+        return found
+
+    def read(
+        self, cls: type[Any], table: Any, where: tuple[str, ...], settings: list[Setting], /, **fixed: Any
+    ) -> Any:
+        if not isinstance(table, dict):
+            raise self.wrong(where[:-1], where[-1], "has to be a table", f"[{'.'.join(where)}]")
+        options = {each.name: each for each in dataclasses.fields(cls) if each.name not in fixed}
+        self.known(table, where, options)
+        hints = typing.get_type_hints(cls)
+        values = dict(fixed)
+        for name, option in options.items():
+            if not option.metadata:
+                values[name] = self.read(hints[name], table.get(name, {}), (*where, name), settings)
+                continue
+            dotted = ".".join((*where, name))
+            if name not in table:
+                default = option.default_factory() if callable(option.default_factory) else None
+                settings.append(Setting(dotted, default, "default", option.metadata["help"]))
+                continue
+            try:
+                values[name] = option.metadata["read"](table[name])
+            except _Wrong as error:
+                raise self.wrong(where, name, f"{table[name]!r} is not {error}", option.metadata["help"]) from error
+            settings.append(Setting(dotted, table[name], FILE, option.metadata["help"]))
+        return cls(**values)
+
+
+def config(project: Project) -> list[dict[str, Any]]:
+    """Return every setting with its value and who set it."""
+    rows = [
+        {"name": each.name, "value": each.value, "by": each.by, "help": each.help} for each in project.config.settings
+    ]
+    for name, help_text in ENVIRONMENT.items():
+        rows.append({"name": name, "value": os.environ.get(name), "by": "environment", "help": help_text})
+    return rows

@@ -1,0 +1,106 @@
+"""An open project: its folder, its file, its store, its clock, and who acts."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from palan.core import Clock, utcnow
+from palan.errors import NotFound, PalanError, nearest
+from palan.flows.config import FILE, Config, DataConfig, ModelConfig, load
+from palan.ledger import Entry, link
+from palan.stores import open_store
+from palan.stores.contract import Store
+
+Tell = Callable[[str], None]
+
+
+def silent(_message: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(slots=True)
+class Project:
+    """What every verb is given."""
+
+    root: Path
+    config: Config
+    store: Store
+    clock: Clock
+    actor: str
+    tell: Tell = silent
+
+    def model(self, name: str) -> ModelConfig:
+        """Return the model's configuration.
+
+        Raises:
+            NotFound: with the nearest name.
+        """
+        if name not in self.config.models:
+            raise NotFound(f'no model "{name}"', f"{nearest(name, self.config.models)}  palan status".strip())
+        return self.config.models[name]
+
+    def data(self, name: str) -> DataConfig:
+        if name not in self.config.data:
+            raise NotFound(f'no data "{name}"', f"{nearest(name, self.config.data)}  palan status".strip())
+        return self.config.data[name]
+
+    @property
+    def folder(self) -> Path:
+        """The store's own folder, where caches and the key may lie."""
+        return self.root / self.config.store
+
+
+def find_root(start: Path | str | None = None) -> Path:
+    """Return the nearest folder, from `start` upwards, that holds a palan.toml.
+
+    Raises:
+        NotFound: there is none.
+    """
+    given = start or os.environ.get("PALAN_PROJECT")
+    folder = Path(given or ".").resolve()
+    if folder.is_file():
+        folder = folder.parent
+    for place in (folder, *folder.parents) if not given else (folder,):
+        if (place / FILE).is_file():
+            return place
+    raise NotFound(f"there is no palan project in {folder}", "palan init   (or: cd to a folder with a palan.toml)")
+
+
+def open_project(
+    path: Path | str | None = None, *, clock: Clock = utcnow, actor: str = "", tell: Tell = silent
+) -> Project:
+    """Open the project at `path` (or around the current folder) with its store."""
+    root = find_root(path)
+    config = load(root / FILE)
+    return Project(root, config, open_store(config.store, root), clock, actor or _actor(), tell)
+
+
+def _actor() -> str:
+    try:
+        return os.environ.get("PALAN_ACTOR") or getpass.getuser()
+    except (KeyError, OSError):  # a container user without a name
+        return f"uid-{os.getuid()}"
+
+
+def record(project: Project, verb: str, subject: str, reason: str = "", **detail: Any) -> Entry:
+    """Append to the ledger, durably; inside a transaction, with it."""
+    records = project.store.records
+    with records.transaction(durable=True):
+        last = records.find(Entry, order="-seq", limit=1)
+        entry = link(
+            last[0] if last else None,
+            time=project.clock(),
+            actor=project.actor,
+            verb=verb,
+            subject=subject,
+            reason=reason,
+            detail=detail,
+        )
+        if not records.add(entry):
+            raise PalanError("the ledger has two entries with one number", "palan log --verify")
+    return entry
