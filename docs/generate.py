@@ -1,0 +1,180 @@
+"""Writes the generated parts of docs/reference again: `make docs`.
+
+A page keeps its own words; what lies between `<!-- generated: NAME -->` and `<!-- end -->` comes from the code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def cli_group() -> click.Group:
+    """Return the command line's root, whatever palan.cli calls it."""
+    module = importlib.import_module("palan.cli")
+    groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
+    nested = {id(command) for group in groups for command in group.commands.values()}
+    return next(group for group in groups if id(group) not in nested)
+
+
+def commands(group: click.Group, prefix: str = "palan") -> Iterator[tuple[str, click.Command]]:
+    """Yield each command that is shown in help, with its full name, in the order of help."""
+    context = click.Context(group, info_name=prefix)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None or command.hidden:
+            continue
+        full = f"{prefix} {name}"
+        yield full, command
+        if isinstance(command, click.Group):
+            yield from commands(command, full)
+
+
+def command_help(name: str, command: click.Command) -> str:
+    """Return the help as a terminal of 80 columns shows it."""
+    context = click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
+    lines = click.unstyle(command.get_help(context)).splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def cli() -> str:
+    group = cli_group()
+    parts = [f"```text\n{command_help('palan', group)}\n```\n"]
+    for name, command in commands(group):
+        parts.append(f"## {name}\n\n```text\n{command_help(name, command)}\n```\n")
+    return "\n".join(parts)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), line(tuple("---" for _ in header)), *(line(row) for row in rows)]) + "\n"
+
+
+def default_text(value: object) -> str:
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+        for unit, length in (("d", 86400), ("h", 3600), ("s", 1)):
+            if seconds >= length and seconds % length == 0:
+                return f'`"{seconds / length:g}{unit}"`'
+        return f'`"{seconds * 1000:g}ms"`'
+    return "" if value in (None, "", (), [], {}) else f"`{value!r}`".replace("'", '"')
+
+
+def settings_of(cls: Any) -> list[tuple[str, str, str]]:
+    """Return (key, default, meaning) of every setting that a table of palan.toml may hold."""
+    rows = []
+    for each in dataclasses.fields(cls):
+        if each.metadata:
+            default = each.default_factory() if callable(each.default_factory) else None
+            shown = '`"1 per 180d"`' if each.name == "false_pages" else default_text(default)
+            rows.append((f"`{each.name}`", shown, each.metadata["help"]))
+    return rows
+
+
+def palan_toml() -> str:
+    from palan.flows import config
+
+    tables = {
+        "[data.NAME]": config.DataConfig,
+        "[models.NAME]": config.ModelConfig,
+        "[models.NAME.release]": config.ReleasePolicy,
+        "[models.NAME.watch]": config.WatchPolicy,
+        "[models.NAME.react]": config.ReactPolicy,
+    }
+    parts = [f"### {title}\n\n{table(('key', 'default', 'what it says'), settings_of(cls))}" for title, cls in tables.items()]
+    return "\n".join(parts)
+
+
+def environment() -> str:
+    from palan.flows.config import ENVIRONMENT
+
+    return table(("variable", "what it sets"), [(f"`{name}`", text) for name, text in ENVIRONMENT.items()])
+
+
+def error_classes() -> list[type[Exception]]:
+    from palan import errors
+
+    return [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.PalanError)]
+
+
+def errors() -> str:
+    rows = []
+    for cls in error_classes():
+        parent = "" if cls.__bases__[0] is Exception else f"`{cls.__bases__[0].__name__}`"
+        rows.append((f"`{cls.__name__}`", parent, " ".join((cls.__doc__ or "").split())))
+    return table(("error", "is a", "means"), rows)
+
+
+def gates() -> str:
+    from palan.gates.rules import GATES
+
+    return table(("gate", "what must hold"), [(f"`{name}`", text) for name, text in GATES.items()])
+
+
+def public_names() -> list[str]:
+    import palan
+
+    return sorted(palan.__all__)
+
+
+def python() -> str:
+    import palan
+
+    parts = []
+    for name in public_names():
+        value = getattr(palan, name)
+        if inspect.ismodule(value) or isinstance(value, str):
+            first = (inspect.getdoc(value) or "").split("\n\n")[0] if inspect.ismodule(value) else f"`{value!r}`"
+            parts.append(f"## palan.{name}\n\n{' '.join(first.split())}\n")
+            continue
+        signature = re.sub(r"<([\w.]+) object at 0x[0-9a-f]+>|<factory>", "…", str(inspect.signature(value)))
+        signature = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", signature)
+        word = "class" if inspect.isclass(value) else "def"
+        text = (inspect.getdoc(value) or "").strip()
+        if dataclasses.is_dataclass(value) and text.startswith(f"{value.__name__}("):
+            text = ""  # dataclasses write their own signature where nobody wrote a sentence
+        parts.append(f"## palan.{name}\n\n```python\n{word} {name}{signature}\n```\n\n{text}\n")
+    return "\n".join(parts)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {
+    "cli": cli,
+    "palan_toml": palan_toml,
+    "environment": environment,
+    "errors": errors,
+    "gates": gates,
+    "python": python,
+}
+
+
+def render(text: str) -> str:
+    """Return the page with its generated parts written again; everything else stays."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{GENERATORS[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> int:
+    for path in sorted(REFERENCE.glob("*.md")):
+        old = path.read_text(encoding="utf-8")
+        new = render(old)
+        if new != old:
+            path.write_text(new, encoding="utf-8")
+            print(f"wrote docs/reference/{path.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Installing and starting palan stays light, and an installed wheel holds all that a checkout does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIRED = {"numpy", "polars", "msgspec", "uvicorn", "uvloop", "httptools", "starlette", "jinja2", "click", "rich"}
+HEAVY = {"numpy", "polars", "sklearn", "highspy", "gymnasium", "scipy", "uvicorn", "starlette", "jinja2", "asyncio", "rich"}
+
+
+def needs(name: str, extras: frozenset[str] = frozenset()) -> list[Requirement]:
+    """The requirements of an installed distribution that apply here, with these extras."""
+    found = [Requirement(text) for text in distribution(name).requires or []]
+    asked = extras or {""}
+    return [each for each in found if not each.marker or any(each.marker.evaluate({"extra": extra}) for extra in asked)]
+
+
+def whole_install(name: str) -> set[str]:
+    """Every distribution that `pip install NAME` brings, itself among them."""
+    todo: list[tuple[str, frozenset[str]]] = [(canonicalize_name(name), frozenset())]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while todo:
+        each = todo.pop()
+        if each not in seen:
+            seen.add(each)
+            todo += [(canonicalize_name(need.name), frozenset(need.extras)) for need in needs(*each)]
+    return {name for name, _ in seen}
+
+
+def test_required_dependencies_are_these_ten() -> None:
+    assert {canonicalize_name(each.name) for each in needs("palan")} == REQUIRED
+
+
+def test_whole_install_is_at_most_twenty_distributions() -> None:
+    found = whole_install("palan")
+    assert REQUIRED < found
+    assert len(found) <= 20, sorted(found)
+
+
+def test_count_of_distributions_follows_the_requirements_of_requirements() -> None:
+    assert {"h11", "markupsafe", "anyio"} <= whole_install("palan")
+    assert len(whole_install("pytest")) > 1
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that are loaded once a fresh interpreter has run the code."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted(name.split('.')[0] for name in sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_import_palan_loads_no_heavy_library() -> None:
+    loaded = modules_after("import palan")
+    assert "palan" in loaded
+    assert not loaded & HEAVY, sorted(loaded & HEAVY)
+
+
+def test_command_line_loads_no_heavy_library() -> None:
+    loaded = modules_after("import palan.cli")
+    assert "click" in loaded
+    assert not loaded & {"numpy", "polars", "sklearn", "highspy", "uvicorn", "starlette", "jinja2"}
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import palan"], ["-m", "palan", "--help"], ["-m", "palan"]])
+def test_start_takes_at_most_100_ms_of_cpu(arguments: list[str], tmp_path: Path) -> None:
+    spent = []
+    for _ in range(7):  # the least of several: other tests share the cores and the caches
+        child = subprocess.Popen(
+            [sys.executable, *arguments], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        spent.append(usage.ru_utime + usage.ru_stime)
+    assert min(spent) <= 0.100, f"{min(spent) * 1000:.0f} ms"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("hatchling", reason="hatchling is not installed: pip install -e '.[dev]'")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_every_file_of_the_package_and_the_example(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for folder, prefix in ((ROOT / "src" / "palan", "palan"), (ROOT / "examples" / "flights", "palan/_examples/flights")):
+        listed = subprocess.run(["git", "ls-files", "."], cwd=folder, capture_output=True, text=True)
+        if listed.returncode:
+            pytest.skip("not a git checkout, so there is no list of files to compare with")
+        here = {f"{prefix}/{name}" for name in listed.stdout.splitlines() if (folder / name).is_file()}
+        assert here, folder
+        assert not here - inside, sorted(here - inside)
+
+
+def test_wheel_holds_nothing_of_a_project_that_ran(wheel: Path) -> None:
+    inside = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in inside if "/.palan/" in name or "__pycache__" in name or "/feed/" in name]
+    assert wheel.stat().st_size < 8_000_000
+
+
+def test_installed_wheel_finds_its_example(wheel: Path, tmp_path: Path) -> None:
+    """The package alone on a path, far from the checkout: the demo's files are there."""
+    target = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(target)
+    code = "import palan, pathlib; print(pathlib.Path(palan.__file__).parent)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(target)}, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    package = Path(done.stdout.strip())
+    assert package == target / "palan"
+    assert (package / "_examples" / "flights" / "palan.toml").is_file()
