@@ -1,0 +1,151 @@
+"""Durable steps: a flow is plain Python that calls steps; run again from the top, recorded steps return their value.
+
+A step's key is the digest of what it depends on (code closure, inputs, parameters, seed). A run holds a lease, renewed
+by a thread; only its holder may record, so a process that was stopped and thawed cannot write over its successor.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from palan.core import digest_of, new_id, utcnow
+from palan.errors import Conflict, LeaseLost
+from palan.flows.project import Project
+from palan.runs.run import Run, Step
+from palan.stores.contract import Lease
+
+T = TypeVar("T")
+
+LEASE = timedelta(seconds=6)
+"""How long a killed process's work waits before somebody else may take it over."""
+
+
+def holder() -> str:
+    """Name this process among all that share the store."""
+    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"
+
+
+class Journal:
+    """The steps of one run."""
+
+    def __init__(self, project: Project, run: Run, lease: Lease) -> None:
+        self.project = project
+        self.run = run
+        self.lease = lease
+        self.executed: list[str] = []
+        self.replayed: list[str] = []
+
+    def step(self, name: str, parts: Mapping[str, Any], work: Callable[[], T]) -> T:
+        """Return the recorded value of this step, or do the work and record what it returns (plain values only).
+
+        `parts` name everything that the value depends on; their digest is the key.
+
+        Raises:
+            LeaseLost: another process has taken this run over; nothing was recorded.
+        """
+        key = digest_of([name, parts])
+        records = self.project.store.records
+        found = records.get(Step, key)
+        if found is not None:
+            self.replayed.append(name)
+            return found.value  # type: ignore[no-any-return]
+        started = time.perf_counter()
+        value = work()
+        seconds = time.perf_counter() - started
+        with records.transaction():
+            self.fence()
+            records.add(Step(key, self.run.id, name, value, dict(parts), self.project.clock(), seconds))
+        self.executed.append(name)
+        return value
+
+    def fence(self) -> None:
+        """Extend the lease, or refuse: to be called in the transaction that records something."""
+        mine = self.project.store.records.lease(self.lease.name, self.lease.holder, LEASE, now=utcnow())
+        if mine is None or mine.token != self.lease.token:
+            raise LeaseLost(f"{self.lease.name} was taken over by another process", "palan status")
+
+    def note(self, **changes: Any) -> None:
+        """Write parameters, metrics, tags or data versions into the run."""
+        with self.project.store.records.transaction():
+            self.fence()
+            self.run = replace(self.run, **changes)
+            self.project.store.records.put(self.run)
+
+
+@contextmanager
+def running(
+    project: Project, flow: str, subject: str, *, exclusive: str = "", wait: float = 0.0, **fields: Any
+) -> Iterator[Journal]:
+    """Open a run under a lease on `exclusive` (default: the flow and its subject), and end it whatever happens.
+
+    Raises:
+        Conflict: another process works on the same thing (after waiting `wait` seconds).
+    """
+    records = project.store.records
+    name = exclusive or f"{flow}:{subject}"
+    me = f"{holder()}:{new_id(utcnow())}"
+    lease = _take(project, name, me, wait)
+    _bury(project, flow, subject)
+    now = project.clock()
+    run = Run(new_id(now), flow, subject, "running", now, holder=me, token=lease.token, **fields)
+    with records.transaction():
+        records.put(run)
+    journal = Journal(project, run, lease)
+    stop = threading.Event()
+    beat = threading.Thread(target=_beat, args=(project, lease, stop), name=f"lease {name}", daemon=True)
+    beat.start()
+    try:
+        yield journal
+    except BaseException as error:
+        _end(journal, "failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+    else:
+        _end(journal, "done", "")
+    finally:
+        stop.set()
+        beat.join()
+        records.free(lease)
+
+
+def _take(project: Project, name: str, me: str, wait: float) -> Lease:
+    deadline = time.monotonic() + wait
+    while True:
+        lease = project.store.records.lease(name, me, LEASE, now=utcnow())
+        if lease is not None:
+            return lease
+        if time.monotonic() >= deadline:
+            raise Conflict(
+                f"another process is at work on {name}", f"wait for it, or if it was killed, {LEASE.seconds} s"
+            )
+        time.sleep(0.05)
+
+
+def _bury(project: Project, flow: str, subject: str) -> None:
+    """Whoever holds the lease knows that earlier runs of the same thing are dead: say so."""
+    for run in project.store.records.find(Run, flow=flow, subject=subject, status="running"):
+        project.store.records.put(
+            replace(run, status="killed", ended=project.clock(), reason="its process ended without a word")
+        )
+
+
+def _beat(project: Project, lease: Lease, stop: threading.Event) -> None:
+    while not stop.wait(LEASE.total_seconds() / 3):
+        mine = project.store.records.lease(lease.name, lease.holder, LEASE, now=utcnow())
+        if mine is None or mine.token != lease.token:
+            return  # the next step finds out, and refuses
+
+
+def _end(journal: Journal, status: str, reason: str) -> None:
+    records = journal.project.store.records
+    with records.transaction():
+        stored = records.get(Run, journal.run.id)
+        if stored is not None and stored.status == "running":  # a successor may have buried it
+            records.put(replace(journal.run, status=status, ended=journal.project.clock(), reason=reason))
