@@ -1,0 +1,556 @@
+"""A batch in, a verdict out: rows that keep the contract, rows that do not and why, and what holds of the whole table.
+
+Row rules and table rules are different things. A row rule sends the rows that break it to quarantine; a table rule
+(how many rows, which columns) is news about the delivery and never touches a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+import polars as pl
+
+from palan.core import Field
+from palan.data.contract import Contract, column_text
+from palan.errors import PalanError, nearest
+
+LINE = "palan_line"
+REASONS = "palan_reasons"
+BROKEN = "palan_broken"  # set by the parsers on a line that has no readable form
+
+_RAW = "palan_raw:"
+_RULE = "palan_rule:"
+_TIME_FORMATS = (
+    "%Y-%m-%dT%H:%M:%S%.f%#z",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M%#z",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%d",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowRule:
+    """A rule over single rows, and how many rows broke it. `example` is the first offending value, as it came."""
+
+    rule: str
+    column: str
+    count: int
+    example: str = ""
+    severity: Literal["error"] = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TableRule:
+    """A rule over the delivery as a whole."""
+
+    rule: str
+    holds: bool
+    text: str
+    severity: Literal["warn", "error"] = "warn"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was delivered. `corrections` counts good rows whose key was already known: they replace the older row."""
+
+    data: str
+    rows: int
+    good: int
+    bad: int
+    corrections: int
+    broken: tuple[RowRule, ...]
+    table: tuple[TableRule, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [rule.text for rule in self.table if not rule.holds]
+
+    @property
+    def text(self) -> str:
+        """One line for a person."""
+        parts = [f"{self.rows} rows: {self.good} good, {self.bad} in quarantine"]
+        if self.corrections:
+            parts[0] += f", {self.corrections} corrections"
+        parts += [f"{rule.count} x {rule.rule}" for rule in self.broken]
+        return "; ".join(parts + self.warnings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "data": self.data,
+            "rows": self.rows,
+            "good": self.good,
+            "bad": self.bad,
+            "corrections": self.corrections,
+            "broken": [
+                {"rule": rule.rule, "column": rule.column, "count": rule.count, "example": rule.example, "severity": rule.severity}
+                for rule in self.broken
+            ],
+            "table": [{"rule": rule.rule, "holds": rule.holds, "text": rule.text, "severity": rule.severity} for rule in self.table],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`good` has the contract's columns in their types, then any others; `bad` has the values as they came, `palan_line` and `palan_reasons`."""
+
+    good: pl.DataFrame
+    bad: pl.DataFrame
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    text: str
+    column: str
+    broken: pl.Expr
+
+
+def verify(frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None) -> Checked:
+    """Judge every row of a delivery in one pass of compiled expressions.
+
+    A value that cannot be read as its column's type breaks its row; nothing becomes null silently. A check that gives
+    null (because a value is missing) does not break a row, as in SQL. Rows of one key that are equal in every column
+    keep the first; rows of one key that differ are all broken, because nothing tells which is right.
+
+    Args:
+        frame: the delivery, any height; columns as they came (text from a CSV).
+        contract: what must hold.
+        known_keys: the key columns, typed, of rows that the table already holds: they make corrections, not faults.
+
+    Raises:
+        PalanError: a column that may not be missing is not there, a check is not a yes/no question about one row, or
+            the contract has no columns.
+    """
+    if not contract.columns:
+        raise PalanError(f'data "{contract.name}" has no columns to verify', f"[data.{contract.name}.columns] in palan.toml")
+    delivered = [name for name in frame.columns if name not in (LINE, BROKEN)]
+    missing = [field for field in contract.columns if field.name not in delivered]
+    extra = [name for name in delivered if name not in contract.names]
+    for field in missing:
+        if not field.nullable:
+            raise PalanError(f'data "{contract.name}": the delivery has no column "{field.name}"', _missing_hint(field.name, extra, delivered))
+    checks = compile_checks(contract)
+    lined = _with_line(frame)
+    rules = _row_rules(contract, lined, checks)
+    judged = _judge(lined, contract, rules)
+    if contract.key:
+        rules, judged = _judge_keys(judged, contract, rules)
+    flags = [f"{_RULE}{number}" for number in range(len(rules))]
+    counts = judged.select(pl.col(flags).sum()).row(0) if flags else ()
+    is_bad = judged.select(pl.any_horizontal(flags)).to_series() if flags else pl.Series([False] * judged.height, dtype=pl.Boolean)
+    good = judged.filter(~is_bad).select([*contract.names, *extra])
+    bad = _quarantine(judged.filter(is_bad), rules, delivered)
+    broken = tuple(
+        RowRule(rule.text, rule.column, count, _example(judged, flag, rule.column, delivered))
+        for rule, flag, count in zip(rules, flags, counts, strict=True)
+        if count
+    )
+    corrections = 0
+    if known_keys is not None and contract.key and known_keys.height:
+        corrections = good.select(contract.key).join(known_keys.select(contract.key).unique(), on=contract.key, how="semi").height
+    verdict = Verdict(
+        contract.name, frame.height, good.height, bad.height, corrections, broken, _table_rules(contract, frame.height, missing, extra)
+    )
+    return Checked(good, bad, verdict)
+
+
+def compile_checks(contract: Contract) -> list[pl.Expr]:
+    """Return the contract's checks as expressions, each proved to be a yes/no question about one row.
+
+    Raises:
+        PalanError: SQL that cannot be read, an unknown column, an aggregate, or an answer that is not true or false.
+    """
+    # three rows of nulls: an aggregate answers with one value where a row rule answers with three
+    probe = pl.DataFrame({field.name: pl.Series([None] * 3, dtype=_DTYPES[field.type]) for field in contract.columns})
+    checks = []
+    for text in contract.checks:
+        where = f'check "{text}" of data "{contract.name}"'
+        try:
+            expression = pl.sql_expr(text)
+            answer = probe.select(expression.alias("answer"))
+        except pl.exceptions.ColumnNotFoundError as problem:
+            unknown = next((name for name in pl.sql_expr(text).meta.root_names() if name not in contract.names), "")
+            raise PalanError(f'{where} names "{unknown}", which is no column', nearest(unknown, contract.names)) from problem
+        except pl.exceptions.PolarsError as problem:
+            raise PalanError(f"{where} cannot be read: {_first_line(problem)}", 'a check is SQL over one row, such as "dewp <= temp + 1"') from problem
+        if answer.height != probe.height or not expression.meta.root_names():
+            raise PalanError(f"{where} is not about one row", "checks compare columns of the same row; aggregates are not row rules")
+        if answer.schema["answer"] not in (pl.Boolean, pl.Null):
+            raise PalanError(f"{where} does not answer true or false", 'write a comparison, such as "dewp <= temp + 1"')
+        checks.append(expression)
+    return checks
+
+
+def parse_file(data: bytes, suffix: str, contract: Contract) -> pl.DataFrame:
+    """Read the bytes of a delivered file: `suffix` is .csv, .parquet or .ndjson.
+
+    Raises:
+        PalanError: another suffix, an empty file, or bytes that are not such a file.
+    """
+    readers = {".csv": parse_csv, ".parquet": parse_parquet, ".ndjson": parse_ndjson, ".jsonl": parse_ndjson}
+    reader = readers.get(suffix.lower())
+    if reader is None:
+        raise PalanError(f'data "{contract.name}": files that end in "{suffix}" cannot be read', "deliver .csv, .parquet or .ndjson")
+    if not data.strip():
+        raise PalanError(f'data "{contract.name}": the file is empty', "check the delivery and send it again; nothing was taken in")
+    return reader(data, contract)
+
+
+def parse_csv(data: bytes, contract: Contract) -> pl.DataFrame:
+    """Read CSV with every value as text, so that `verify` can judge the values; `palan_line` is the line in the file.
+
+    The separator (comma, semicolon, tab or bar) is the one whose header fits the contract best. A line with too few or
+    too many fields is kept, marked in `palan_broken`, and will be quarantined.
+
+    Raises:
+        PalanError: no bytes, not UTF-8 text, two columns of one name, or a quote that never ends.
+    """
+    where = f'data "{contract.name}"'
+    if not data.strip():
+        raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if b"\0" in data:
+        raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes", "deliver .csv, .parquet or .ndjson under their own names")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as problem:
+        line = data[: problem.start].count(b"\n") + 1
+        raise PalanError(f"{where}: line {line} is not UTF-8 text", "save the file as UTF-8: iconv -f latin1 -t utf-8") from problem
+    first = text.lstrip("\r\n").split("\n", 1)[0]
+    separator = max(",;\t|", key=lambda mark: len({cell.strip().strip('"') for cell in first.split(mark)} & set(contract.names)))
+    names, rows, lines, widths = _cells(text, separator, where)
+    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if repeated is not None:
+        raise PalanError(f'{where}: two columns of the file are named "{repeated}"', "give each column its own name")
+    reserved = next((name for name in names if name in (LINE, BROKEN, REASONS)), None)
+    if reserved is not None:
+        raise PalanError(f'{where}: the file has a column "{reserved}", a name that palan uses itself', "leave that column out of the delivery")
+    wrong = pl.col("palan_width") != len(names)
+    reason = pl.format("line has {} fields, the header has {}", pl.col("palan_width"), pl.lit(len(names)))
+    return rows.with_columns(lines, widths).with_columns(pl.when(wrong).then(reason).alias(BROKEN)).drop("palan_width")
+
+
+def parse_parquet(data: bytes, contract: Contract) -> pl.DataFrame:
+    """Read Parquet in its own types.
+
+    Raises:
+        PalanError: the bytes are not a whole Parquet file.
+    """
+    where = f'data "{contract.name}"'
+    if data[:4] != b"PAR1":
+        raise PalanError(f"{where}: the file is not Parquet", "deliver .csv, .parquet or .ndjson under their own names")
+    if data[-4:] != b"PAR1":
+        raise PalanError(f"{where}: the Parquet file is cut off after {len(data)} bytes", "deliver it again, whole; nothing was taken in")
+    try:
+        return pl.read_parquet(io.BytesIO(data))
+    except (pl.exceptions.PolarsError, OSError) as problem:
+        raise PalanError(f"{where}: the Parquet file is damaged: {_first_line(problem)}", "deliver it again; nothing was taken in") from problem
+
+
+def parse_ndjson(data: bytes, contract: Contract) -> pl.DataFrame:
+    """Read one JSON object a line. A line that is no object is kept, marked in `palan_broken`, and will be quarantined.
+
+    Raises:
+        PalanError: no line of the file is a JSON object.
+    """
+    records: list[dict[str, Any]] = []
+    lines: list[int] = []
+    broken: list[str | None] = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+            problem = None if isinstance(record, dict) else "line is not a JSON object"
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            record, problem = None, "line is not valid JSON"
+        records.append(record if isinstance(record, dict) else {})
+        lines.append(number)
+        broken.append(problem)
+    if not any(problem is None for problem in broken):
+        raise PalanError(f'data "{contract.name}": no line of the file is a JSON object', 'one object a line: {"temp": 39.0, ...}')
+    names = list(dict.fromkeys(name for record in records for name in record))
+    columns = {name: _column([record.get(name) for record in records]) for name in names if name not in (LINE, BROKEN)}
+    return pl.DataFrame({**columns, LINE: pl.Series(lines, dtype=pl.Int64), BROKEN: pl.Series(broken, dtype=pl.String)})
+
+
+_DTYPES: dict[str, pl.DataType] = {
+    "int": pl.Int64(),
+    "float": pl.Float64(),
+    "bool": pl.Boolean(),
+    "str": pl.String(),
+    "time": pl.Datetime("us", "UTC"),
+    "date": pl.Date(),
+}
+
+
+def dtype_of(field: Field) -> pl.DataType:
+    """Return the Polars type that a column of the contract has once verified.
+
+    Raises:
+        KeyError: the field is not a plain column (a list, a map).
+    """
+    return _DTYPES[field.type]
+
+
+def read_time(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return the column read as UTC times, whether it holds times, dates or ISO 8601 text; null where it cannot be read."""
+    return _cast(Field(name, "time"), dtype)
+
+
+def empty(contract: Contract) -> pl.DataFrame:
+    """Return the verified table without rows."""
+    return pl.DataFrame(schema={field.name: dtype_of(field) for field in contract.columns})
+
+
+def _cells(text: str, separator: str, where: str) -> tuple[list[str], pl.DataFrame, pl.Series, pl.Series]:
+    """Split text into the header, cells as text, the line of each row and how many fields it had."""
+    if '"' in text:
+        return _quoted_cells(text, separator, where)
+    # without quotes a line is a row, so the fields of each can be counted, and cut, in one vectorised step
+    lines = pl.DataFrame({"text": pl.Series(text.split("\n"), dtype=pl.String).str.strip_suffix("\r")}).with_row_index(LINE, offset=1)
+    lines = lines.filter(pl.col("text") != "")
+    names = [name.strip() for name in lines["text"][0].split(separator)]
+    body = lines.slice(1)
+    widths = (body["text"].str.count_matches(separator, literal=True) + 1).cast(pl.Int64).alias("palan_width")
+    cells = body["text"].str.splitn(separator, len(names) + 1).struct.unnest() if body.height else pl.DataFrame()
+    rows = pl.DataFrame(
+        [_none_if_empty(cells.to_series(number).alias(f"column_{number}")) if body.height else pl.Series(f"column_{number}", [], dtype=pl.String) for number in range(len(names))]
+    )
+    return names, _named(rows, names, where), body[LINE].cast(pl.Int64), widths
+
+
+def _quoted_cells(text: str, separator: str, where: str) -> tuple[list[str], pl.DataFrame, pl.Series, pl.Series]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    header: list[str] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    begin = 1
+    try:
+        for cells in reader:
+            if cells and not header:
+                header = [cell.strip() for cell in cells]
+            elif cells:
+                rows.append(cells)
+                lines.append(begin)
+            begin = reader.line_num + 1
+    except csv.Error as problem:
+        raise PalanError(f"{where}: line {begin} is not CSV: {problem}", "a quote that opens a field must close it; inside, write it twice") from problem
+    width = len(header)
+    columns = [pl.Series(f"column_{number}", [row[number] if number < len(row) and row[number] != "" else None for row in rows], dtype=pl.String) for number in range(width)]
+    widths = pl.Series("palan_width", [len(row) for row in rows], dtype=pl.Int64)
+    return header, _named(pl.DataFrame(columns), header, where), pl.Series(LINE, lines, dtype=pl.Int64), widths
+
+
+def _named(rows: pl.DataFrame, names: Sequence[str], where: str) -> pl.DataFrame:
+    if "" in names:
+        raise PalanError(f"{where}: column {names.index('') + 1} of the file has no name", "give each column a name in the first line")
+    if len(set(names)) < len(names):
+        return rows  # the caller names the repeated one
+    return rows.rename(dict(zip(rows.columns, names, strict=True)))
+
+
+def _none_if_empty(column: pl.Series) -> pl.Series:
+    return column.to_frame().select(pl.when(pl.first() != "").then(pl.first())).to_series()
+
+
+def _column(values: list[Any]) -> pl.Series:
+    """One JSON column: in its own type where all values share it, else as text for `verify` to judge."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int} or kinds <= {int, float}:
+        try:
+            return pl.Series(values, dtype=pl.Int64 if kinds == {int} else pl.Float64)
+        except (OverflowError, TypeError, pl.exceptions.PolarsError):
+            return pl.Series([_json_text(value) for value in values], dtype=pl.String)
+    if kinds == {bool}:
+        return pl.Series(values, dtype=pl.Boolean)
+    return pl.Series([_json_text(value) for value in values], dtype=pl.String)
+
+
+def _json_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _with_line(frame: pl.DataFrame) -> pl.DataFrame:
+    if LINE not in frame.columns:
+        frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(LINE))
+    if BROKEN not in frame.columns:
+        frame = frame.with_columns(pl.lit(None, dtype=pl.String).alias(BROKEN))
+    return frame
+
+
+def _judge(frame: pl.DataFrame, contract: Contract, rules: Sequence[_Rule]) -> pl.DataFrame:
+    """Add the typed columns under their names, the values as they came under `palan_raw:`, and one flag a rule."""
+    present = [field for field in contract.columns if field.name in frame.columns]
+    raw = [pl.col(name).alias(_RAW + name) for name in frame.columns if name not in (LINE, BROKEN)]
+    typed = [_cast(field, frame.schema[field.name]).alias(field.name) for field in present]
+    absent = [pl.lit(None, dtype=_DTYPES[field.type]).alias(field.name) for field in contract.columns if field.name not in frame.columns]
+    flags = [rule.broken.fill_null(False).alias(f"{_RULE}{number}") for number, rule in enumerate(rules)]
+    return frame.lazy().with_columns(raw + typed + absent).with_columns(flags).collect()
+
+
+def _row_rules(contract: Contract, frame: pl.DataFrame, checks: Sequence[pl.Expr]) -> list[_Rule]:
+    rules = [_Rule(text, "", pl.col(BROKEN) == text) for text in frame.get_column(BROKEN).drop_nulls().unique().sort().to_list()]
+    readable = pl.col(BROKEN).is_null()
+    for field in contract.columns:
+        if field.name not in frame.columns:
+            continue
+        # raw text of spaces is a missing value, for every type but text itself
+        raw, value = _blank_as_null(field, frame.schema[field.name]), pl.col(field.name)
+        rules.append(_Rule(f"{field.name} is not {_ARTICLES[field.type]}", field.name, readable & raw.is_not_null() & value.is_null()))
+        if not field.nullable:
+            rules.append(_Rule(f"{field.name} is missing", field.name, readable & raw.is_null()))
+        if field.type == "float":
+            rules.append(_Rule(f"{field.name} is not finite", field.name, ~value.is_finite()))
+        outside = [value < field.minimum] if field.minimum is not None else []
+        outside += [value > field.maximum] if field.maximum is not None else []
+        if outside:
+            finite = value.is_finite() if field.type == "float" else pl.lit(True)
+            band = column_text(Field("", field.type, minimum=field.minimum, maximum=field.maximum)).split(" ", 1)[1]
+            rules.append(_Rule(f"{field.name} is outside {band}", field.name, finite & pl.any_horizontal(outside)))
+        if field.values:
+            listed = " ".join(field.values) if len(field.values) <= 8 else f"the {len(field.values)} listed values"
+            rules.append(_Rule(f"{field.name} is not one of {listed}", field.name, ~value.cast(pl.String).is_in(list(field.values))))
+    rules += [_Rule(f"check {text}", "", ~check) for text, check in zip(contract.checks, checks, strict=True)]
+    return rules
+
+
+def _judge_keys(judged: pl.DataFrame, contract: Contract, rules: list[_Rule]) -> tuple[list[_Rule], pl.DataFrame]:
+    """Judge keys among the rows that are fine so far: a broken row does not take its key from a good one."""
+    flags = [f"{_RULE}{number}" for number in range(len(rules))]
+    key = list(contract.key)
+    name = ", ".join(key)
+    fine = ~pl.any_horizontal(flags) if flags else pl.lit(True)
+    no_key = fine & pl.any_horizontal(pl.col(key).is_null())
+    judged = judged.with_columns(no_key.alias("palan_no_key"), pl.int_range(pl.len()).alias("palan_row"))
+    fine_rows = judged.filter(fine & ~pl.col("palan_no_key"))
+    twice = fine_rows.filter(pl.struct(key).is_duplicated()) if fine_rows.height else fine_rows
+    typed = [column for column in judged.columns if not column.startswith("palan_")]
+    repeats, conflicts = pl.Series(dtype=pl.Int64), pl.Series(dtype=pl.Int64)
+    if twice.height:
+        # typed values decide: "1.0" and "1.00" are the same row told twice
+        same = twice.with_columns(pl.struct(typed).n_unique().over(key).alias("palan_kinds"), pl.int_range(pl.len()).over(key).alias("palan_copy"))
+        repeats = same.filter((pl.col("palan_kinds") == 1) & (pl.col("palan_copy") > 0))["palan_row"]
+        conflicts = same.filter(pl.col("palan_kinds") > 1)["palan_row"]
+    key_rules = [
+        _Rule(f"key {name} is missing", key[0], pl.col("palan_no_key")),
+        _Rule(f"key {name} repeats an earlier row", key[0], pl.col("palan_row").is_in(repeats.implode())),
+        _Rule(f"key {name} is on rows that differ", key[0], pl.col("palan_row").is_in(conflicts.implode())),
+    ]
+    added = [rule.broken.alias(f"{_RULE}{len(rules) + number}") for number, rule in enumerate(key_rules)]
+    return rules + key_rules, judged.with_columns(added).drop("palan_no_key", "palan_row")
+
+
+def _quarantine(bad: pl.DataFrame, rules: Sequence[_Rule], delivered: Sequence[str]) -> pl.DataFrame:
+    """Return the broken rows as they came, with their line and the rules that they broke."""
+    reasons = pl.concat_list([pl.when(pl.col(f"{_RULE}{number}")).then(pl.lit(rule.text)) for number, rule in enumerate(rules)]) if rules else pl.lit([], dtype=pl.List(pl.String))
+    return bad.select(
+        [pl.col(_RAW + name).alias(name) for name in delivered] + [pl.col(LINE), reasons.list.drop_nulls().alias(REASONS)]
+    )
+
+
+def _example(judged: pl.DataFrame, flag: str, column: str, delivered: Sequence[str]) -> str:
+    if column not in delivered:
+        return f"line {judged.filter(pl.col(flag))[LINE][0]}"
+    value = judged.filter(pl.col(flag))[_RAW + column][0]
+    return "" if value is None else str(value)[:80]
+
+
+def _table_rules(contract: Contract, rows: int, missing: Sequence[Field], extra: Sequence[str]) -> tuple[TableRule, ...]:
+    low, high = contract.rows
+    rules = []
+    if rows == 0:
+        rules.append(TableRule("rows", False, "the delivery has no rows"))
+    elif low is not None or high is not None:
+        holds = (low is None or rows >= low) and (high is None or rows <= high)
+        band = f"{'' if low is None else low}..{'' if high is None else high}"
+        rules.append(TableRule("rows", holds, f"{rows} rows, {'within' if holds else 'outside'} {band}"))
+    rules += [TableRule("missing column", False, f'column "{field.name}" is not in the delivery and was taken as missing values', "error") for field in missing]
+    rules += [TableRule("extra column", False, f'column "{name}" is not in the contract') for name in extra]
+    return tuple(rules)
+
+
+def _missing_hint(name: str, extra: Sequence[str], delivered: Sequence[str]) -> str:
+    close = nearest(name, extra)
+    if close:
+        return f"the file has an unknown column of a similar name: {close}"
+    return f"it has {', '.join(delivered[:12])}{' ...' if len(delivered) > 12 else ''}"
+
+
+_ARTICLES = {"int": "an int", "float": "a float", "bool": "true or false", "str": "text", "time": "a time", "date": "a date"}
+
+
+def _blank_as_null(field: Field, dtype: pl.DataType) -> pl.Expr:
+    raw = pl.col(_RAW + field.name)
+    if dtype == pl.String and field.type != "str":
+        return pl.when(raw.str.strip_chars() != "").then(raw)
+    return raw
+
+
+def _cast(field: Field, dtype: pl.DataType) -> pl.Expr:
+    """Read a column as its type; what cannot be read exactly becomes null here, and `_row_rules` tells it from a null."""
+    column = pl.col(field.name)
+    target = _DTYPES[field.type]
+    nothing = pl.lit(None, dtype=target)
+    if dtype == pl.Null:
+        return nothing
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        column, dtype = column.cast(pl.String), pl.String()
+    if dtype == pl.String:
+        return _cast_text(field, column)
+    casts: dict[str, tuple[bool, pl.Expr]] = {
+        "int": (dtype.is_integer() or dtype.is_float() or dtype.is_decimal(), _whole(column.cast(pl.Float64), column.cast(pl.Int64, strict=False), dtype)),
+        "float": (dtype.is_numeric(), column.cast(pl.Float64, strict=False)),
+        "bool": (dtype == pl.Boolean or dtype.is_integer(), pl.when(column.cast(pl.Int64, strict=False).is_in([0, 1])).then(column.cast(pl.Boolean))),
+        "str": (dtype.is_integer() or dtype == pl.Boolean or dtype.is_temporal(), column.cast(pl.String)),
+        "time": (isinstance(dtype, pl.Datetime) or dtype == pl.Date, _as_utc(column, dtype)),
+        "date": (isinstance(dtype, pl.Datetime) or dtype == pl.Date, pl.when(column.cast(pl.Date).cast(pl.Datetime("us")) == _naive(column, dtype)).then(column.cast(pl.Date))),
+    }
+    fits, expression = casts[field.type]
+    return expression if fits else nothing
+
+
+def _cast_text(field: Field, column: pl.Expr) -> pl.Expr:
+    if field.type == "str":
+        return column
+    text = column.str.strip_chars()
+    if field.type == "float":
+        return text.cast(pl.Float64, strict=False)
+    if field.type == "int":
+        # "3.0" is how other tools write a whole number in a column that had a gap
+        return pl.coalesce(text.cast(pl.Int64, strict=False), _whole(text.cast(pl.Float64, strict=False), text.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False), pl.Float64()))
+    if field.type == "bool":
+        word = text.str.to_lowercase()
+        return pl.when(word.is_in(["true", "t", "yes", "1"])).then(True).when(word.is_in(["false", "f", "no", "0"])).then(False)
+    if field.type == "date":
+        return text.str.to_date("%Y-%m-%d", strict=False)
+    joined = text.str.replace(r"^(\d{4}-\d\d-\d\d) +", "${1}T", literal=False).str.replace(r" +([+-]\d\d:?\d\d)$", "${1}", literal=False)
+    offset = joined.str.replace(r"[zZ]$", "+00:00", literal=False)
+    return pl.coalesce([offset.str.to_datetime(form, strict=False, time_zone="UTC", time_unit="us") for form in _TIME_FORMATS])
+
+
+def _whole(number: pl.Expr, integer: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    """Take a float as an int only where nothing is lost: no fraction, and below 2**53."""
+    return integer if dtype.is_integer() else pl.when((number == number.floor()) & (number.abs() <= 2.0**53)).then(integer)
+
+
+def _as_utc(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return column.dt.convert_time_zone("UTC").dt.cast_time_unit("us")
+    return column.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+
+
+def _naive(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
+    if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+        return column.dt.replace_time_zone(None).cast(pl.Datetime("us"))
+    return column.cast(pl.Datetime("us"))
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
