@@ -1,0 +1,191 @@
+"""Versions on disk: the sources they came from, the folder they run in, the worker that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palan.core import Version, canonical, digest_of
+from palan.errors import Corrupt, NotFound, PalanError, nearest
+from palan.flows.project import Project
+from palan.runs.closure import Closure, closure
+from palan.stores.files import write_atomically
+
+if TYPE_CHECKING:
+    from palan.engines.lanes import Worker
+
+_NOT_SOURCES = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
+
+
+def sources(root: Path) -> dict[str, str]:
+    """Return the project's own Python files: path relative to the root -> text."""
+    found = {}
+    for path in _python_files(root, root):
+        try:
+            found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PalanError(f"{path} is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
+    return found
+
+
+def _python_files(folder: Path, root: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in _NOT_SOURCES or path.is_symlink():
+            continue
+        if path.is_dir():
+            if (path / "pyvenv.cfg").exists() or (path != root and (path / "palan.toml").exists()):
+                continue  # an environment, or a project of its own
+            yield from _python_files(path, root)
+        elif path.suffix == ".py":
+            yield path
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def version_of(name: str) -> tuple[str, str] | None:
+    """Return the distribution and version that an import name comes from."""
+    found = _distributions().get(name)
+    return (found[0], metadata.version(found[0])) if found else None
+
+
+def code_of(project: Project, entry: str) -> Closure:
+    """Return the closure of `file.py:Name`, or of a table file: its bytes are its code.
+
+    Raises:
+        NotFound: there is no such file or name.
+    """
+    file = entry.partition(":")[0]
+    path = project.root / file
+    if file.endswith(".py"):
+        if ":" not in entry:
+            raise PalanError(f'"{entry}" does not name what decides', f'model = "{entry}:Class"')
+        return closure(entry, sources(project.root), version_of)
+    if not path.is_file():
+        near = nearest(file, (each.name for each in project.root.iterdir()))
+        raise NotFound(f"there is no {path}", near or "check `model =` in palan.toml")
+    return Closure(entry, {file: hashlib.sha256(path.read_bytes()).hexdigest()}, (file,), {})
+
+
+def environment(code: Closure) -> dict[str, str]:
+    """Return what the version needs installed: distributions by name, and Python."""
+    own = {name: metadata.version(name) for name in ("palan", "polars", "numpy")}
+    return {**own, **code.distributions, "python": platform.python_version()}
+
+
+def key(project: Project) -> bytes:
+    """Return the project's signing key, made at first use and readable by its owner alone."""
+    path = project.folder / "key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return path.read_bytes()  # another process was first
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def sign(project: Project, manifest: Mapping[str, Any]) -> str:
+    """Return the HMAC-SHA256 of the manifest under the project's key."""
+    return hmac.new(key(project), canonical(manifest), hashlib.sha256).hexdigest()
+
+
+def find_version(project: Project, ref: str) -> Version:
+    """Return a version by "model@3", "model@latest", "model" (its champion, else its latest) or the start of its id.
+
+    Raises:
+        NotFound: with the versions that there are.
+    """
+    from palan.releases.nouns import Release
+
+    records = project.store.records
+    name, _, number = ref.partition("@")
+    project.model(name)
+    found = records.find(Version, order="-number", model=name)
+    if not found:
+        raise NotFound(f"{name} has no version yet", f"palan build {name}")
+    if not number:
+        release = records.get(Release, name)
+        number = release.champion.version.partition("@")[2] if release else "latest"
+    for version in found:
+        if number in ("latest", str(version.number)) or (len(number) >= 6 and version.id.startswith(number)):
+            return version
+    known = ", ".join(version.ref for version in found[:5])
+    raise NotFound(f"there is no {name}@{number}", f"known: {known}")
+
+
+def materialise(project: Project, version: Version) -> Path:
+    """Unpack a version into a folder of its own and return it. Every byte is checked on the way.
+
+    Raises:
+        Corrupt: the manifest was changed, or was not signed by this project's key.
+    """
+    manifest = dict(version.manifest)
+    signed = manifest.pop("signed", "")
+    if digest_of(manifest) != version.id or not hmac.compare_digest(signed, sign(project, manifest)):
+        raise Corrupt(
+            f"{version.ref} is not what was built here: its manifest does not match its id and signature",
+            f"palan build {version.model}",
+        )
+    return unpack(project, version.id, {**manifest["code"], **_state_files(manifest["state"])})
+
+
+def _state_files(state: Mapping[str, str]) -> dict[str, str]:
+    return {f".state/{name}": blob for name, blob in state.items()}
+
+
+def unpack(project: Project, name: str, files: Mapping[str, str]) -> Path:
+    """Lay blobs out as files below the cache folder `name`, once, whole or not at all."""
+    folder = project.folder / "cache" / "versions" / name[:32]
+    done = folder / ".whole"
+    if not done.exists():
+        for path, blob in files.items():
+            project.store.blobs.get(blob, folder / path)
+        write_atomically(done, b"")
+    return folder
+
+
+def stage(project: Project, code: Closure) -> tuple[Path, dict[str, str]]:
+    """Store the closure's files as blobs and lay them out; return the folder and {path: blob}."""
+    blobs = {path: project.store.blobs.put((project.root / path).read_bytes()) for path in code.files}
+    return unpack(project, digest_of(blobs), blobs), blobs
+
+
+def open_worker(project: Project, version: Version) -> Worker:
+    """Return a worker that holds this version, ready to decide.
+
+    Raises:
+        PalanError: a distribution that the version was built with is missing or another one.
+    """
+    from palan.engines.lanes import Worker
+
+    manifest = version.manifest
+    for name, wanted in manifest["environment"].items():
+        if name in ("palan", "python", "polars", "numpy"):
+            continue
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        if found != wanted:
+            raise PalanError(
+                f"{version.ref} was built with {name} {wanted}, here it is {found}",
+                f'pip install "{name}=={wanted}"   (or: palan build {version.model})',
+            )
+    folder = materialise(project, version)
+    state = {name: (folder / ".state" / name).read_bytes() for name in manifest["state"]}
+    worker = Worker()
+    worker.open(folder, manifest["entry"], manifest["kind"], dict(manifest["params"]), state)
+    return worker
