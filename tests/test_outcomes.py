@@ -1,0 +1,109 @@
+"""Outcomes come back late, by decision id or by the caller's key: the last one told counts."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import polars as pl
+
+from palan.core import Field, Schema
+from palan.decisions import log
+from palan.decisions.nouns import Decision, Outcome
+
+NOW = datetime(2013, 5, 1, tzinfo=UTC)
+
+
+def decision(id: str, **changes: Any) -> Decision:
+    fields: dict[str, Any] = {
+        "id": id,
+        "time": NOW,
+        "model": "delay",
+        "version": "delay@1",
+        "epoch": 3,
+        "arm": "champion",
+        "propensity": 0.8,
+        "rows": 2,
+        "inputs": {"carrier": ["UA", None], "temp": [41.5, 40], "day": [date(2013, 5, 1)] * 2},
+        "outputs": {"output": [0.25, 0.5]},
+        "keys": [f"{id}-first", f"{id}-second"],
+    }
+    return Decision(**{**fields, **changes})
+
+
+def outcome(values: list[Any], *, ids: list[str] | None = None, keys: list[str] | None = None) -> Outcome:
+    return Outcome(time=NOW, model="delay", ids=ids or [], keys=keys or [], values=values)
+
+
+def test_a_frame_comes_back_as_it_was_written() -> None:
+    told = outcome([True], ids=["a-0"])
+    assert log.decode_outcome(log.encode(told)) == told
+    written = decision("a", inputs={"carrier": ["UA", None], "scheduled": [NOW, NOW]})
+    assert log.decode_decision(log.encode(written)) == written
+    frames = [log.encode(decision(str(day), time=NOW + timedelta(days=day))) for day in range(4)]
+    assert [each.id for each in log.decisions_between(frames, NOW + timedelta(days=1), NOW + timedelta(days=3))] == ["1", "2"]
+
+
+def test_the_log_reads_as_one_row_per_decided_row() -> None:
+    schema = Schema("rows", (Field("carrier", "str", True), Field("temp", "float"), Field("day", "date")))
+    stored = [log.decode_decision(log.encode(each)) for each in (decision("a"), decision("b", keys=None, arm="canary"))]
+    frame = log.to_frame(stored, schema=schema)
+    assert frame["id"].to_list() == ["a-0", "a-1", "b-0", "b-1"]
+    assert frame["key"].to_list() == ["a-first", "a-second", None, None]
+    assert frame["arm"].to_list() == ["champion", "champion", "canary", "canary"]
+    assert frame["temp"].to_list() == [41.5, 40.0, 41.5, 40.0]
+    assert (frame.schema["temp"], frame.schema["day"], frame.schema["output"]) == (pl.Float64, pl.Date, pl.Float64)
+    assert frame["outcome"].null_count() == 4
+
+
+def test_the_last_outcome_told_counts_whichever_name_it_was_told_for() -> None:
+    decisions = [decision("a"), decision("b")]
+    told = [
+        outcome([False, True], keys=["a-first", "a-second"]),
+        outcome([True, True], ids=["a-0", "b-1"]),
+        outcome([False], keys=["b-second"]),
+        outcome([True], keys=["nobody"]),
+    ]
+    assert log.to_frame(decisions, told)["outcome"].to_list() == [True, True, None, False]
+    by_id, by_key = log.told(told)
+    assert by_id == {"a-0": True, "b-1": True}
+    assert by_key["b-second"] is False
+
+
+def test_one_key_decided_twice_gets_its_outcome_twice() -> None:
+    decisions = [decision("a", keys=["x", "y"]), decision("b", keys=["y", "z"])]
+    frame = log.to_frame(decisions, [outcome([12.5, 3], keys=["y", "z"])])
+    assert frame["outcome"].to_list() == [None, 12.5, 12.5, 3.0]
+
+
+def test_columns_that_differ_between_requests_are_null_where_missing() -> None:
+    failed = decision("b", inputs={"carrier": ["AA", "AA"], "wind": [1, 2]}, outputs=None, status="error")
+    frame = log.to_frame([decision("a"), failed])
+    assert frame["wind"].to_list() == [None, None, 1, 2]
+    assert frame["output"].to_list() == [0.25, 0.5, None, None]
+    assert frame["status"].to_list() == ["ok", "ok", "error", "error"]
+
+
+def test_a_name_that_is_taken_is_qualified_not_overwritten() -> None:
+    frame = log.to_frame([decision("a", inputs={"key": [1, 2], "amount": [3, 4]}, outputs={"amount": [5, 6]})])
+    assert frame["input.key"].to_list() == [1, 2]
+    assert frame["amount"].to_list() == [3, 4]
+    assert frame["output.amount"].to_list() == [5, 6]
+
+
+def test_violations_are_counted_on_their_row() -> None:
+    violations = [{"rule": "range", "where": "row 1"}, {"rule": "range", "where": "row 1"}, {"rule": "batch", "where": "everywhere"}]
+    assert log.to_frame([decision("a", violations=violations)])["violations"].to_list() == [1, 2]
+
+
+def test_instances_show_their_figures() -> None:
+    solved = decision("a", rows=1, inputs={"flights": []}, outputs={"assignments": {}}, keys=None, status="optimal", result={"objective": 12.0, "bound": 11.5, "kpis": {"remote": 2}})
+    frame = log.to_frame([solved], [outcome([{"f1": 3}], ids=["a-0"])], Schema("instance", ()))
+    assert frame.select("status", "objective", "bound", "kpi.remote").row(0) == ("optimal", 12.0, 11.5, 2.0)
+    assert frame["outcome"].to_list() == [{"f1": 3}]
+
+
+def test_an_empty_log_is_an_empty_table() -> None:
+    frame = log.to_frame([], [outcome([True], ids=["a-0"])])
+    assert frame.height == 0
+    assert set(log.META) < set(frame.columns)
