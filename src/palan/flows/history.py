@@ -1,0 +1,90 @@
+"""What was decided, and what became of it: the log read back, incrementally, as tables."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from palan.core import Schema
+from palan.flows.project import Project
+from palan.stores.contract import Blocks
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.decisions.nouns import Decision, Outcome
+
+
+@dataclass(slots=True)
+class _Read:
+    """How far one stream was read, and what was in it."""
+
+    position: dict[str, int] = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
+
+
+_cache: WeakKeyDictionary[Blocks, dict[str, _Read]] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def decisions(
+    project: Project, model: str, *, since: datetime | None = None, until: datetime | None = None
+) -> list[Decision]:
+    """Return the logged decisions with since <= time < until, oldest first."""
+    from palan.decisions import log
+
+    found = _stream(project, f"decisions/{model}", log.decode_decision)
+    chosen = [each for each in found if (since is None or each.time >= since) and (until is None or each.time < until)]
+    return sorted(chosen, key=lambda each: (each.time, each.id))
+
+
+def outcomes(project: Project, model: str) -> list[Outcome]:
+    """Return what was told of this model's decisions, in order of telling."""
+    from palan.decisions import log
+
+    return sorted(_stream(project, f"outcomes/{model}", log.decode_outcome), key=lambda each: each.time)
+
+
+def _stream(project: Project, stream: str, decode: Any) -> list[Any]:
+    """Return a stream's items; only what was appended since the last call is read and decoded."""
+    with _lock:
+        read = _cache.setdefault(project.store.blocks, {}).setdefault(stream, _Read())
+        for frame in project.store.blocks.scan(stream, read.position):
+            read.items.append(decode(frame.data))
+            read.position[frame.segment] = frame.end
+        return list(read.items)
+
+
+def schema_of(manifest: Any) -> Schema:
+    """Return the input schema that a version's manifest declares."""
+    import msgspec
+
+    return msgspec.convert(manifest["signature"], Schema)
+
+
+def frame(
+    project: Project, model: str, schema: Schema | None, *, since: datetime | None = None, until: datetime | None = None
+) -> pl.DataFrame:
+    """Return one row per decided row with inputs as they were sent, outputs and the outcome where it is known."""
+    from palan.decisions import log
+
+    return log.to_frame(decisions(project, model, since=since, until=until), outcomes(project, model), schema)
+
+
+def learnable(project: Project, model: str, since: datetime | None = None) -> pl.DataFrame | None:
+    """Return answered rows whose outcome is known, with `palan_key`, `palan_time`, `palan_outcome` and the inputs.
+
+    None when nothing was answered yet.
+    """
+    import polars as pl
+
+    logged = frame(project, model, None, since=since)
+    if not logged.height:
+        return None
+    logged = logged.filter(pl.col("outcome").is_not_null(), pl.col("key").is_not_null()).sort("time")
+    return logged.rename({"key": "palan_key", "time": "palan_time", "outcome": "palan_outcome"}).unique(
+        "palan_key", keep="last", maintain_order=True
+    )

@@ -1,0 +1,225 @@
+"""Reading data: a version's rows (merge on read), tables made by a transformation, and what a model learns from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from palan.core import digest_of
+from palan.data import contract as contracts
+from palan.data.nouns import DataVersion, Repair
+from palan.errors import NotFound, PalanError, nearest
+from palan.flows import packages
+from palan.flows.project import Project
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.flows.journal import Journal
+
+
+def contract_of(project: Project, name: str) -> contracts.Contract:
+    """Return the contract of a table, as palan.toml declares it."""
+    return contracts.parse(name, project.data(name).table)
+
+
+def latest(project: Project, name: str) -> DataVersion | None:
+    """Return the newest version of a table, None when nothing was ingested or built."""
+    found = project.store.records.find(DataVersion, order="-number", limit=1, data=name)
+    return found[0] if found else None
+
+
+def find_data_version(project: Project, ref: str) -> DataVersion:
+    """Return a data version by "weather" (the newest) or "weather@3".
+
+    Raises:
+        NotFound: there is no such table or version.
+    """
+    name, _, number = ref.partition("@")
+    project.data(name)
+    if not number:
+        newest = latest(project, name)
+        if newest is None:
+            raise NotFound(f'data "{name}" is empty', f"palan ingest {name}")
+        return newest
+    found = project.store.records.find(DataVersion, data=name, number=int(number) if number.isdigit() else -1)
+    if not found:
+        known = [each.ref for each in project.store.records.find(DataVersion, order="-number", limit=5, data=name)]
+        raise NotFound(f"there is no {ref}", f"known: {', '.join(known)}" if known else f"palan ingest {name}")
+    return found[0]
+
+
+def read(project: Project, version: DataVersion) -> pl.DataFrame:
+    """Return a version's rows; of rows with one key the one that was delivered last."""
+    import polars as pl
+
+    contract = contract_of(project, version.data)
+    parts = [pl.read_parquet(io.BytesIO(project.store.blobs.get(part))) for part in version.parts]
+    if not parts:
+        return pl.DataFrame({field.name: [] for field in contract.columns})
+    frame = pl.concat(parts, how="diagonal_relaxed")
+    if len(parts) > 1 and contract.key:
+        frame = frame.unique(subset=list(contract.key), keep="last", maintain_order=True)
+    return frame
+
+
+def store_frame(project: Project, frame: pl.DataFrame) -> str:
+    """Keep a table as a Parquet blob and return its digest."""
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    return project.store.blobs.put(buffer.getvalue())
+
+
+def load_frame(project: Project, blob: str) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.read_parquet(io.BytesIO(project.store.blobs.get(blob)))
+
+
+def add_version(
+    project: Project,
+    data: str,
+    *,
+    parts: Sequence[str],
+    rows: int,
+    added: int,
+    run: str,
+    sources: Mapping[str, str],
+    verdict: Mapping[str, Any],
+) -> DataVersion:
+    """Record the next version of a table, or return the newest one if it is the same. To be called in a transaction."""
+    newest = latest(project, data)
+    if newest and newest.parts == tuple(parts) and dict(newest.sources) == dict(sources):
+        return newest
+    number = newest.number + 1 if newest else 1
+    version = DataVersion(
+        digest_of([data, number, list(parts), dict(sources)]),
+        data,
+        number,
+        project.clock(),
+        tuple(parts),
+        rows,
+        added,
+        run,
+        dict(sources),
+        dict(verdict),
+    )
+    project.store.records.add(version)
+    return version
+
+
+def current(project: Project, name: str, journal: Journal) -> DataVersion:
+    """Return the newest version of a table; one that is made by a transformation is made now if its inputs changed.
+
+    Raises:
+        NotFound: an input was never ingested.
+        PalanError: the transformation is not a function of known tables, or what it made breaks its contract.
+    """
+    config = project.data(name)
+    if not config.transform:
+        return find_data_version(project, name)
+    code = packages.code_of(project, config.transform)
+    inputs = _arguments(project, config.transform)
+    versions = {each: current(project, each, journal) for each in inputs}
+    parts = {
+        "code": code.digest,
+        "inputs": {each: version.id for each, version in versions.items()},
+        "contract": digest_of(config.table),
+    }
+    made = journal.step(f"transform {name}", parts, lambda: _transform(project, name, versions))
+    with project.store.records.transaction():
+        journal.fence()
+        return add_version(
+            project,
+            name,
+            parts=[made["blob"]],
+            rows=made["rows"],
+            added=made["rows"],
+            run=journal.run.id,
+            sources={each: version.ref for each, version in versions.items()},
+            verdict=made["verdict"],
+        )
+
+
+def _transform(project: Project, name: str, versions: Mapping[str, DataVersion]) -> dict[str, Any]:
+    from palan.data.verdict import verify
+    from palan.engines.lanes import Worker
+
+    config = project.data(name)
+    folder, _ = packages.stage(project, packages.code_of(project, config.transform))
+    with Worker() as worker:
+        frame = worker.call(folder, config.transform, {each: read(project, version) for each, version in versions.items()})
+    checked = verify(frame, contract_of(project, name))
+    if checked.verdict.bad:
+        raise PalanError(
+            f'{config.transform} made rows that break the contract of "{name}": {checked.verdict.text}',
+            f"put {config.transform} right, or [data.{name}.columns] in palan.toml",
+        )
+    project.tell(f"{name}: {checked.good.height:,} rows made by {config.transform}")
+    return {"blob": store_frame(project, checked.good), "rows": checked.good.height, "verdict": checked.verdict.to_dict()}
+
+
+def _arguments(project: Project, entry: str) -> list[str]:
+    import ast
+
+    file, _, name = entry.partition(":")
+    for node in ast.parse(packages.sources(project.root)[file]).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            names = [each.arg for each in node.args.args]
+            for each in names:
+                if each not in project.config.data:
+                    hint = nearest(each, project.config.data) or "name each argument as a [data.NAME]"
+                    raise PalanError(f'{entry} takes "{each}", which is no data of this project', hint)
+            return names
+    raise PalanError(f"{entry} is not a plain function", f"define {name}(…) with data names as arguments in {file}")
+
+
+def repaired(frame: pl.DataFrame, repairs: Sequence[Repair], time: str) -> pl.DataFrame:
+    """Return the rows as the release's repairs put them right."""
+    if not repairs or not time:
+        return frame
+    from palan.data.repair import apply
+
+    return apply(frame, repairs, time)
+
+
+def training(
+    project: Project,
+    model: str,
+    version: DataVersion,
+    *,
+    repairs: Sequence[Repair] = (),
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> pl.DataFrame:
+    """Return the rows that a model may learn from: ingested ones and answered ones whose outcome is known.
+
+    `since` (inclusive) and `until` (exclusive) bound the event time of both.
+    """
+    import polars as pl
+
+    from palan.flows import history
+
+    config = project.model(model)
+    contract = contract_of(project, version.data)
+    time, key = contract.time, config.key
+    frame = read(project, version)
+    if config.outcome:
+        frame = frame.filter(pl.col(config.outcome).is_not_null())
+    newest = frame[time].max() if time and frame.height else None
+    logged = history.learnable(project, model, since=newest) if time and config.outcome and key else None
+    if logged is not None and logged.height:
+        columns = [name for name in (key, time, *config.inputs, config.outcome) if name in frame.columns]
+        typed = logged.rename({"palan_key": key, "palan_time": time, "palan_outcome": config.outcome}).select(
+            pl.col(name).cast(frame.schema[name], strict=False) for name in columns
+        )
+        frame = pl.concat([frame, typed.join(frame.select(key), on=key, how="anti")], how="diagonal_relaxed")
+    if time:
+        if since is not None:
+            frame = frame.filter(pl.col(time) >= since)
+        if until is not None:
+            frame = frame.filter(pl.col(time) < until)
+        frame = repaired(frame, repairs, time)
+    return frame
