@@ -1,0 +1,263 @@
+"""The child process that serves one model: `python -P -m palan.engines.worker`, frames over stdin and stdout.
+
+A frame is 4 bytes of length (big-endian) and msgpack. One request at a time; a solve streams its incumbents before its
+answer. Whatever the model prints goes to stderr. The process ends when its stdin closes or its parent dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import io
+import os
+import random
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from palan.core import Schema
+from palan.errors import Invalid, ModelFailed, NotFound, PalanError, nearest
+from palan.models import adapt
+from palan.models.contract import Context, Incumbent
+from palan.models.table import parse as parse_table
+from palan.models.user import guarded, plain
+
+PR_SET_PDEATHSIG = 1
+TRANSFORMATION = "transformation"  # not a kind of model: a function from tables to a table
+
+
+def load(folder: Path, entry: str) -> Any:
+    """Return what `entry` ("file.py:Name" or "table.csv") names in the folder.
+
+    Raises:
+        NotFound: no such file or name in it.
+        PalanError: the file needs a library that is not installed.
+        ModelFailed: the file does not run.
+    """
+    file, _, name = entry.partition(":")
+    path = folder / file
+    if not path.is_file():
+        raise NotFound(f"no file {file!r} for the model", nearest(file, [p.name for p in folder.glob("*.*")]) or "correct model in palan.toml")
+    if path.suffix == ".csv":
+        return parse_table(path.read_bytes(), file)
+    if path.suffix != ".py" or not name:
+        raise PalanError(f"{entry!r} does not name a model", 'write model = "file.py:Class", "file.py:function" or "table.csv"')
+    for place in dict.fromkeys([str(path.parent), str(folder)]):
+        if place not in sys.path:
+            sys.path.insert(0, place)
+    module_name = ".".join(Path(file).with_suffix("").parts)
+    module = sys.modules.get(module_name)
+    if module is None or getattr(module, "__file__", None) != str(path):
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise PalanError(f"{file} cannot be imported", "give it an ordinary name that ends in .py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            with guarded(module, "import"):
+                spec.loader.exec_module(module)
+        except ModelFailed as failed:
+            missing = failed.__cause__
+            if isinstance(missing, ModuleNotFoundError):
+                raise PalanError(f"{file} needs {missing.name}, which is not installed", f"pip install {missing.name}") from missing
+            raise
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == module_name]
+        raise NotFound(f"no {name!r} in {file}", nearest(name, public) or f"it has {', '.join(public) or 'nothing public'}")
+    return getattr(module, name)
+
+
+class Served:
+    """The one model of this process, and the operations that the parent may ask for."""
+
+    def __init__(self, send: Callable[[Mapping[str, Any]], None], is_cancelled: Callable[[], bool]) -> None:
+        self.send = send
+        self.is_cancelled = is_cancelled
+        self.model: adapt.Adapter | None = None
+        self.transformation: Callable[..., Any] | None = None
+
+    def answer(self, request: Mapping[str, Any]) -> Any:
+        op = request["op"]
+        if op == "ping":
+            return "pong"
+        if op == "open":
+            return self.open(request)
+        if op == "transform":
+            return self.transform(request)
+        model = self.model
+        if model is None:
+            raise PalanError("no model is open in this worker", "open one first")
+        if "seed" in request:
+            # a model that forgets ctx.seed is still the same from run to run
+            random.seed(request["seed"])
+            np.random.seed(request["seed"] % 2**32)
+        match op:
+            case "fit":
+                model.fit(unpack(request["data"]))
+                return model.state()
+            case "decide":
+                return pack(self._rows(model).decide(unpack(request["rows"])))
+            case "solve":
+                return self.solve(model, request)
+            case "check":
+                return model.check(unpack(request["input"]), unpack(request["output"]))
+            case "score":
+                return model.score(unpack(request["outputs"]), unpack(request["outcomes"]))
+            case "evaluate":
+                if not isinstance(model, adapt.Policy):
+                    raise PalanError(f"only a policy can be judged in an environment, and this is of kind {model.kind}", "leave evaluate out")
+                return model.evaluate(request["episodes"], request["seed"])
+            case "table":
+                if not isinstance(model, adapt.Rules):
+                    raise PalanError(f"only rules have a table, and this is of kind {model.kind}", "leave table out")
+                return model.table(msgspec.convert(request["domain"], Schema))
+            case _:
+                raise PalanError(f"a worker cannot {op!r}", "fit decide solve check score evaluate table ping")
+
+    def open(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        entry = load(Path(request["folder"]), request["entry"])
+        if request["kind"] == TRANSFORMATION:
+            self.transformation = entry
+            return {"kind": TRANSFORMATION, "name": request["entry"], "verbs": [], "params": {}}
+        model = adapt.adapter(entry, request["kind"], request["params"], inputs=request["inputs"], outcome=request["outcome"])
+        if request["state"]:
+            model.restore(request["state"])
+        self.model = model
+        return {"kind": model.kind, "name": model.name, "verbs": model.verbs, "params": {} if model.name == "the decision table" else model.params}
+
+    def transform(self, request: Mapping[str, Any]) -> Any:
+        function = self.transformation
+        if function is None:
+            raise PalanError("no transformation is open in this worker", "open one first")
+        with guarded(function, getattr(function, "__name__", "transformation")):
+            made = function(**{name: unpack(table) for name, table in request["tables"].items()})
+        if not isinstance(made, pl.DataFrame):
+            raise PalanError(f"a transformation returns a Polars DataFrame, not a {type(made).__name__}", "return one frame of rows")
+        return pack(made)
+
+    def solve(self, model: adapt.Adapter, request: Mapping[str, Any]) -> Any:
+        if adapt.takes_rows(model):
+            raise PalanError(f"{model.name} is of kind {model.kind}: it decides rows, not an instance", "send rows")
+
+        def stream(found: Incumbent) -> None:
+            self.send({"incumbent": plain(found, "the incumbent")})
+
+        ctx = Context(seed=request["seed"], time_limit=request["time_limit"], on_incumbent=stream, is_cancelled=self.is_cancelled)
+        result = plain(model.solve(request["instance"], ctx), "the result")
+        for found in result["incumbents"]:
+            found["output"] = None  # each was streamed with its plan; the answer carries only the last
+        return result
+
+    @staticmethod
+    def _rows(model: adapt.Adapter) -> adapt.RowsAdapter:
+        if not adapt.takes_rows(model):
+            raise PalanError(f"{model.name} is of kind {model.kind}: it solves an instance, not rows", "send an instance")
+        return model
+
+
+def pack(value: Any) -> Any:
+    """Return the value ready for a frame: frames and series of Polars become Arrow bytes, anything else is plain."""
+    if isinstance(value, pl.DataFrame | pl.Series):
+        buffer = io.BytesIO()
+        (value.to_frame() if isinstance(value, pl.Series) else value).write_ipc_stream(buffer)
+        return {"$arrow": buffer.getvalue(), "series": isinstance(value, pl.Series)}
+    return plain(value, "what was sent")
+
+
+def unpack(value: Any) -> Any:
+    if isinstance(value, dict) and "$arrow" in value:
+        frame = pl.read_ipc_stream(io.BytesIO(value["$arrow"]))
+        return frame.to_series() if value["series"] else frame
+    return value
+
+
+def described(error: PalanError) -> dict[str, Any]:
+    """Return an error as plain values for the parent, which raises it again."""
+    told: dict[str, Any] = {"type": type(error).__name__, "what": error.what, "hint": error.hint}
+    if isinstance(error, ModelFailed):
+        told |= {"status": error.status, "log": error.log[-20_000:]}
+    if isinstance(error, Invalid):
+        told |= {"field": error.field, "value": str(error.value)}
+    return told
+
+
+def read_exactly(fd: int, count: int) -> bytes:
+    parts = []
+    while count:
+        part = os.read(fd, min(count, 1 << 20))
+        if not part:
+            os._exit(0)  # the parent has gone: nobody waits for this answer
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _die_with_parent(parent: int, requests: int) -> None:
+    """End this process when the parent ends, even in the middle of a computation."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(requests, 0)  # reports only that the other end is closed, and takes nothing from the pipe
+        poll.poll()
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True, name="palan-parent").start()
+
+
+def main() -> None:
+    requests, answers = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    _die_with_parent(int(sys.argv[1]), requests)
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    asked = {"at": 0.0, "cancel": False}
+
+    def is_cancelled() -> bool:
+        # while a request is worked on, the only thing that can come in is the wish to stop it
+        now = monotonic()
+        if not asked["cancel"] and now - asked["at"] > 0.005:
+            asked["at"] = now
+            asked["cancel"] = bool(poll.poll(0))
+        return bool(asked["cancel"])
+
+    def send(message: Mapping[str, Any]) -> None:
+        data = msgspec.msgpack.encode(message)
+        write_all(answers, len(data).to_bytes(4, "big") + data)
+
+    served = Served(send, is_cancelled)
+    while True:
+        request = msgspec.msgpack.decode(read_exactly(requests, int.from_bytes(read_exactly(requests, 4), "big")))
+        if request["op"] == "cancel":
+            continue
+        asked["cancel"] = False
+        try:
+            send({"ok": served.answer(request)})
+        except PalanError as error:
+            send({"error": described(error)})
+
+
+if __name__ == "__main__":
+    main()
