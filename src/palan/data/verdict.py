@@ -472,7 +472,8 @@ def _table_rules(contract: Contract, rows: int, missing: Sequence[Field], extra:
         band = f"{'' if low is None else low}..{'' if high is None else high}"
         rules.append(TableRule("rows", holds, f"{rows} rows, {'within' if holds else 'outside'} {band}"))
     rules += [TableRule("missing column", False, f'column "{field.name}" is not in the delivery and was taken as missing values', "error") for field in missing]
-    rules += [TableRule("extra column", False, f'column "{name}" is not in the contract') for name in extra]
+    if extra:  # kept as they came: a contract says what it needs, not all that a supplier may send
+        rules.append(TableRule("extra columns", True, f"not in the contract, kept as they came: {', '.join(extra)}"))
     return tuple(rules)
 
 

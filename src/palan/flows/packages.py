@@ -186,6 +186,12 @@ def open_worker(project: Project, version: Version) -> Worker:
             )
     folder = materialise(project, version)
     state = {name: (folder / ".state" / name).read_bytes() for name in manifest["state"]}
-    worker = Worker()
-    worker.open(folder, manifest["entry"], manifest["kind"], dict(manifest["params"]), state)
-    return worker
+    return Worker(
+        folder,
+        manifest["entry"],
+        kind=manifest["kind"],
+        params=manifest["params"],
+        state=state,
+        inputs=[field["name"] for field in manifest["signature"]["fields"]],
+        outcome=manifest["outcome"],
+    )

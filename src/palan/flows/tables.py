@@ -146,11 +146,12 @@ def current(project: Project, name: str, journal: Journal) -> DataVersion:
 def _transform(project: Project, name: str, versions: Mapping[str, DataVersion]) -> dict[str, Any]:
     from palan.data.verdict import verify
     from palan.engines.lanes import Worker
+    from palan.engines.worker import TRANSFORMATION
 
     config = project.data(name)
     folder, _ = packages.stage(project, packages.code_of(project, config.transform))
-    with Worker() as worker:
-        frame = worker.call(folder, config.transform, {each: read(project, version) for each, version in versions.items()})
+    with Worker(folder, config.transform, kind=TRANSFORMATION) as worker:
+        frame = worker.transform({each: read(project, version) for each, version in versions.items()})
     checked = verify(frame, contract_of(project, name))
     if checked.verdict.bad:
         raise PalanError(

@@ -1,0 +1,338 @@
+"""`palan build`: from the user's code and data to an immutable version with the evidence of how it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from palan.core import Schema, Version, digest_of, stamp
+from palan.data.nouns import DataVersion, Repair
+from palan.errors import NotFound, PalanError
+from palan.flows import packages, tables
+from palan.flows.config import ModelConfig
+from palan.flows.journal import Journal, running
+from palan.flows.project import Project, record
+from palan.models.contract import SHAPE
+from palan.releases.nouns import Release
+from palan.runs.closure import Closure
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.engines.lanes import Worker
+
+FOLDS = 4
+"""Blocks of time for the reference: each is answered by a model that did not see it."""
+
+
+def build(
+    project: Project,
+    model: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    since: datetime | None = None,
+    seed: int = 0,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Make a version: package the code and, where the model has fit(), what it learns from the newest data.
+
+    Every step is recorded under what it depends on: a build that was killed goes on where it was, and one that changes
+    nothing returns the version that there is. `since` bounds the rows that it learns from; `params` override palan.toml.
+
+    Raises:
+        NotFound: no such model, file, class or data.
+        PalanError: what the user has to put right in code, data or palan.toml.
+        ModelFailed: the model's own code raised.
+        Conflict: another process builds the same model.
+    """
+    project.model(model)
+    with running(project, "build", model, tags={"reason": reason} if reason else {}) as journal:
+        version, new = make(project, model, journal, params=params or {}, since=since, seed=seed)
+        if new:
+            record(project, "built", version.ref, reason, id=version.id, run=journal.run.id, metrics=journal.run.metrics)
+    return {
+        "version": version.ref,
+        "id": version.id,
+        "kind": version.kind,
+        "new": new,
+        "params": dict(version.manifest["params"]),
+        "data": dict(version.manifest["data"]),
+        "metrics": dict(journal.run.metrics),
+        "steps": {"executed": journal.executed, "replayed": journal.replayed},
+        "run": journal.run.id,
+    }
+
+
+def make(
+    project: Project, model: str, journal: Journal, *, params: Mapping[str, Any], since: datetime | None, seed: int
+) -> tuple[Version, bool]:
+    """Make the version inside a run; return it, and whether it is new."""
+    config = project.model(model)
+    code = packages.code_of(project, config.model)
+    folder, files = packages.stage(project, code)
+    merged = {**config.params, **params}
+    data = tables.current(project, config.data, journal) if config.data else None
+    release = project.store.records.get(Release, model)
+    repairs = release.repairs if release else ()
+    with ExitStack() as stack:
+        # Started only when a step has to be done: a build that changes nothing runs no code of the user.
+        workers: list[Worker] = []
+
+        def worker() -> Worker:
+            if not workers:
+                from palan.engines.lanes import Worker
+
+                opened = Worker(
+                    folder, config.model, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
+                )
+                workers.append(stack.enter_context(opened))
+            return workers[0]
+
+        about = journal.step("look at the model", {"code": code.digest, "params": merged, "kind": config.kind}, lambda: worker().open())
+        kind = about["kind"]
+        basis = {
+            "code": code.digest,
+            "params": merged,
+            "data": data.id if data else "",
+            "since": stamp(since) if since else "",
+            "logged": _logged(project, config),
+            "repairs": digest_of(repairs),
+            "inputs": [list(config.inputs), config.outcome],
+            "seed": seed,
+        }
+        learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0}
+        if "fit" in about["verbs"] and data is None:
+            raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
+        if data is not None and "fit" in about["verbs"]:
+            learnt = journal.step("fit", basis, lambda: fit(project, model, worker(), data, repairs, since=since, seed=seed))
+        reference = {"blob": "", "metrics": {}}
+        if data is not None and SHAPE[kind] == "rows":
+            reference = journal.step(
+                "reference", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, worker(), data, repairs, since, seed)
+            )
+        signature = _signature(project, config, kind, data)
+        journal.note(
+            params=merged,
+            metrics={**reference["metrics"], "rows": float(learnt["rows"])},
+            code=code.digest,
+            data={data.data: data.number} if data else {},
+            environment=packages.environment(code),
+        )
+    manifest = _manifest(config, kind, about, code, files, merged, learnt, reference, signature, data, seed)
+    return _register(project, model, kind, manifest, journal)
+
+
+def _manifest(
+    config: ModelConfig,
+    kind: str,
+    about: Mapping[str, Any],
+    code: Closure,
+    files: Mapping[str, str],
+    params: Mapping[str, Any],
+    learnt: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    signature: Schema,
+    data: DataVersion | None,
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "model": config.name,
+        "kind": kind,
+        "entry": config.model,
+        "verbs": list(about["verbs"]),
+        "params": dict(params),
+        "seed": seed,
+        "code": dict(files),
+        "closure": dict(code.parts),
+        "state": dict(learnt["state"]),
+        "reference": reference["blob"],
+        "metrics": dict(reference["metrics"]),
+        "signature": msgspec.to_builtins(signature),
+        "outcome": config.outcome,
+        "key": config.key,
+        "environment": packages.environment(code),
+        "data": {"ref": data.ref, "id": data.id, "rows": learnt["rows"]} if data else {},
+    }
+
+
+def _register(
+    project: Project, model: str, kind: str, manifest: dict[str, Any], journal: Journal
+) -> tuple[Version, bool]:
+    records = project.store.records
+    id = digest_of(manifest)
+    with records.transaction(durable=True):
+        journal.fence()
+        known = records.get(Version, id)
+        if known is not None:
+            return known, False
+        newest = records.find(Version, order="-number", limit=1, model=model)
+        number = newest[0].number + 1 if newest else 1
+        signed = {**manifest, "signed": packages.sign(project, manifest)}
+        version = Version(id, model, number, kind, signed, journal.run.id, project.clock())
+        records.add(version)
+    project.tell(f"built {version.ref}")
+    return version, True
+
+
+def _logged(project: Project, config: ModelConfig) -> int:
+    """Return how many answered rows the model may learn from beyond its data: part of what a fit depends on."""
+    if not (config.data and config.outcome and config.key):
+        return 0
+    from palan.flows import history
+
+    return sum(len(each.values) for each in history.outcomes(project, config.name))
+
+
+def fit(
+    project: Project,
+    model: str,
+    worker: Worker,
+    data: DataVersion,
+    repairs: Sequence[Repair],
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Let a worker learn from the rows of `since <= time < until`; return the state as blobs, rows and seconds."""
+    from time import perf_counter
+
+    rows = tables.training(project, model, data, repairs=repairs, since=since, until=until)
+    if not rows.height:
+        raise NotFound(f"there are no rows for {model} to learn from", f"palan ingest   (then: palan build {model})")
+    project.tell(f"{model} learns from {rows.height:,} rows")
+    started = perf_counter()
+    state = worker.fit(rows, seed=seed)
+    seconds = perf_counter() - started
+    return {"state": {name: project.store.blobs.put(file) for name, file in state.items()}, "rows": rows.height, "seconds": seconds}
+
+
+def _reference(
+    project: Project,
+    config: ModelConfig,
+    about: Mapping[str, Any],
+    worker: Worker,
+    data: DataVersion,
+    repairs: Sequence[Repair],
+    since: datetime | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Answer the training rows as they would have been answered live: what "normal" looks like for the watch.
+
+    A model that learns answers each block of time after learning from the others; its losses are those of unseen rows.
+    """
+    import polars as pl
+
+    rows = tables.training(project, config.name, data, repairs=repairs, since=since)
+    contract = tables.contract_of(project, config.data)
+    if contract.time:
+        rows = rows.sort(contract.time)
+    learns = "fit" in about["verbs"] and bool(config.outcome)
+    blocks = _blocks(rows, FOLDS) if learns else [rows]
+    answered = []
+    for index, block in enumerate(blocks):
+        if learns:
+            if len(blocks) < FOLDS:
+                continue  # too few rows to hold any back
+            worker.fit(pl.concat([other for place, other in enumerate(blocks) if place != index]), seed=seed)
+        answered.append(_answer(config, about, worker, block, contract.time))
+    if not answered:
+        return {"blob": "", "metrics": {}}
+    table = pl.concat(answered)
+    metrics = {}
+    if "loss" in table.columns:
+        metrics["loss"] = float(table["loss"].mean())  # type: ignore[arg-type]
+        project.tell(f"{config.name}: loss {metrics['loss']:.4f} on rows that it did not see")
+    return {"blob": tables.store_frame(project, table), "metrics": metrics}
+
+
+def _blocks(rows: pl.DataFrame, count: int) -> list[pl.DataFrame]:
+    size = rows.height // count
+    if size == 0:
+        return [rows]
+    return [rows[place * size : (place + 1) * size if place < count - 1 else rows.height] for place in range(count)]
+
+
+def _answer(
+    config: ModelConfig, about: Mapping[str, Any], worker: Worker, rows: pl.DataFrame, time: str
+) -> pl.DataFrame:
+    import polars as pl
+
+    inputs = rows.select(config.inputs) if config.inputs else rows
+    outputs = worker.decide(inputs)
+    kept = [name for name in (time, config.key) if name and name not in config.inputs]
+    answer = pl.concat([rows.select(kept), inputs, outputs.rename({name: f"output.{name}" for name in outputs.columns})], how="horizontal")
+    if time and time != "time":
+        answer = answer.rename({time: "time"}) if time in kept else answer.with_columns(pl.col(time).alias("time"))
+    if config.outcome and "score" in about["verbs"]:
+        answer = answer.with_columns(pl.Series("loss", worker.score(outputs, rows[config.outcome]), dtype=pl.Float64))
+    return answer
+
+
+def _signature(project: Project, config: ModelConfig, kind: Any, data: DataVersion | None) -> Schema:
+    from palan.data.contract import to_schema
+    from palan.data.inputs import infer_schema
+
+    if SHAPE[kind] == "instance":
+        documents = instances(project, config)
+        if not documents:
+            raise PalanError(
+                f"{config.name} decides instances, but none is there to learn their shape from",
+                f'in palan.toml: [models.{config.name}] instances = "instances/*.json"',
+            )
+        return infer_schema(list(documents.values()))
+    if config.data and config.inputs:
+        return to_schema(tables.contract_of(project, config.data), list(config.inputs))
+    if config.data:
+        contract = tables.contract_of(project, config.data)
+        return to_schema(contract, [name for name in contract.names if name not in (config.outcome, config.key, contract.time)])
+    golden = golden_cases(project, config)
+    if golden:
+        found = infer_schema([case["input"] for case in golden])
+        return Schema("rows", found.fields)
+    raise PalanError(
+        f"nothing says what {config.name} takes",
+        f'in palan.toml: [models.{config.name}] data = "..." and inputs = [...], or golden = "golden.json"',
+    )
+
+
+def instances(project: Project, config: ModelConfig) -> dict[str, Any]:
+    """Return the model's real instances: file name -> document.
+
+    Raises:
+        PalanError: a file that is not JSON, with its line.
+    """
+    found = {}
+    for path in sorted(project.root.glob(config.instances)) if config.instances else []:
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PalanError(f"{path} is not JSON: {error}", "put that line right") from error
+    return found
+
+
+def golden_cases(project: Project, config: ModelConfig) -> list[dict[str, Any]]:
+    """Return the model's golden cases: {"input", "output", "tolerance"}.
+
+    Raises:
+        NotFound: the file is not there.
+        PalanError: it is not a list of such cases.
+    """
+    if not config.golden:
+        return []
+    path = project.root / config.golden
+    if not path.is_file():
+        raise NotFound(f"there is no {path}", f"write golden cases, or remove golden from [models.{config.name}]")
+    try:
+        cases = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PalanError(f"{path} is not JSON: {error}", "put that line right") from error
+    if not isinstance(cases, list) or not all(isinstance(case, dict) and "input" in case for case in cases):
+        raise PalanError(f"{path} is no list of golden cases", '[{"input": {...}, "output": ..., "tolerance": 0.01}]')
+    return cases

@@ -1,0 +1,158 @@
+"""`palan why`: what changed, for a build step, a version, a decision or an alarm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from palan.core import Version, stamp
+from palan.drift.nouns import Alarm
+from palan.errors import NotFound, nearest
+from palan.flows.project import Project
+from palan.ledger import Entry
+from palan.remedies.nouns import Remedy
+from palan.runs.run import Step
+
+
+def why(project: Project, subject: str) -> dict[str, Any]:
+    """Explain a subject: the id of an alarm or a decision, a version ("delay@3"), a model, or the name of a step.
+
+    For a version or a step: which part of its key differs from the one before it. For an alarm: the diagnosis, and
+    what was tried. For a decision: which version answered, under which release, with which inputs.
+
+    Raises:
+        NotFound: nothing is called so.
+    """
+    records = project.store.records
+    alarm = _by_prefix(project, Alarm, subject)
+    if alarm is not None:
+        return _alarm(project, alarm)
+    if "@" in subject or subject in project.config.models:
+        return _version(project, subject)
+    steps = records.find(Step, order="-time", name=subject, limit=2)
+    if steps:
+        return {"kind": "step", "step": subject, "runs": [each.run for each in steps], "changed": _changed(steps)}
+    decision = _decision(project, subject)
+    if decision is not None:
+        return decision
+    known = {step.name for step in records.find(Step, order="-time", limit=200)}
+    raise NotFound(
+        f'nothing here is called "{subject}"',
+        nearest(subject, [*project.config.models, *known]) or "give a model, a version, a step, or the id of an alarm or a decision",
+    )
+
+
+def _by_prefix(project: Project, noun: type[Alarm], subject: str) -> Alarm | None:
+    exact = project.store.records.get(noun, subject)
+    if exact is not None or len(subject) < 6:
+        return exact
+    return next((each for each in project.store.records.find(noun, order="-time") if each.id.startswith(subject)), None)
+
+
+def _alarm(project: Project, alarm: Alarm) -> dict[str, Any]:
+    remedies = project.store.records.find(Remedy, order="-time", alarm=alarm.id)
+    return {
+        "kind": "alarm",
+        "id": alarm.id,
+        "model": alarm.model,
+        "lane": alarm.lane,
+        "status": alarm.status,
+        "since": stamp(alarm.since),
+        "until": stamp(alarm.until),
+        "what": alarm.what,
+        "diagnosis": alarm.diagnosis,
+        "columns": list(alarm.columns),
+        "evidence": dict(alarm.evidence),
+        "remedies": [
+            {"status": each.status, "choice": each.choice, "reason": each.reason, "candidates": list(each.candidates)}
+            for each in remedies
+        ],
+    }
+
+
+def _version(project: Project, subject: str) -> dict[str, Any]:
+    from palan.flows.packages import find_version
+
+    version = find_version(project, subject)
+    before = project.store.records.find(Version, model=version.model, number=version.number - 1)
+    entries = [each for each in project.store.records.find(Entry, subject=version.ref)]
+    return {
+        "kind": "version",
+        "version": version.ref,
+        "id": version.id,
+        "built": stamp(version.time),
+        "reason": next((each.reason for each in entries if each.verb == "built"), ""),
+        "against": before[0].ref if before else "",
+        "changed": _differences(before[0].manifest, version.manifest) if before else ["it is the first version"],
+    }
+
+
+def _differences(old: Any, new: Any) -> list[str]:
+    """Say in which parts two manifests differ."""
+    found = []
+    for name in sorted({*old["closure"], *new["closure"]}):
+        if old["closure"].get(name) != new["closure"].get(name):
+            found.append(_said("code", name, old["closure"].get(name), new["closure"].get(name), show=False))
+    for part in ("params", "environment"):
+        for name in sorted({*old[part], *new[part]}):
+            if old[part].get(name) != new[part].get(name):
+                found.append(_said(part, name, old[part].get(name), new[part].get(name), show=True))
+    if old["data"] != new["data"]:
+        found.append(
+            f"data: {old['data'].get('ref', 'none')}, {old['data'].get('rows', 0):,} rows"
+            f" -> {new['data'].get('ref', 'none')}, {new['data'].get('rows', 0):,} rows"
+        )
+    for part in ("seed", "signature", "kind", "outcome", "key"):
+        if old[part] != new[part]:
+            found.append(f"{part} changed")
+    if not found and old["state"] != new["state"]:
+        found.append("only what it learnt differs: the same code and data version over other rows")
+    return found
+
+
+def _said(part: str, name: str, old: Any, new: Any, *, show: bool) -> str:
+    if old is None:
+        return f"{part}: {name} is new" + (f" ({new})" if show else "")
+    if new is None:
+        return f"{part}: {name} is gone"
+    return f"{part}: {name} " + (f"{old} -> {new}" if show else "was edited")
+
+
+def _changed(steps: list[Step]) -> list[str]:
+    if len(steps) < 2:
+        return ["it ran once"]
+    new, old = steps
+    return [
+        f"{name}: {old.parts.get(name)!r} -> {new.parts.get(name)!r}"
+        for name in sorted({*old.parts, *new.parts})
+        if old.parts.get(name) != new.parts.get(name)
+    ] or ["nothing that it depends on"]
+
+
+def _decision(project: Project, subject: str) -> dict[str, Any] | None:
+    from palan.flows import history
+
+    request, _, row = subject.rpartition("-")
+    request, index = (request, int(row)) if request and row.isdigit() else (subject, 0)
+    for model in project.config.models:
+        for each in history.decisions(project, model):
+            if each.id != request or index >= each.rows:
+                continue
+            columns = each.rows > 1 or isinstance(next(iter(each.inputs.values()), None), list)
+            pick = (lambda table: {name: values[index] for name, values in table.items()}) if columns else (lambda table: table)
+            return {
+                "kind": "decision",
+                "id": f"{each.id}-{index}",
+                "model": model,
+                "version": each.version,
+                "epoch": each.epoch,
+                "arm": each.arm,
+                "propensity": each.propensity,
+                "time": stamp(each.time),
+                "status": each.status,
+                "degraded": each.degraded,
+                "inputs": pick(each.inputs) if each.inputs else {},
+                "outputs": pick(each.outputs) if columns and isinstance(each.outputs, dict) else each.outputs,
+                "result": each.result,
+                "violations": each.violations,
+            }
+    return None
