@@ -1,0 +1,370 @@
+"""Charts as SVG text, drawn on the server: no script, no inline style, readable at any width.
+
+Each chart is an outer `<svg>` of full width and fixed height whose texts sit at percentages, so they keep their size on
+a telephone, around an inner `<svg>` that stretches, whose strokes do not. Colours come from the style sheet by class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from html import escape
+from itertools import pairwise
+
+from palan.core import unstamp
+from palan.web.views import IncumbentLine, Loss, Mark, Series
+
+_WIDTH = 1000  # of the inner drawing, in its own units
+_LANE = 16  # pixels of one line of labels over a chart
+_LANES = 4
+_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """Return a figure for a person: `digits` significant ones, thousands apart, a true minus; `–` for None."""
+    if value is None or not math.isfinite(value):
+        return "–"  # noqa: RUF001
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1) or isinstance(value, int):
+        text = f"{value:,.0f}"
+        if abs(value) < 10_000:
+            text = text.replace(",", "")
+    elif abs(value) < 10 ** -(digits + 1):
+        text = f"{value:.{digits - 2}e}"
+    else:
+        text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    return text.replace(",", "\u202f").replace("-", "\u2212")
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Return about `count` round values inside [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10 ** math.floor(math.log10(raw))
+    step = min((power * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda candidate: abs(candidate - raw))
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def time_ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
+    """Return at most seven moments between the two, with their labels: hours, days, or months."""
+    span = last - first
+    if span <= timedelta(days=2):
+        step = next((hours for hours in (1, 2, 3, 6, 12) if span <= timedelta(hours=hours * 6)), 12)
+        moment = first.replace(minute=0, second=0, microsecond=0)
+        moments = [moment + timedelta(hours=step * index) for index in range(9)]
+        return [(at, f"{at:%H:%M}") for at in moments if first <= at <= last]
+    if span <= timedelta(days=75):
+        step = next(days for days in (1, 2, 3, 4, 5, 7, 14) if span <= timedelta(days=days * 6))
+        moment = first.replace(hour=0, minute=0, second=0, microsecond=0)
+        moments = [moment + timedelta(days=step * index) for index in range(9)]
+        return [(at, f"{at.day} {_MONTHS[at.month - 1]}") for at in moments if first <= at <= last]
+    months = span.days / 30.44
+    step = next((size for size in (1, 2, 3, 6, 12, 24, 60) if months <= size * 6), 120)
+    index = first.year * 12 + first.month - 1
+    index += -index % step
+    found = []
+    while (at := datetime(index // 12, index % 12 + 1, 1, tzinfo=UTC)) <= last:
+        label = str(at.year) if at.month == 1 else _MONTHS[at.month - 1]
+        found.append((at, label))
+        index += step
+    return [(at, label) for at, label in found if at >= first]
+
+
+def _paths(points: Sequence[tuple[float, float] | None]) -> list[str]:
+    """Return one path per unbroken stretch; a lonely point becomes a dash that can be seen."""
+    paths: list[str] = []
+    stretch: list[tuple[float, float]] = []
+    for point in [*points, None]:
+        if point is not None:
+            stretch.append(point)
+        elif stretch:
+            if len(stretch) == 1:
+                x, y = stretch[0]
+                stretch = [(x - 1, y), (x + 1, y)]
+            paths.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in stretch))
+            stretch = []
+    return paths
+
+
+def _draw(paths: Iterable[str], css: str, clip: str = "") -> str:
+    data = "".join(paths)
+    extra = f' clip-path="url(#{clip})"' if clip else ""
+    return f'<path class="{css}" d="{data}" vector-effect="non-scaling-stroke"{extra}/>' if data else ""
+
+
+def _open(css: str, height: int, key: str, title: str, description: str = "") -> str:
+    more = f'<desc id="{key}-d">{escape(description)}</desc>' if description else ""
+    ids = f"{key}-t {key}-d" if description else f"{key}-t"
+    return (
+        f'<svg class="chart {css}" width="100%" height="{height}" role="img" aria-labelledby="{ids}">'
+        f'<title id="{key}-t">{escape(title)}</title>{more}'
+    )
+
+
+def _inner(y: float, height: float, content: str) -> str:
+    return (
+        f'<svg x="0" y="{y:g}" width="100%" height="{height:g}" viewBox="0 0 {_WIDTH} {height:g}" '
+        f'preserveAspectRatio="none" overflow="visible">{content}</svg>'
+    )
+
+
+def bars(series: Series, *, key: str, title: str, height: int = 30) -> str:
+    """Return a small bar for each value, from zero; what is not known leaves a gap."""
+    values = series["values"]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    top, slot = max(known) or 1.0, _WIDTH / len(values)
+    rects = "".join(
+        f'<rect x="{index * slot + slot * 0.12:.1f}" y="{height - max(1.0, value / top * height):.1f}" '
+        f'width="{slot * 0.76:.1f}" height="{max(1.0, value / top * height):.1f}"/>'
+        for index, value in enumerate(values)
+        if value is not None
+    )
+    return f"{_open('spark bars', height, key, title)}{_inner(0, height, rects)}</svg>"
+
+
+def trend(loss: Loss, *, key: str, title: str, height: int = 30) -> str:
+    """Return the loss as a small line with its threshold; what lies above the threshold is drawn as harm."""
+    values, threshold = loss["values"], loss["threshold"]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, high = _range([*known, *([threshold] if threshold is not None else [])], 0.1)
+    step = _WIDTH / max(1, len(values) - 1)
+    points = [(index * step, _y(value, low, high, height)) if value is not None else None for index, value in enumerate(values)]
+    paths = _paths(points)
+    inner = _draw(paths, "line")
+    outer = ""
+    if threshold is not None:
+        y = _y(threshold, low, high, height)
+        clip = f"{key}-c"
+        inner = (
+            f'<clipPath id="{clip}"><rect x="-5" y="-9" width="{_WIDTH + 10}" height="{y + 9:.1f}"/></clipPath>'
+            f"{inner}{_draw(paths, 'line harm', clip)}"
+        )
+        outer = f'<line class="limit" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
+    last = next(index for index in range(len(values) - 1, -1, -1) if values[index] is not None)
+    value = values[last] or 0.0
+    css = "dot harm" if threshold is not None and value > threshold else "dot"
+    outer += f'<circle class="{css}" cx="{last * step / _WIDTH:.2%}" cy="{_y(value, low, high, height):.1f}" r="2.5"/>'
+    return f"{_open('spark', height, key, title)}{_inner(0, height, inner)}{outer}</svg>"
+
+
+def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    pad = (high - low) * margin or abs(high) * margin or 1.0
+    return low - pad, high + pad
+
+
+def _y(value: float, low: float, high: float, height: float) -> float:
+    return height - (value - low) / (high - low) * height
+
+
+def lanes(marks: Sequence[tuple[float, str]]) -> list[int | None]:
+    """Give each label (at x from 0 to 1, in order) the lowest line where it covers no other; None where there is no room.
+
+    A character takes 2.1 % of the narrowest chart that we promise to be readable (330 px).
+    """
+    ends = [-1.0] * _LANES
+    found: list[int | None] = []
+    for x, label in marks:
+        width = (len(label) + 2) * 0.021
+        start = x - width if x + width > 1 else x
+        lane = next((index for index, end in enumerate(ends) if end <= start), None)
+        found.append(lane)
+        if lane is not None:
+            ends[lane] = start + width
+    return found
+
+
+def line(loss: Loss, *, key: str, title: str, height: int = 190) -> str:
+    """Return the loss over time with interval, threshold, and the moments when something was done."""
+    values = loss["values"]
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return ""
+    times = [unstamp(time) for time in loss["times"]]
+    first, last = times[0], times[-1]
+    seconds = (last - first).total_seconds() or 1.0
+    threshold = loss["threshold"]
+    low_side, high_side = loss.get("low", []), loss.get("high", [])
+    shown = [*known, *(value for value in [*low_side, *high_side, threshold] if value is not None)]
+    low, high = _range(shown, 0.08)
+
+    def x(time: datetime) -> float:
+        return (time - first).total_seconds() / seconds
+
+    marks = sorted(((x(unstamp(mark["time"])), mark) for mark in loss["marks"]), key=lambda pair: pair[0])
+    marks = [(at, mark) for at, mark in marks if 0 <= at <= 1]
+    rows = lanes([(at, mark["label"]) for at, mark in marks])
+    top = 6 + _LANE * (1 + max((row for row in rows if row is not None), default=-1))
+
+    def y(value: float) -> float:
+        return _y(value, low, high, height)
+
+    grid = "".join(
+        f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>'
+        f'<text class="tick" x="0" y="{top + y(tick) - 4:.1f}">{_tick(tick, high - low)}</text>'
+        for tick in ticks(low, high)
+        if y(tick) > 10
+    )
+    axis = "".join(
+        f'<text class="tick" x="{x(at):.2%}" y="{top + height + 16}" text-anchor="{_anchor(x(at))}">{label}</text>'
+        f'<line class="notch" x1="{x(at):.2%}" x2="{x(at):.2%}" y1="{top + height}" y2="{top + height + 4}"/>'
+        for at, label in time_ticks(first, last)
+    )
+    points = [(x(time) * _WIDTH, y(value)) if value is not None else None for time, value in zip(times, values, strict=True)]
+    paths = _paths(points)
+    inner = _band(times, low_side, high_side, x, y) + _draw(paths, "line")
+    over = ""
+    if threshold is not None:
+        clip = f"{key}-c"
+        inner = (
+            f'<clipPath id="{clip}"><rect x="-5" y="-99" width="{_WIDTH + 10}" height="{y(threshold) + 99:.1f}"/></clipPath>'
+            f"{inner}{_draw(paths, 'line harm', clip)}"
+        )
+        over = (
+            f'<line class="limit" x1="0" x2="100%" y1="{top + y(threshold):.1f}" y2="{top + y(threshold):.1f}"/>'
+            f'<text class="limit-label" x="100%" y="{top + y(threshold) - 5:.1f}" text-anchor="end">pages above {number(threshold)}</text>'
+        )
+    flags = "".join(_flag(at, mark, row, top, height) for (at, mark), row in zip(marks, rows, strict=True))
+    description = f"{len(known)} values from {first:%Y-%m-%d} to {last:%Y-%m-%d}, between {number(min(known))} and {number(max(known))} {loss['unit']}, the last {number(known[-1])}."
+    if threshold is not None:
+        description += f" The watch pages above {number(threshold)}; {sum(value > threshold for value in known)} values lie above it."
+    return f"{_open('line-chart', top + height + 22, key, title, description)}{grid}{flags}{_inner(top, height, inner)}{over}{axis}</svg>"
+
+
+def _tick(value: float, span: float) -> str:
+    decimals = max(0, 1 - math.floor(math.log10(span))) if span < 10 else 0
+    text = f"{value:,.{decimals}f}"
+    return text.replace(",", "\u202f").replace("-", "\u2212")
+
+
+def _anchor(x: float) -> str:
+    return "start" if x < 0.03 else "end" if x > 0.96 else "middle"
+
+
+def _flag(x: float, mark: Mark, row: int | None, top: int, height: int) -> str:
+    css = mark["kind"].replace(" ", "-")
+    start = 0 if row is None else top - 6 - _LANE * row - _LANE + 4
+    text = ""
+    if row is not None:
+        end = x + (len(mark["label"]) + 2) * 0.021 > 1
+        shift, anchor = (-5, "end") if end else (5, "start")
+        text = f'<text class="flag {css}" x="{x:.2%}" dx="{shift}" y="{start + 9}" text-anchor="{anchor}">{escape(mark["label"])}</text>'
+    else:
+        start = top
+    return (
+        f'<g><title>{escape(mark["kind"])} {escape(mark["label"])} {escape(mark["time"][:10])}</title>'
+        f'<line class="mark-line {css}" x1="{x:.2%}" x2="{x:.2%}" y1="{start}" y2="{top + height}"/>{text}</g>'
+    )
+
+
+def _band(times: Sequence[datetime], low: Sequence[float | None], high: Sequence[float | None], x: object, y: object) -> str:
+    if not low or not high or not callable(x) or not callable(y):
+        return ""
+    pairs = [(time, a, b) for time, a, b in zip(times, low, high, strict=True) if a is not None and b is not None]
+    if len(pairs) < 2:
+        return ""
+    ahead = [f"{x(time) * _WIDTH:.1f} {y(b):.1f}" for time, _, b in pairs]
+    back = [f"{x(time) * _WIDTH:.1f} {y(a):.1f}" for time, a, _ in reversed(pairs)]
+    return f'<path class="band" d="M{"L".join([*ahead, *back])}Z"/>'
+
+
+def steps(incumbents: Sequence[IncumbentLine], *, sense: str, key: str, title: str, end: float | None = None, height: int = 190) -> str:
+    """Return the best answer so far and its bound over the seconds of a solve; the space between them is the gap.
+
+    A first answer far off the others would flatten the rest, so the axis ends near the others and says what lies beyond.
+    """
+    found = [line for line in incumbents if line["objective"] is not None]
+    if not found:
+        return ""
+    objectives = [(line["seconds"], line["objective"] or 0.0) for line in found]
+    bounds = [(line["seconds"], line["bound"]) for line in incumbents if line["bound"] is not None]
+    last = max(end or 0.0, *(line["seconds"] for line in incumbents)) or 1e-3
+    best = objectives[-1][1]
+    span = max((abs(value - best) for _, value in objectives[len(objectives) // 3 :]), default=0.0)
+    span = max(span, abs(best - bounds[-1][1]) if bounds else 0.0, abs(best) * 1e-3, 1e-9) * 1.6
+    inside = [value for _, value in [*objectives, *bounds] if abs(value - best) <= span]
+    low, high = _range(inside, 0.12)
+    hidden = [value for _, value in objectives if not low <= value <= high]
+
+    def x(seconds: float) -> float:
+        return seconds / last * _WIDTH
+
+    def y(value: float) -> float:
+        return _y(min(max(value, low), high), low, high, height)
+
+    top = 18
+    grid = "".join(
+        f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>'
+        f'<text class="tick" x="0" y="{top + y(tick) - 4:.1f}">{_tick(tick, high - low)}</text>'
+        for tick in ticks(low, high)
+    )
+    axis = "".join(
+        f'<text class="tick" x="{tick / last:.2%}" y="{top + height + 16}" text-anchor="{_anchor(tick / last)}">{_tick(tick, last)} s</text>'
+        f'<line class="notch" x1="{tick / last:.2%}" x2="{tick / last:.2%}" y1="{top + height}" y2="{top + height + 4}"/>'
+        for tick in ticks(0, last, 5)
+    )
+    upper = _stairs([(x(at), y(value)) for at, value in objectives])
+    lower = _stairs([(x(at), y(value)) for at, value in bounds])
+    inner = ""
+    if lower:
+        start = max(upper[0][0], lower[0][0])
+        ahead = [point for point in upper if point[0] >= start]
+        back = [point for point in reversed(lower) if point[0] >= start]
+        inner = f'<path class="gap" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in [*ahead, *back])}Z"/>'
+    inner += _draw(_paths(lower), "line bound") + _draw(_paths(upper), "line objective")
+    dots = "".join(f'<circle class="dot" cx="{at / last:.2%}" cy="{top + y(value):.1f}" r="2.5"/>' for at, value in objectives if low <= value <= high)
+    above = -8 if sense != "maximize" else 16
+    below = 16 if sense != "maximize" else -8
+    texts = f'<text class="end objective" x="100%" y="{top + y(best) + above:.1f}" text-anchor="end">best {number(best, 4)}</text>'
+    if bounds:
+        texts += f'<text class="end bound" x="100%" y="{top + y(bounds[-1][1]) + below:.1f}" text-anchor="end">bound {number(bounds[-1][1], 4)}</text>'
+    if hidden:
+        arrow = "↑" if hidden[0] > best else "↓"
+        edge = top - 6 if hidden[0] > best else top + height - 6
+        texts += f'<text class="tick" x="{objectives[0][0] / last:.2%}" dx="6" y="{edge}">{arrow} first answer {number(hidden[0], 4)}</text>'
+    description = f"{len(objectives)} answers in {number(last)} seconds, from {number(objectives[0][1], 4)} to {number(best, 4)}" + (f", bound {number(bounds[-1][1], 4)}." if bounds else ", no bound.")
+    return f"{_open('line-chart', top + height + 22, key, title, description)}{grid}{_inner(top, height, inner)}{dots}{texts}{axis}</svg>"
+
+
+def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the corners of a step line that holds each value until the next, and the last to the end."""
+    if not points:
+        return []
+    corners = [points[0]]
+    for (_, before), (at, after) in pairwise(points):
+        corners += [(at, before), (at, after)]
+    return [*corners, (float(_WIDTH), points[-1][1])]
+
+
+def span(values: Iterable[float | None]) -> tuple[float, float]:
+    """Return the common scale of a table of intervals: zero is inside, with room at both ends."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = min([0.0, *known]), max([0.0, *known])
+    pad = (high - low) * 0.06 or 1.0
+    return low - pad, high + pad
+
+
+def interval(low: float | None, middle: float | None, high: float | None, *, net: float | None, scale: tuple[float, float], key: str, title: str) -> str:
+    """Return one row of a table of intervals: the whisker, its middle, zero, and a tick where the benefit after cost surely lies."""
+    height, centre = 26, 13
+
+    def x(value: float) -> str:
+        return f"{(value - scale[0]) / (scale[1] - scale[0]):.2%}"
+
+    parts = [f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="0" y2="{height}"/>']
+    css = "gain" if net is not None and net > 0 else "harm" if high is not None and high < 0 else "unsure"
+    if low is not None and high is not None:
+        parts.append(f'<line class="whisker {css}" x1="{x(low)}" x2="{x(high)}" y1="{centre}" y2="{centre}"/>')
+    if net is not None:
+        parts.append(f'<line class="net {css}" x1="{x(net)}" x2="{x(net)}" y1="{centre - 6}" y2="{centre + 6}"/>')
+    if middle is not None:
+        parts.append(f'<circle class="point {css}" cx="{x(middle)}" cy="{centre}" r="4.5"/>')
+    return f"{_open('interval', height, key, title)}{''.join(parts)}</svg>"

@@ -1,0 +1,307 @@
+"""The pages: pure functions from a view (see `views.py`) to HTML. No page needs JavaScript, or anything from elsewhere."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from palan.core import canonical, unstamp
+from palan.web import charts
+from palan.web.charts import number
+from palan.web.views import AlarmPage, Confirm, EntryLine, Frame, Home, JobPage, JobsPage, LedgerPage, Loss, ModelLine, ModelPage
+
+CSP = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+"""The Content-Security-Policy that every page is served with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A static file. Its name holds its digest, so it may be cached for ever."""
+
+    name: str
+    type: str
+    data: bytes
+
+
+def _asset(file: str, kind: str) -> Asset:
+    data = (files("palan.web") / "static" / file).read_bytes()
+    stem, _, suffix = file.partition(".")
+    return Asset(f"{stem}-{sha256(data).hexdigest()[:10]}.{suffix}", kind, data)
+
+
+_ASSETS = {
+    "style": _asset("palan.css", "text/css; charset=utf-8"),
+    "script": _asset("live.js", "text/javascript; charset=utf-8"),
+    "icon": _asset("icon.svg", "image/svg+xml"),
+}
+STATIC: Mapping[str, Asset] = {asset.name: asset for asset in _ASSETS.values()}
+"""Name -> file, for `/static/{name}`."""
+
+_VERDICTS = ("wrong", "attention", "learning", "not released", "right")  # the worst first
+_WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
+
+
+def count(amount: int, one: str, many: str = "") -> str:
+    """Return `1 model`, `5 models`."""
+    return f"{number(amount)} {one if amount == 1 else many or one + 's'}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share for a person, never rounded to a false 0 % or 100 %."""
+    if value is None or not math.isfinite(value):
+        return "–"  # noqa: RUF001
+    if 0 < abs(value) < 0.0005:
+        return "< 0.1\u202f%"
+    if 0.9995 < value < 1:
+        return "> 99.9\u202f%"
+    text = f"{value * 100:.0f}" if abs(value) >= 0.1 or value == 0 else f"{value * 100:.1f}"
+    return text.removesuffix(".0").replace("-", "\u2212") + "\u202f%"
+
+
+def duration(seconds: float | None) -> str:
+    """Return `0.8 ms`, `45 ms`, `3.2 s`, `4 min`, `2 h`, `5 days`."""
+    if seconds is None:
+        return "–"  # noqa: RUF001
+    if seconds < 1:
+        return f"{number(seconds * 1000, 2)} ms"
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (seconds >= size and unit == "h"):
+            whole = math.floor(seconds / size)
+            return f"{whole} {unit}{'s' if unit == 'day' and whole != 1 else ''}"
+    return f"{number(seconds, 2)} s"
+
+
+def ago(time: str, now: str) -> str:
+    """Return how long before `now` the time was, or how long after it will be."""
+    seconds = (unstamp(now) - unstamp(time)).total_seconds()
+    if abs(seconds) < 1:
+        return "now"
+    return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(-seconds)}"
+
+
+def moment(time: str) -> str:
+    """Return `1 Sep 2013, 06:00`: in UTC, as everything in palan."""
+    at = unstamp(time)
+    return f"{_day(at)}, {at:%H:%M}"
+
+
+def day(time: str) -> str:
+    return _day(unstamp(time))
+
+
+def _day(at: datetime) -> str:
+    return f"{at.day} {at:%b %Y}"
+
+
+def short(text: str, size: int = 8) -> str:
+    """Return the end of an id (where ids of one moment differ) or the beginning of a digest."""
+    if len(text) <= size:
+        return text
+    return text[:size] if re.fullmatch(r"[0-9a-f]{64}", text) else "…" + text[-size:]
+
+
+def value(thing: Any, size: int = 60) -> str:
+    """Return any plain value in a few words."""
+    if thing is None:
+        return "–"  # noqa: RUF001
+    if isinstance(thing, bool):
+        return "yes" if thing else "no"
+    if isinstance(thing, int | float):
+        return number(thing)
+    if isinstance(thing, str):
+        return thing if len(thing) <= size else thing[: size - 1] + "…"
+    if isinstance(thing, Mapping):
+        return cut(", ".join(f"{name} {value(item, 24)}" for name, item in thing.items()), size)
+    if isinstance(thing, Sequence):
+        return cut(", ".join(value(item, 24) for item in thing), size)
+    return cut(str(thing), size)
+
+
+def cut(text: str, size: int) -> str:
+    return text if len(text) <= size else text[: size - 1].rstrip(" ,") + "…"
+
+
+def document(thing: Any, lines: int = 40) -> str:
+    """Return a plan as indented text, cut after `lines` lines with a note of how many follow."""
+    text = _indent(thing, 0)
+    rows = text.splitlines()
+    if len(rows) <= lines:
+        return text
+    return "\n".join([*rows[:lines], f"… and {len(rows) - lines} more lines"])
+
+
+def _indent(thing: Any, depth: int) -> str:
+    pad = "  " * depth
+    if isinstance(thing, Mapping) and thing:
+        flat = canonical(thing).decode()
+        if len(flat) + len(pad) <= 72:
+            return flat
+        inside = ",\n".join(f"{pad}  {canonical(str(name)).decode()}: {_indent(item, depth + 1)}" for name, item in thing.items())
+        return f"{{\n{inside}\n{pad}}}"
+    if isinstance(thing, list | tuple) and thing:
+        flat = canonical(thing).decode()
+        if len(flat) + len(pad) <= 72:
+            return flat
+        inside = ",\n".join(f"{pad}  {_indent(item, depth + 1)}" for item in thing)
+        return f"[\n{inside}\n{pad}]"
+    return canonical(thing).decode()
+
+
+def latest(values: Sequence[float | None]) -> float | None:
+    return next((item for item in reversed(values) if item is not None), None)
+
+
+def known(series: Loss) -> list[tuple[str, float]]:
+    """Return the (time, value) pairs of a series that have a value."""
+    return [(time, item) for time, item in zip(series["times"], series["values"], strict=True) if item is not None]
+
+
+def headline(models: Sequence[ModelLine]) -> tuple[str, str]:
+    """Answer "is everything right in production?": the worst verdict, and a sentence."""
+    if not models:
+        return "not released", "No model yet."
+    by_verdict = {verdict: [model["name"] for model in models if model["verdict"] == verdict] for verdict in _VERDICTS}
+    worst = next(verdict for verdict in _VERDICTS if by_verdict[verdict])
+    if worst == "right":
+        return worst, "Everything is right."
+    said = []
+    for verdict, words in (("wrong", "wrong"), ("attention", "asking for attention"), ("learning", "still learning"), ("not released", "not released")):
+        names = by_verdict[verdict]
+        if names:
+            said.append(f"{_names(names)} {'is' if len(names) == 1 else 'are'} {words}")
+    text = "; ".join(said) + "."
+    right = len(by_verdict["right"])
+    rest = f" The other {_WORDS[right].lower() if 0 < right < len(_WORDS) else right} {'is' if right == 1 else 'are'} right." if right else ""
+    return worst, text[0].upper() + text[1:] + rest if len(by_verdict[worst]) > 3 else text + rest
+
+
+def _names(names: Sequence[str]) -> str:
+    if len(names) > 3:
+        return f"{_WORDS[len(names)].lower() if len(names) < len(_WORDS) else len(names)} models"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+_PAST = {
+    "ingest": "ingested",
+    "build": "built",
+    "check": "checked",
+    "release": "released",
+    "serve": "served",
+    "replay": "replayed",
+    "watch": "watched",
+    "react": "reacted to",
+    "init": "began",
+    "tick": "did what was due for",
+    "approve": "approved",
+    "reject": "rejected",
+    "rollback": "rolled back",
+    "roll back": "rolled back",
+    "confirm": "confirmed",
+    "alarm": "raised an alarm on",
+    "stop": "stopped",
+}
+
+
+def past(verb: str) -> str:
+    """Return a ledger verb as it reads in a sentence; a verb that is not known stays as it is."""
+    return _PAST.get(verb, verb)
+
+
+def by_day(entries: Sequence[EntryLine]) -> list[tuple[str, list[EntryLine]]]:
+    """Group entries (in their order) under their day."""
+    groups: list[tuple[str, list[EntryLine]]] = []
+    for entry in entries:
+        title = day(entry["time"])
+        if not groups or groups[-1][0] != title:
+            groups.append((title, []))
+        groups[-1][1].append(entry)
+    return groups
+
+
+def command_parts(sentence: str) -> list[tuple[bool, str]]:
+    """Split a sentence into plain parts and `code in backquotes` (True), so that texts may name commands."""
+    return [(index % 2 == 1, part) for index, part in enumerate(sentence.split("`")) if part]
+
+
+_environment = Environment(
+    loader=PackageLoader("palan.web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters.update(
+    {
+        "number": number,
+        "percent": percent,
+        "duration": duration,
+        "moment": moment,
+        "day": day,
+        "short": short,
+        "value": value,
+        "document": document,
+        "latest": latest,
+        "known": known,
+        "past": past,
+        "by_day": by_day,
+        "parts": command_parts,
+        "path": lambda text: quote(str(text), safe="@"),
+    }
+)
+_environment.globals.update({"ago": ago, "count": count, "charts": charts, "asset": {key: item.name for key, item in _ASSETS.items()}, "headline": headline})
+
+
+def _page(template: str, view: Mapping[str, Any]) -> str:
+    return _environment.get_template(template).render(view)
+
+
+def home(view: Home) -> str:
+    """Is everything right in production, and if not, what should I do?"""
+    return _page("home.html", view)
+
+
+def model(view: ModelPage) -> str:
+    """One model: how it does, which versions answer, what was decided, how to call it."""
+    return _page("model.html", view)
+
+
+def alarm(view: AlarmPage) -> str:
+    """One alarm: what changed, why, which remedies were tried, and which one won."""
+    return _page("alarm.html", view)
+
+
+def ledger(view: LedgerPage) -> str:
+    """Every change and its reason, and whether the chain holds."""
+    return _page("ledger.html", view)
+
+
+def jobs(view: JobsPage) -> str:
+    """The long solves."""
+    return _page("jobs.html", view)
+
+
+def job(view: JobPage) -> str:
+    """One solve: its best answers so far, its bound, its plan."""
+    return _page("job.html", view)
+
+
+def confirm(view: Confirm) -> str:
+    """Ask before something is done."""
+    return _page("confirm.html", view)
+
+
+def error(code: int, what: str, hint: str = "", frame: Frame | None = None) -> str:
+    """Say what is wrong and what to do next. Without a frame (no project could be opened) the page stands alone."""
+    return _page("error.html", {"code": code, "what": what, "hint": hint, "frame": frame})
