@@ -1,0 +1,341 @@
+"""`palan check`: judge a version by its gates, and keep the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from palan.core import Version, new_id
+from palan.errors import PalanError
+from palan.flows import build as builds
+from palan.flows import history, packages, replay, tables
+from palan.flows.config import ModelConfig
+from palan.flows.journal import Journal, running
+from palan.flows.project import Project, record
+from palan.gates.nouns import Evidence, Finding
+from palan.models.contract import SHAPE, Kind
+from palan.releases.nouns import Release
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.engines.lanes import Worker
+    from palan.gates.rules import GateSpec
+    from palan.models.contract import Result
+
+DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
+    "estimator": ("schema_compatible", "golden", "champion", "latency 100ms", "decision_diff most=100%"),
+    "rules": ("schema_compatible", "golden", "table_checks", "latency 100ms", "decision_diff most=100%"),
+    "policy": ("schema_compatible", "beats_baselines", "latency 100ms"),
+    "program": ("schema_compatible", "feasibility", "bound_sane", "champion", "latency"),
+    "heuristic": ("schema_compatible", "feasibility", "champion", "latency"),
+}
+"""What holds where palan.toml names no gates."""
+
+RECENT = 2000
+EPISODES = 200
+TIMED = 60
+
+
+def check(project: Project, model: str, *, against: str = "champion") -> dict[str, Any]:
+    """Judge a version ("delay", "delay@3"; without a number the latest) by the model's gates against the champion.
+
+    Returns {"version", "against", "verdict": pass | fail | cannot tell, "findings": [...]}; each finding is kept as
+    evidence with the version. "cannot tell" is no pass: it says what was missing.
+
+    Raises:
+        NotFound: no such model or version.
+        PalanError: a gate that palan.toml spells wrongly.
+    """
+    name, _, number = model.partition("@")
+    config = project.model(name)
+    version = packages.find_version(project, model if number else f"{name}@latest")
+    with running(project, "check", version.ref, wait=30) as journal:
+        findings, other = judge(project, config, version, journal, against=against)
+        verdict = overall(findings)
+        keep(project, version, other, findings)
+        told = [f"{each.gate} {each.verdict}" for each in findings]
+        record(project, "checked", version.ref, f"{verdict}: " + ", ".join(told), against=other.ref if other else "")
+    return {
+        "version": version.ref,
+        "against": other.ref if other else "",
+        "verdict": verdict,
+        "findings": [
+            {"gate": each.gate, "verdict": each.verdict, "text": each.text, "figures": dict(each.figures)} for each in findings
+        ],
+    }
+
+
+def overall(findings: Sequence[Finding]) -> str:
+    """fail when any gate fails, pass when all that could be judged pass and at least one could, else cannot tell."""
+    verdicts = {each.verdict for each in findings}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if "pass" in verdicts else "cannot tell"
+
+
+def keep(project: Project, version: Version, other: Version | None, findings: Sequence[Finding]) -> None:
+    """Write each finding down with the version that it judged."""
+    now = project.clock()
+    with project.store.records.transaction():
+        for each in findings:
+            project.store.records.add(
+                Evidence(
+                    new_id(now), version.ref, other.ref if other else "", each.gate, each.verdict, each.text, each.figures, now
+                )
+            )
+
+
+@dataclass(slots=True)
+class _Bench:
+    """What the gates of one check share: workers opened once, rows read once, instances solved once."""
+
+    project: Project
+    config: ModelConfig
+    version: Version
+    champion: Version | None
+    journal: Journal
+    stack: ExitStack
+    _workers: dict[str, Worker] = field(default_factory=dict)
+    _solved: dict[str, dict[str, Result]] = field(default_factory=dict)
+
+    def worker(self, version: Version) -> Worker:
+        if version.id not in self._workers:
+            self._workers[version.id] = self.stack.enter_context(packages.open_worker(self.project, version))
+        return self._workers[version.id]
+
+    def recent(self) -> pl.DataFrame:
+        """The last decisions that were logged; rows of the model's data while there are none."""
+        logged = history.frame(self.project, self.config.name, history.schema_of(self.version.manifest)).tail(RECENT)
+        return logged if logged.height or not self.config.data else self.reference().tail(RECENT)
+
+    def reference(self) -> pl.DataFrame:
+        """Rows of the model's data in the shape of the log."""
+        import polars as pl
+
+        data = tables.current(self.project, self.config.data, self.journal)
+        rows = tables.training(self.project, self.config.name, data)
+        time = tables.contract_of(self.project, self.config.data).time
+        names = history.schema_of(self.version.manifest).names
+        return rows.select(
+            id=pl.int_range(pl.len()).cast(pl.String),
+            key=pl.col(self.config.key).cast(pl.String) if self.config.key else pl.lit(None, pl.String),
+            time=pl.col(time) if time else pl.lit(self.project.clock()),
+            outcome=pl.col(self.config.outcome) if self.config.outcome else pl.lit(None),
+            *names,  # type: ignore[misc]
+        ).sort("time")
+
+    def solved(self, version: Version) -> dict[str, Result]:
+        if version.id not in self._solved:
+            limit = self.config.time_limit.total_seconds() if self.config.time_limit else None
+            worker = self.worker(version)
+            documents = builds.instances(self.project, self.config)
+            self._solved[version.id] = {
+                name: worker.solve(document, seed=version.manifest["seed"], time_limit=limit) for name, document in documents.items()
+            }
+        return self._solved[version.id]
+
+
+def judge(
+    project: Project, config: ModelConfig, version: Version, journal: Journal, *, against: str = "champion"
+) -> tuple[list[Finding], Version | None]:
+    """Run the gates and return what each found, and the version that it was compared with."""
+    from palan.gates import rules
+
+    kind: Kind = version.kind  # type: ignore[assignment]
+    specs = [rules.parse(text) for text in config.gates or DEFAULTS[kind]]
+    other = _other(project, config, version, against)
+    with ExitStack() as stack:
+        bench = _Bench(project, config, version, other, journal, stack)
+        findings = []
+        for spec in specs:
+            found = GATES[spec.name](bench, spec)
+            if found is not None:
+                project.tell(f"{version.ref} {found.gate}: {found.verdict}: {found.text}")
+                findings.append(found)
+    return findings, other
+
+
+def _other(project: Project, config: ModelConfig, version: Version, against: str) -> Version | None:
+    if against != "champion":
+        return packages.find_version(project, against)
+    release = project.store.records.get(Release, config.name)
+    if release is None or release.champion.version == version.ref:
+        return None
+    return packages.find_version(project, release.champion.version)
+
+
+def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    if bench.champion is None:
+        return None
+    if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+        ours, theirs = bench.solved(bench.version), bench.solved(bench.champion)
+        pairs = [(_cost(ours[name]), _cost(theirs[name])) for name in ours]
+        known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not known:
+            return Finding("champion", "cannot tell", "no instance that both solve")
+        return rules.champion([a for a, _ in known], [b for _, b in known], **spec.options)
+    if "score" not in bench.version.manifest["verbs"]:
+        return Finding("champion", "cannot tell", "the model has no score(), so its decisions have no loss")
+    rows = held_back(bench)
+    if not rows.height:
+        return Finding("champion", "cannot tell", "no outcome is known to compare on")
+    first = rows["time"].min()
+    losses = []
+    for version in (bench.version, bench.champion):
+        with replay.learnt_until(bench.project, bench.journal, version, first) as worker:  # type: ignore[arg-type]
+            losses.append(replay.answer(worker, version, rows, _repairs(bench)).losses)
+    candidate, champion = losses
+    if candidate is None or champion is None:
+        return Finding("champion", "cannot tell", "no outcome is known to compare on")
+    segments = {name: rows[name].to_list() for name in bench.config.segments if name in rows.columns}
+    return rules.champion(
+        candidate.to_numpy(), champion.to_numpy(), days=rows["time"].dt.date().to_list(), segments=segments, **spec.options
+    )
+
+
+def _cost(result: Result) -> float | None:
+    if result.objective is None:
+        return None
+    return -result.objective if result.sense == "maximize" else result.objective
+
+
+def _repairs(bench: _Bench) -> Any:
+    release = bench.project.store.records.get(Release, bench.config.name)
+    return release.repairs if release else ()
+
+
+def held_back(bench: _Bench) -> pl.DataFrame:
+    """Return the newest rows with a known outcome, over the model's `holdout`: from the log, else from its data."""
+    import polars as pl
+
+    rows = history.frame(bench.project, bench.config.name, history.schema_of(bench.version.manifest))
+    known = rows.filter(pl.col("outcome").is_not_null()) if rows.height else rows
+    if known.height < 100 and bench.config.data and bench.config.outcome:
+        known = bench.reference().filter(pl.col("outcome").is_not_null())
+    if not known.height:
+        return known
+    newest: Any = known["time"].max()
+    return known.filter(pl.col("time") > newest - bench.config.react.holdout)
+
+
+def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
+    import polars as pl
+
+    from palan.data.inputs import to_frame
+    from palan.gates import rules
+
+    cases = builds.golden_cases(bench.project, bench.config)
+    if not cases and not bench.config.gates:
+        return None
+    worker = bench.worker(bench.version)
+    if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+        return rules.golden(cases, [worker.solve(case["input"]).output for case in cases])
+    schema = history.schema_of(bench.version.manifest)
+    try:
+        columns = {name: [case["input"].get(name) for case in cases] for name in schema.names}
+        outputs: pl.DataFrame = worker.decide(to_frame(columns, schema))
+    except PalanError as error:
+        return Finding("golden", "fail", f"the golden cases cannot be decided: {error.what}")
+    got = outputs["output"].to_list() if outputs.columns == ["output"] else outputs.to_dicts()
+    return rules.golden(cases, got)
+
+
+def _latency(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+        limit = spec.options.get("limit") or (
+            bench.config.time_limit.total_seconds() * 1.1 + 0.5 if bench.config.time_limit else 60.0
+        )
+        return rules.latency([each.seconds for each in bench.solved(bench.version).values()], limit)
+    rows = bench.recent()
+    if not rows.height:
+        return Finding("latency", "cannot tell", "no rows to time")
+    names = history.schema_of(bench.version.manifest).names
+    worker = bench.worker(bench.version)
+    seconds = []
+    for index in range(TIMED + 5):
+        row = rows.select(names)[index % rows.height]
+        started = perf_counter()
+        worker.decide(row)
+        seconds.append(perf_counter() - started)
+    return rules.latency(seconds[5:], spec.options.get("limit", 0.1))  # the first answers warm it up
+
+
+def _schema(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    if bench.champion is None:
+        return None
+    return rules.schema_compatible(history.schema_of(bench.champion.manifest), history.schema_of(bench.version.manifest))
+
+
+def _diff(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    if bench.champion is None or SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+        return None
+    rows = bench.recent()
+    if not rows.height:
+        return Finding("decision_diff", "cannot tell", "no decision was logged yet")
+    old, new = (
+        replay.answer(bench.worker(each), each, rows.drop("outcome"), _repairs(bench)).outputs
+        for each in (bench.champion, bench.version)
+    )
+    keys = rows["key"].fill_null(rows["id"]).to_list()
+    return rules.decision_diff(old, new, keys=keys, **spec.options)  # type: ignore[arg-type]
+
+
+def _feasibility(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    return rules.feasibility({name: each.violations for name, each in bench.solved(bench.version).items()})
+
+
+def _bound(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    found = [
+        rules.bound_sane(each.objective, each.bound, each.sense, **spec.options) for each in bench.solved(bench.version).values()
+    ]
+    rank = {"fail": 0, "cannot tell": 1, "pass": 2}
+    return min(found, key=lambda each: rank[each.verdict]) if found else Finding("bound_sane", "cannot tell", "no instance was solved")
+
+
+def _table(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    if "table" not in bench.version.manifest["verbs"]:
+        return Finding("table_checks", "cannot tell", "these rules are code, not a table that can be read") if bench.config.gates else None
+    return rules.table_checks(bench.worker(bench.version).table(history.schema_of(bench.version.manifest)))
+
+
+def _baselines(bench: _Bench, spec: GateSpec) -> Finding | None:
+    from palan.gates import rules
+
+    if "evaluate" not in bench.version.manifest["verbs"]:
+        return Finding("beats_baselines", "cannot tell", "the policy has no environment() to be judged in")
+    returns = bench.worker(bench.version).evaluate(EPISODES, seed=bench.version.manifest["seed"])
+    own = returns.pop("policy")
+    return rules.beats_baselines(own, returns, **spec.options)
+
+
+GATES: Mapping[str, Callable[[_Bench, GateSpec], Finding | None]] = {
+    "champion": _champion,
+    "golden": _golden,
+    "feasibility": _feasibility,
+    "bound_sane": _bound,
+    "latency": _latency,
+    "decision_diff": _diff,
+    "schema_compatible": _schema,
+    "table_checks": _table,
+    "beats_baselines": _baselines,
+}
+"""Gate name -> how its figures are gathered. A gate that has nothing to judge (no champion yet) returns None."""
+

@@ -1,0 +1,300 @@
+"""`palan replay`: run any version over recorded decisions; the decision diff, and the loss where outcomes are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palan.core import Version, digest_of, stamp
+from palan.data.nouns import Repair
+from palan.errors import NotFound, PalanError
+from palan.flows import history, packages, tables
+from palan.flows.config import ModelConfig
+from palan.flows.journal import Journal
+from palan.flows.project import Project
+from palan.models.contract import SHAPE
+from palan.releases.nouns import Release
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.decisions.nouns import Decision
+    from palan.engines.lanes import Worker
+    from palan.models.contract import Result
+
+SOLVES = 20
+"""How many instances one replay solves at the most, newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a version answers over a set of rows: its outputs, and the loss of each row whose outcome is known."""
+
+    outputs: pl.DataFrame
+    losses: pl.Series | None
+
+
+def replay(project: Project, model: str, *, on: str = "last:1000", against: str = "champion") -> dict[str, Any]:
+    """Run a version ("delay@3", "delay@latest", or "delay@." for the working tree) over recorded decisions.
+
+    `on` is "last:1000" (rows), "2013-05-01..2013-06-01" (half open), or a file of rows. Its answers are compared with
+    those of `against` ("champion", a version, or "logged": what was really answered).
+
+    Returns the decision diff with its largest changes first and, where outcomes are known, the paired difference of
+    the losses with its interval.
+
+    Raises:
+        NotFound: no such version, or no decision in the window.
+    """
+    name, _, number = model.partition("@")
+    config = project.model(name)
+    if number == ".":
+        from palan.flows.build import build
+
+        model = build(project, name, reason="replay of the working tree")["version"]
+    version = packages.find_version(project, model if number else f"{name}@latest")
+    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+        return _replay_instances(project, config, version, on, against)
+    rows = _rows(project, config, version, on)
+    outputs, losses = _of(project, version, rows)
+    other_outputs, other_losses, other = _against(project, config, rows, against, version)
+    from palan.gates import paired, rules
+
+    finding = rules.decision_diff(other_outputs, outputs, keys=_keys(rows), tolerance=1e-9)
+    report: dict[str, Any] = {"version": version.ref, "against": other, "on": on, "rows": rows.height, **finding.figures}
+    report["text"] = finding.text
+    if losses is not None and other_losses is not None:
+        known = losses.is_not_null() & other_losses.is_not_null()
+        difference = (losses - other_losses).filter(known)
+        if difference.len():
+            found = paired.interval(difference.to_numpy(), rows["time"].dt.date().filter(known).to_list(), serial=True)
+            report["loss"] = {
+                "rows": difference.len(),
+                "version": losses.filter(known).mean(),
+                "against": other_losses.filter(known).mean(),
+                "difference": found.mean,
+                "low": _finite(found.low),
+                "high": _finite(found.high),
+            }
+            report["text"] += f"; loss {found.mean:+.5f} a decision over {difference.len()} outcomes"
+    return report
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None
+
+
+def _keys(rows: pl.DataFrame) -> list[str]:
+    import polars as pl
+
+    return rows.select(pl.coalesce("key", "id")).to_series().to_list()
+
+
+def _rows(project: Project, config: ModelConfig, version: Version, on: str) -> pl.DataFrame:
+    """Return the recorded rows that `on` names: id, key, time, inputs, outcome."""
+    import polars as pl
+
+    schema = history.schema_of(version.manifest)
+    path = project.root / on
+    if path.is_file():
+        from palan.data.verdict import parse_file
+
+        contract = tables.contract_of(project, config.data)
+        rows = parse_file(path.read_bytes(), path.suffix, contract)
+        columns = [name for name in schema.names if name in rows.columns]
+        return rows.select(
+            id=pl.int_range(pl.len()).cast(pl.String), key=pl.lit(None, pl.String), time=pl.lit(project.clock()), *columns  # type: ignore[misc]
+        ).with_columns(outcome=pl.lit(None))
+    last, since, until = window(on, project)
+    rows = history.frame(project, config.name, schema, since=since, until=until)
+    if last:
+        rows = rows.tail(last)
+    if not rows.height:
+        raise NotFound(f"no decision of {config.name} was logged in {on}", f"palan serve   (then: palan decide {config.name})")
+    return rows
+
+
+def window(on: str, project: Project) -> tuple[int | None, datetime | None, datetime | None]:
+    """Read "last:1000", "last:7d" or "2013-05-01..2013-06-01" (either end may be open).
+
+    Raises:
+        PalanError: it is none of these.
+    """
+    if found := re.fullmatch(r"last:(\d+)", on):
+        return int(found[1]), None, None
+    if found := re.fullmatch(r"last:(\d+)d", on):
+        return None, project.clock() - timedelta(days=int(found[1])), None
+    first, dots, second = on.partition("..")
+    try:
+        if dots:
+            return None, _date(first), _date(second)
+    except ValueError:
+        pass
+    raise PalanError(f'"{on}" names no window of decisions', 'write --on last:1000, last:7d, 2013-05-01..2013-06-01 or a file')
+
+
+def _date(text: str) -> datetime | None:
+    if not text:
+        return None
+    if re.fullmatch(r"\d{4}-\d{2}", text):
+        text += "-01"
+    time = datetime.fromisoformat(text)
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+
+
+def _against(
+    project: Project, config: ModelConfig, rows: pl.DataFrame, against: str, version: Version
+) -> tuple[pl.DataFrame, pl.Series | None, str]:
+    release = project.store.records.get(Release, config.name)
+    if against == "champion" and release is None:
+        against = "logged"
+    if against != "logged":
+        other = packages.find_version(project, release.champion.version if against == "champion" and release else against)
+        outputs, losses = _of(project, other, rows)
+        return outputs, losses, other.ref
+    names = output_columns(rows, version)
+    logged = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
+    with packages.open_worker(project, version) as worker:
+        return logged, _losses(worker, logged, rows["outcome"]), "logged"
+
+
+def output_columns(rows: pl.DataFrame, version: Version) -> list[str]:
+    """Return the columns of the log that hold what was answered."""
+    inputs = set(history.schema_of(version.manifest).names)
+    first = rows.columns.index("status") + 1
+    return [name for name in rows.columns[first : rows.columns.index("degraded")] if name not in inputs and not name.startswith("input.")]
+
+
+def _of(project: Project, version: Version, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
+    release = project.store.records.get(Release, version.model)
+    with packages.open_worker(project, version) as worker:
+        found = answer(worker, version, rows, release.repairs if release else ())
+    return found.outputs, found.losses
+
+
+def answer(worker: Worker, version: Version, rows: pl.DataFrame, repairs: Sequence[Repair] = ()) -> Answered:
+    """Let a worker answer recorded rows, put right by `repairs`, and score them where the outcome is known."""
+    names = history.schema_of(version.manifest).names
+    inputs = rows.select("time", *names) if "time" not in names else rows.select(names)
+    inputs = tables.repaired(inputs, repairs, "time").select(names)
+    outputs = worker.decide(inputs)
+    return Answered(outputs, _losses(worker, outputs, rows["outcome"]) if "outcome" in rows.columns else None)
+
+
+def _losses(worker: Worker, outputs: pl.DataFrame, outcomes: pl.Series) -> pl.Series | None:
+    import polars as pl
+
+    known = outcomes.is_not_null()
+    if "score" not in worker.verbs or not known.any():
+        return None
+    scores = pl.Series(worker.score(outputs.filter(known), outcomes.filter(known)), dtype=pl.Float64)
+    places = known.arg_true()
+    empty = pl.Series("loss", [None] * outcomes.len(), dtype=pl.Float64)
+    return empty.scatter(places, scores)
+
+
+def learnt_until(
+    project: Project,
+    journal: Journal,
+    version: Version,
+    until: datetime,
+    *,
+    since: datetime | None = None,
+    params: Any = None,
+    repairs: Sequence[Repair] = (),
+) -> Worker:
+    """Return a worker with the version's own code that has learnt only from rows before `until`: its twin.
+
+    A version that never saw a row from `until` on is its own twin; a model without fit() always is.
+    """
+    from palan.engines.lanes import Worker
+    from palan.flows.build import fit
+
+    manifest = version.manifest
+    own = params is None and since is None and not repairs
+    if "fit" not in manifest["verbs"]:
+        return packages.open_worker(project, version)
+    seen = manifest["data"].get("until", "")
+    if own and seen and seen <= stamp(until):
+        return packages.open_worker(project, version)
+    config = project.model(version.model)
+    data = tables.current(project, config.data, journal)
+    merged = {**manifest["params"], **(params or {})}
+    folder = packages.unpack(project, digest_of(manifest["code"]), manifest["code"])
+    worker = Worker(
+        folder,
+        manifest["entry"],
+        kind=manifest["kind"],
+        params=merged,
+        inputs=history.schema_of(manifest).names,
+        outcome=manifest["outcome"],
+    )
+    parts = {
+        "code": manifest["closure"],
+        "params": merged,
+        "data": data.id,
+        "since": stamp(since) if since else "",
+        "until": stamp(until),
+        "logged": sum(len(each.values) for each in history.outcomes(project, version.model)),
+        "repairs": digest_of(repairs),
+        "seed": manifest["seed"],
+    }
+    try:
+        learnt = journal.step(
+            f"fit {version.model} until {until:%Y-%m-%d}",
+            parts,
+            lambda: fit(project, version.model, worker, data, repairs, since=since, until=until, seed=manifest["seed"]),
+        )
+        state = {name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()}
+    finally:
+        worker.close()
+    return Worker(
+        folder,
+        manifest["entry"],
+        kind=manifest["kind"],
+        params=merged,
+        state=state,
+        inputs=history.schema_of(manifest).names,
+        outcome=manifest["outcome"],
+    )
+
+
+def _replay_instances(project: Project, config: ModelConfig, version: Version, on: str, against: str) -> dict[str, Any]:
+    last, since, until = window(on, project) if not Path(project.root / on).is_file() else (None, None, None)
+    logged = history.decisions(project, config.name, since=since, until=until)[-(last or SOLVES) :][-SOLVES:]
+    if not logged:
+        raise NotFound(f"no decision of {config.name} was logged in {on}", f"palan decide {config.name} --input instance.json")
+    release = project.store.records.get(Release, config.name)
+    other = None
+    if against != "logged" and (release or against != "champion"):
+        other = packages.find_version(project, release.champion.version if against == "champion" and release else against)
+    results = solve_all(project, version, config, logged)
+    others = solve_all(project, other, config, logged) if other and other.id != version.id else None
+    from palan.gates import rules
+
+    before = [each.output for each in others] if others else [each.outputs for each in logged]
+    finding = rules.decision_diff(before, [each.output for each in results], keys=[each.id for each in logged])
+    was = [each.objective for each in others] if others else [each.result.get("objective") for each in logged]
+    return {
+        "version": version.ref,
+        "against": other.ref if other else "logged",
+        "on": on,
+        "rows": len(logged),
+        **finding.figures,
+        "objectives": [
+            {"decision": each.id, "before": old, "after": new.objective, "status": new.status, "seconds": new.seconds}
+            for each, old, new in zip(logged, was, results, strict=True)
+        ],
+        "text": finding.text,
+    }
+
+
+def solve_all(project: Project, version: Version, config: ModelConfig, logged: Sequence[Decision]) -> list[Result]:
+    """Let a version solve recorded instances again, under the model's own time limit and seed."""
+    limit = config.time_limit.total_seconds() if config.time_limit else None
+    with packages.open_worker(project, version) as worker:
+        return [worker.solve(each.inputs, seed=version.manifest["seed"], time_limit=limit) for each in logged]
