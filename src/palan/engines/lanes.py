@@ -22,7 +22,7 @@ import polars as pl
 
 from palan import errors
 from palan.core import Schema
-from palan.engines.worker import TRANSFORMATION, pack, unpack
+from palan.engines.worker import pack, unpack
 from palan.errors import ModelFailed, PalanError
 from palan.models.contract import Incumbent, Result, Violation
 
@@ -316,6 +316,27 @@ class Worker:
     ) -> Any:
         """Send one request and return its answer; kill the child at the limit, or when it ignores the wish to stop."""
         process = self._process
+        answered = False
+        try:
+            message = self._answer(request, limit, on_incumbent, is_cancelled)
+            answered = True
+        finally:
+            if not answered and process is not None:
+                # an interrupted exchange leaves half a message in the pipes: only a fresh child can be trusted
+                self._kill(process)
+                self._forget()
+        if "error" in message:
+            raise _error(message["error"], self.log)
+        return message["ok"]
+
+    def _answer(
+        self,
+        request: Mapping[str, Any],
+        limit: float | None,
+        on_incumbent: Callable[[Any], None] | None,
+        is_cancelled: Callable[[], bool] | None,
+    ) -> Mapping[str, Any]:
+        process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         to_child, from_child = process.stdin.fileno(), process.stdout.fileno()
         pending = memoryview(_framed(request))
@@ -333,7 +354,6 @@ class Worker:
             left = deadline - monotonic()
             if left <= 0:
                 self._kill(process)
-                self._forget()
                 why = "did not stop when it was asked to" if cancelled else f"did not answer within {limit:g} s"
                 raise ModelFailed(f"{self.entry} {why} and was killed", "give it more time, or make it look at ctx.cancelled()", status="cancelled" if cancelled else "timeout", log=self.log)
             wait = min(left, POLL_SECONDS) if is_cancelled is not None else min(left, 60.0)
@@ -351,10 +371,8 @@ class Worker:
                     if on_incumbent is not None:
                         for found in message[:-1] if "incumbent" not in message[-1] else message:
                             on_incumbent(found["incumbent"])
-                    if "ok" in message[-1]:
-                        return message[-1]["ok"]
-                    if "error" in message[-1]:
-                        raise _error(message[-1]["error"], self.log)
+                    if "incumbent" not in message[-1]:
+                        return message[-1]
 
     def _receive(self, process: subprocess.Popen[bytes], from_child: int) -> list[dict[str, Any]] | None:
         """Read what is there; return the whole messages in it, or None when the next is not complete.
@@ -376,7 +394,9 @@ class Worker:
         return messages or None
 
     def _died(self, process: subprocess.Popen[bytes]) -> ModelFailed:
-        self._kill(process)  # its pipe is closed, so it is ending or useless
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self.grace)
+        self._kill(process)  # its pipe is closed, so whatever is left is of no use
         code = process.wait()
         if self._reader is not None:
             self._reader.join(0.5)

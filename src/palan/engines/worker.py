@@ -145,7 +145,7 @@ class Served:
         return pack(made)
 
     def solve(self, model: adapt.Adapter, request: Mapping[str, Any]) -> Any:
-        if adapt.takes_rows(model):
+        if not isinstance(model, adapt.Program | adapt.Heuristic):
             raise PalanError(f"{model.name} is of kind {model.kind}: it decides rows, not an instance", "send rows")
 
         def stream(found: Incumbent) -> None:
@@ -159,7 +159,7 @@ class Served:
 
     @staticmethod
     def _rows(model: adapt.Adapter) -> adapt.RowsAdapter:
-        if not adapt.takes_rows(model):
+        if isinstance(model, adapt.Program | adapt.Heuristic):
             raise PalanError(f"{model.name} is of kind {model.kind}: it solves an instance, not rows", "send an instance")
         return model
 
