@@ -22,7 +22,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from itertools import pairwise
 from operator import or_
@@ -39,7 +39,7 @@ HITS = ("first", "unique", "any", "priority", "collect")
 AGGREGATES = ("sum", "min", "max", "count")
 FIRED = "rule"
 MOST_FINDINGS = 20
-MOST_STEPS = 200_000
+MOST_STEPS = 2_000_000  # about a second
 GRAMMAR = "write -, >= 15, < 3, != 3, [0..15), EWR,JFK, not(EWR,JFK), true, false or null"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _COMPARISON = re.compile(r"(<=|>=|!=|<|>|=)\s*(.*)", re.DOTALL)
@@ -82,7 +82,7 @@ class Table:
     aggregate: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.rules)
@@ -402,8 +402,8 @@ def check_table(table: Table, domain: Schema) -> list[dict[str, Any]]:
 
     A finding is `{"kind", "rules", "lines", "example", "text"}`; `rules` are numbers from 1. Kinds are `gap` (no rule fires),
     `overlap` (unique: two fire; any, priority: two fire that disagree and neither outranks the other), `shadowed` (rules
-    before it, or of higher priority, always win), `dead` (no input of the domain satisfies it) and `unknown` (the search
-    for gaps was given up after 200 000 steps). At most 20 of each kind are listed. An input that the domain does not
+    before it, or of higher priority, always win), `dead` (no input of the domain satisfies it) and `unknown` (a search
+    was given up after two million steps). At most 20 of each kind are listed. An input that the domain does not
     name may hold anything that its cells can be compared with.
 
     Raises:
@@ -444,10 +444,11 @@ def _axis(table: Table, i: int, field: Field | None) -> _Axis:
         samples, labels = [False, True], ["false", "true"]
     else:
         samples, labels = _text_segments(cells, field)
-    accepted = {cell: _accepts(cell, kind, samples, nullable) for cell in dict.fromkeys(cells)}
+    values = np.array(samples, dtype=float if kind == "number" else object)
+    distinct = {cell: _accepts(cell, kind, values, nullable) for cell in dict.fromkeys(cells)}
     if nullable:
         samples, labels = [*samples, None], [*labels, "null"]
-    return _Axis(name, samples, labels, np.array([accepted[cell] for cell in cells]))
+    return _Axis(name, samples, labels, np.stack([distinct[cell] for cell in cells]))
 
 
 def _kind(table: Table, name: str, cells: Sequence[Cell], field: Field | None) -> Literal["number", "text", "flag"]:
@@ -508,21 +509,21 @@ def _text_segments(cells: Sequence[Cell], field: Field | None) -> tuple[list[Any
     return [*named, other], [*named, "anything else"]
 
 
-def _accepts(cell: Cell, kind: str, samples: list[Any], nullable: bool) -> list[bool]:
-    """Return which segments (and null, last, where it is allowed) satisfy the cell."""
+def _accepts(cell: Cell, kind: str, values: np.ndarray[Any, Any], nullable: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which segments, sorted by their sample values (and null, last, where it is allowed), satisfy the cell."""
+    inside = np.zeros(len(values) + nullable, dtype=np.bool_)
     if cell.any or cell.null:
-        return [cell.any] * len(samples) + ([True] if nullable else [])
-    if kind == "number":
-        values = np.array(samples, dtype=float)
-        inside = np.zeros(len(values), dtype=np.bool_)
+        inside[:] = cell.any
+        inside[len(values) :] = True
+    elif kind == "number":
         for low, low_in, high, high_in in cell.intervals or ():
-            inside |= ((values > low) | (low_in & (values == low))) & ((values < high) | (high_in & (values == high)))
-        accepted = inside.tolist()
+            start = np.searchsorted(values, low, side="left" if low_in else "right")
+            inside[start : np.searchsorted(values, high, side="right" if high_in else "left")] = True
     elif kind == "flag":
-        accepted = [value == cell.flag for value in samples]
+        inside[: len(values)] = values == cell.flag
     else:
-        accepted = [(value in (cell.texts or ())) != cell.negated for value in samples]
-    return accepted + ([False] if nullable else [])
+        inside[: len(values)] = [(value in (cell.texts or ())) != cell.negated for value in values]
+    return inside
 
 
 def _masks(accepts: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
@@ -534,10 +535,12 @@ def _masks(accepts: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
 def _uncovered(
     choices: Sequence[dict[int, int]],
     active: int,
-    budget: Callable[[], bool],
+    spend: Callable[[int], bool],
     most: int = 1,
 ) -> list[list[int]]:
     """Return up to `most` boxes (a segment for each axis) that none of the active rules accepts.
+
+    One is found if there is any, unless `spend`, which is told the work of each step, says that it is too much.
 
     `choices` gives for each axis its distinct masks of rules with a segment that has it. Axes are gone through in turn,
     the rules that still hold are a bit mask, and a rule that accepts all of what remains ends the search there.
@@ -553,33 +556,38 @@ def _uncovered(
     found: list[list[int]] = []
 
     def search(depth: int, left: int, path: list[int]) -> None:
-        if len(found) >= most or left & open_ended[depth] or (depth, left) in seen or not budget():
+        if len(found) >= most or left & open_ended[depth] or (depth, left) in seen:
             return
         seen.add((depth, left))
-        if depth == len(choices):
-            found.append(path)
-            return
         if not left:
             found.append(path + [next(iter(choice.values())) for choice in choices[depth:]])
+            return
+        if not spend(len(choices[depth])):
             return
         nexts: dict[int, int] = {}
         for mask, segment in choices[depth].items():
             nexts.setdefault(mask & left, segment)
-        for mask, segment in nexts.items():
-            search(depth + 1, mask, [*path, segment])
+        tried: list[int] = []
+        for mask in sorted(nexts, key=int.bit_count):
+            # what more rules accept is covered if what fewer of them accept is
+            if most == 1 and any(few & mask == few for few in tried):
+                continue
+            tried.append(mask)
+            search(depth + 1, mask, [*path, nexts[mask]])
 
     search(0, active, [])
     return found
 
 
-def _budget() -> tuple[Callable[[], bool], Callable[[], bool]]:
-    steps = [0]
+def _budget(most: int = MOST_STEPS) -> Callable[[int], bool]:
+    """Return a function that is told of work done and says whether there may be more."""
+    done = [0]
 
-    def spend() -> bool:
-        steps[0] += 1
-        return steps[0] <= MOST_STEPS
+    def spend(steps: int) -> bool:
+        done[0] += steps
+        return done[0] <= most
 
-    return spend, lambda: steps[0] > MOST_STEPS
+    return spend
 
 
 def _example(axes: Sequence[_Axis], segments: Sequence[int]) -> dict[str, Any]:
@@ -590,13 +598,15 @@ def _gaps(table: Table, axes: Sequence[_Axis]) -> list[dict[str, Any]]:
     # axes that tell few rules apart come first: the search then branches late
     order = sorted(range(len(axes)), key=lambda i: len(set(_masks(axes[i].accepts))))
     choices = [{mask: s for s, mask in reversed(list(enumerate(_masks(axes[i].accepts))))} for i in order]
-    spend, spent = _budget()
+    everyone = (1 << len(table)) - 1
+    spend = _budget()
     findings = []
-    for box in _uncovered(choices, (1 << len(table)) - 1, spend, MOST_FINDINGS):
+    boxes = _uncovered(choices, everyone, spend)
+    for box in _uncovered(choices, everyone, _budget(MOST_STEPS // 10), MOST_FINDINGS) or boxes if boxes else []:
         segments = [box[order.index(i)] for i in range(len(axes))]
         where = ", ".join(f"{axis.name} {axis.labels[s]}" for axis, s in zip(axes, segments, strict=True))
         findings.append(_finding(table, "gap", [], _example(axes, segments), f"no rule fires for {where}"))
-    if spent():
+    if not boxes and not spend(0):
         findings.append(_finding(table, "unknown", [], {}, f"the search for gaps was given up after {MOST_STEPS} steps: add a last rule of - only"))
     return findings
 
@@ -638,7 +648,7 @@ def _shadowed(
     place = np.empty(len(table), dtype=np.int64)
     place[rank] = np.arange(len(table))
     findings = []
-    spend, _ = _budget()
+    spend = _budget()
     for r in range(len(table)):
         before = np.flatnonzero(overlaps[r] & (place < place[r])) if alive[r] else np.empty(0, dtype=np.int64)
         if not len(before):
@@ -654,8 +664,9 @@ def _shadowed(
                 inside = np.flatnonzero(axis.accepts[r])
                 choices.append({mask: int(s) for mask, s in zip(_masks(axis.accepts[np.ix_(before, inside)]), inside, strict=True)})
             if _uncovered(choices, (1 << len(before)) - 1, spend):
-                continue
-            if not spend():
+                continue  # somewhere it is the first to hold
+            if not spend(0):
+                findings.append(_finding(table, "unknown", [r], {}, f"and those after it: the search for rules that never win was given up after {MOST_STEPS} steps"))
                 break
             winners = [int(b) for b in before]
         example = _example(axes, [int(axis.accepts[r].argmax()) for axis in axes])
