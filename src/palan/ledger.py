@@ -27,6 +27,16 @@ class Entry:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where the ledger ends, kept beside it: a cut tail shows. `seal` is an HMAC of seq and digest by the project's key."""
+
+    id: str
+    seq: int
+    digest: str
+    seal: str
+
+
 def seal(entry: Entry) -> str:
     """Return the digest that binds an entry's content and its place in the chain."""
     return digest_of(
@@ -76,11 +86,8 @@ class Break:
     what: str
 
 
-def verify(entries: Iterable[Entry], head: tuple[int, str] | None = None) -> list[Break]:
-    """Walk the chain and name every edited, removed or reordered entry.
-
-    `head` is the (seq, digest) that the store keeps beside the entries; with it a cut tail is found too.
-    """
+def verify(entries: Iterable[Entry], head: Head | None = None) -> list[Break]:
+    """Walk the chain and name every edited, removed or reordered entry; with `head` a cut tail too."""
     breaks: list[Break] = []
     expected, prev = 1, GENESIS
     for entry in entries:
@@ -91,8 +98,8 @@ def verify(entries: Iterable[Entry], head: tuple[int, str] | None = None) -> lis
         if seal(entry) != entry.digest:
             breaks.append(Break(entry.seq, f"entry {entry.seq} was edited: its content does not match its digest"))
         expected, prev = entry.seq + 1, entry.digest
-    if head and (expected - 1, prev) != head:
-        breaks.append(Break(head[0], f"the ledger ended at entry {head[0]}, but what is stored ends at {expected - 1}"))
+    if head and (expected - 1, prev) != (head.seq, head.digest) and not breaks:
+        breaks.append(Break(head.seq, f"the ledger ended at entry {head.seq}, but what is stored ends at {expected - 1}"))
     return breaks
 
 

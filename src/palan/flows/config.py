@@ -23,7 +23,7 @@ FILE = "palan.toml"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """A value that does not fit; the caller knows the line."""
 
 
@@ -33,7 +33,7 @@ def duration(value: object) -> timedelta:
         return timedelta(seconds=value)
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)", str(value))
     if not found:
-        raise _Wrong('a duration such as "50ms", "5s", "2h" or "7d"')
+        raise Wrong('a duration such as "50ms", "5s", "2h" or "7d"')
     return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
 
 
@@ -45,28 +45,28 @@ def share(value: object) -> float:
     except ValueError:
         number = -1.0
     if not 0 < number <= 1:
-        raise _Wrong('a share such as "20%" or 0.2')
+        raise Wrong('a share such as "20%" or 0.2')
     return number
 
 
 def _canary(value: object) -> tuple[float, timedelta]:
     part, _, rest = str(value).partition(" for ")
     if not rest:
-        raise _Wrong('a share and a time, such as "20% for 7d"')
+        raise Wrong('a share and a time, such as "20% for 7d"')
     return share(part), duration(rest.strip())
 
 
 def _budget(value: object) -> timedelta:
     found = re.fullmatch(r"1 per (.+)", str(value))
     if not found:
-        raise _Wrong('an alarm budget such as "1 per 180d"')
+        raise Wrong('an alarm budget such as "1 per 180d"')
     return duration(found[1])
 
 
 def _one_of(*allowed: str) -> Callable[[object], str]:
     def read(value: object) -> str:
         if value not in allowed:
-            raise _Wrong("one of " + ", ".join(allowed))
+            raise Wrong("one of " + ", ".join(allowed))
         return str(value)
 
     return read
@@ -74,26 +74,26 @@ def _one_of(*allowed: str) -> Callable[[object], str]:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise _Wrong("a text in quotes")
+        raise Wrong("a text in quotes")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise _Wrong('a list of texts, such as ["a", "b"]')
+        raise Wrong('a list of texts, such as ["a", "b"]')
     return tuple(value)
 
 
 def _table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _Wrong("a table, such as { a = 1 }")
+        raise Wrong("a table, such as { a = 1 }")
     return value
 
 
 def _number_table(value: object) -> dict[str, float]:
     table = _table(value)
     if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in table.values()):
-        raise _Wrong("a table of numbers")
+        raise Wrong("a table of numbers")
     return {key: float(each) for key, each in table.items()}
 
 
@@ -197,7 +197,6 @@ ENVIRONMENT = {
     "PALAN_HOST": "address that serve and up listen on",
     "PALAN_PORT": "port that serve and up listen on",
     "PALAN_TOKEN": "token that a request must carry; needed for any address but loopback",
-    "PALAN_LANG": "en or fr, instead of the locale's language",
 }
 
 
@@ -316,7 +315,7 @@ class _Reader:
                 continue
             try:
                 values[name] = option.metadata["read"](table[name])
-            except _Wrong as error:
+            except Wrong as error:
                 raise self.wrong(where, name, f"{table[name]!r} is not {error}", option.metadata["help"]) from error
             settings.append(Setting(dotted, table[name], FILE, option.metadata["help"]))
         return cls(**values)

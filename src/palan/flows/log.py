@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Any
 
 from palan.core import stamp
-from palan.flows.project import Project
-from palan.ledger import Entry, sentence
+from palan.flows.project import Project, head_seal
+from palan.ledger import Entry, Head, sentence
 from palan.ledger import verify as walk
 
 
@@ -21,7 +22,10 @@ def log(project: Project, subject: str = "", *, limit: int = 50, verify: bool = 
     if verify:
         entries = records.find(Entry)
         total = len(entries)
-        breaks = [{"seq": each.seq, "what": each.what} for each in walk(entries)]
+        head = records.get(Head, "ledger")
+        breaks = [{"seq": each.seq, "what": each.what} for each in walk(entries, head)]
+        if entries and (head is None or not hmac.compare_digest(head.seal, head_seal(project, head.seq, head.digest))):
+            breaks.append({"seq": total, "what": "the note of where the ledger ends was not written by this project"})
         newest = list(reversed(entries))
     else:
         newest = records.find(Entry, order="-seq", limit=None if subject else limit)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import platform
-import secrets
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from palan.core import Version, canonical, digest_of
 from palan.errors import Corrupt, NotFound, PalanError, nearest
-from palan.flows.project import Project
+from palan.flows.project import Project, key
 from palan.runs.closure import Closure, closure
 from palan.stores.files import write_atomically
 
@@ -81,20 +79,6 @@ def environment(code: Closure) -> dict[str, str]:
     """Return what the version needs installed: distributions by name, and Python."""
     own = {name: metadata.version(name) for name in ("palan", "polars", "numpy")}
     return {**own, **code.distributions, "python": platform.python_version()}
-
-
-def key(project: Project) -> bytes:
-    """Return the project's signing key, made at first use and readable by its owner alone."""
-    path = project.folder / "key"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_bytes()  # another process was first
-        with os.fdopen(fd, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()
 
 
 def sign(project: Project, manifest: Mapping[str, Any]) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
+import hmac
 import os
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from palan.core import Clock, utcnow
-from palan.errors import NotFound, PalanError, nearest
+from palan.errors import Corrupt, NotFound, PalanError, nearest
 from palan.flows.config import FILE, Config, DataConfig, ModelConfig, load
-from palan.ledger import Entry, link
+from palan.ledger import Entry, Head, link
 from palan.stores import open_store
 from palan.stores.contract import Store
+
+KEY_BYTES = 32
 
 Tell = Callable[[str], None]
 
@@ -103,4 +109,34 @@ def record(project: Project, verb: str, subject: str, reason: str = "", **detail
         )
         if not records.add(entry):
             raise PalanError("the ledger has two entries with one number", "palan log --verify")
+        records.put(Head("ledger", entry.seq, entry.digest, head_seal(project, entry.seq, entry.digest)))
     return entry
+
+
+def head_seal(project: Project, seq: int, digest: str) -> str:
+    """Return the HMAC-SHA256 that binds the end of the ledger to this project's key."""
+    return hmac.new(key(project), f"{seq} {digest}".encode(), hashlib.sha256).hexdigest()
+
+
+def key(project: Project) -> bytes:
+    """Return the project's signing key, made at first use and readable by its owner alone."""
+    path = project.folder / "key"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return _settled(path)  # another process was first
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+    return _settled(path)
+
+
+def _settled(path: Path) -> bytes:
+    """Read the key, waiting for another process that is just writing it."""
+    for _ in range(100):
+        found = path.read_bytes()
+        if len(found) == KEY_BYTES:
+            return found
+        time.sleep(0.01)
+    raise Corrupt(f"{path} is not a whole key", "restore it from a backup; versions and ledger are signed with it")

@@ -1,0 +1,51 @@
+"""palan takes any decision model from a notebook to production and keeps it right there.
+
+Every verb of the command line is a function of the same name: `palan.build(palan.open_project("."), "delay")`.
+Nothing heavy is loaded before a verb needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Context": "palan.models.contract",
+    "PalanError": "palan.errors",
+    "Result": "palan.models.contract",
+    "Violation": "palan.models.contract",
+    "build": "palan.flows.build",
+    "check": "palan.flows.check",
+    "config": "palan.flows.config",
+    "decide": "palan.flows.decide",
+    "demo": "palan.flows.demo",
+    "ingest": "palan.flows.ingest",
+    "init": "palan.flows.init",
+    "log": "palan.flows.log",
+    "open_project": "palan.flows.project",
+    "outcomes": "palan.flows.decide",
+    "react": "palan.flows.react",
+    "release": "palan.flows.release",
+    "replay": "palan.flows.replay",
+    "serve": "palan.flows.serve",
+    "status": "palan.flows.status",
+    "tick": "palan.flows.tick",
+    "up": "palan.flows.up",
+    "watch": "palan.flows.watch",
+    "why": "palan.flows.why",
+}
+"""Public name -> the module that defines it (PEP 562)."""
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'palan' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

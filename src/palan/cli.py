@@ -1,0 +1,662 @@
+"""The command line: parse, call the verb, print. Exit codes: 0 fine, 1 act, 2 broken."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from palan import __version__
+from palan.errors import PalanError, nearest
+
+if TYPE_CHECKING:
+    from palan.flows.project import Project
+
+FINE, ACT, BROKEN = 0, 1, 2
+
+
+class Verbs(click.Group):
+    """The commands in the order of the loop, a hint for a mistyped one, and errors of three lines at the most."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise PalanError(f'palan has no verb "{args[0]}"', nearest(args[0], self.commands) or "palan --help")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="palan %(version)s")
+@click.option("--project", "-p", metavar="FOLDER", help="The project's folder; else the current one or a parent of it.")
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, project: str | None, debug: bool) -> None:
+    """Take any decision model from a notebook to production, and keep it right there.
+
+    Without a verb, palan says where you are and what to do next.
+    """
+    ctx.obj = {"project": project, "debug": debug}
+    if ctx.invoked_subcommand is None:
+        _where(project)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = cli.main(arguments, prog_name="palan", standalone_mode=False)
+        sys.stdout.flush()
+    except PalanError as error:
+        if "--debug" in arguments:
+            raise
+        code = _complain(error.what, error.hint)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "palan"
+        code = _complain(error.format_message(), f"{command} --help")
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FINE
+    sys.exit(code if isinstance(code, int) else FINE)
+
+
+def _complain(what: str, hint: str) -> int:
+    lines = [line for line in what.splitlines() if line.strip()][:2]
+    click.secho("\n".join(lines) or "something went wrong", err=True, fg="red")
+    if hint:
+        click.echo(f"hint: {hint.splitlines()[0]}", err=True)
+    return BROKEN
+
+
+def _open(ctx: click.Context, *, quiet: bool = False) -> Project:
+    from palan.flows.project import open_project, silent
+
+    return open_project(ctx.obj["project"], tell=silent if quiet else _tell)
+
+
+def _tell(message: str) -> None:
+    click.secho(message, err=True, dim=True)
+
+
+def _print(value: Any, json: bool, show: Callable[[Any], None]) -> None:
+    if not json:
+        show(value)
+        return
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Print rows as a table; in a pipe without colour, in a narrow terminal wrapped."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in columns.values():
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    Console(highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:,.5g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return escape(str(value))
+
+
+_COLOURS = {"pass": "green", "right": "green", "fail": "red", "wrong": "red", "attention": "yellow", "cannot tell": "yellow"}
+
+
+def _verdict(verdict: str) -> str:
+    return click.style(verdict, fg=_COLOURS.get(verdict), bold=True)
+
+
+def _where(folder: str | None) -> None:
+    """Say where the user is and what to do next."""
+    from palan.errors import NotFound
+    from palan.flows.project import find_root
+
+    try:
+        root = find_root(folder)
+    except NotFound:
+        click.echo("palan takes any decision model from a notebook to production, and keeps it right there.\n")
+        click.echo("This folder is no project yet. To begin:")
+        click.echo("  palan init              make one here")
+        click.echo("  palan init model.py     make one around code that you have")
+        click.echo("  palan demo              see the whole loop on a year of real flights")
+        return
+    from palan.flows.project import open_project
+    from palan.flows.status import status
+
+    click.echo(f"project {root}")
+    _show_status(status(open_project(root)))
+
+
+@cli.command()
+@click.argument("source", required=False, metavar="[FILE.py|TABLE.csv]")
+@click.option("--kind", type=click.Choice(["estimator", "program", "rules", "heuristic", "policy"]), help="Template to begin with.")
+@click.option("--into", default=".", metavar="FOLDER", show_default=True, help="Folder of the project; made if needed.")
+@_json
+def init(source: str | None, kind: str | None, into: str, as_json: bool) -> None:
+    """Make a project: from a template of one kind, or around a file that you have.
+
+    \b
+    Example:  palan init --kind estimator --into prices
+              palan init notebook_code.py
+    """
+    from palan.flows.init import init as verb
+
+    def show(made: dict[str, Any]) -> None:
+        for path in made["files"]:
+            click.echo(f"made {path}")
+        click.echo(f"next: {made['next']}")
+
+    _print(verb(into, source=source or "", kind=kind or ""), as_json, show)
+
+
+@cli.command()
+@click.argument("data", required=False)
+@_json
+@click.pass_context
+def ingest(ctx: click.Context, data: str | None, as_json: bool) -> None:
+    """Take in new files of DATA (of all tables without a name), verify every row, quarantine the broken ones.
+
+    \b
+    Example:  palan ingest weather
+    """
+    from palan.flows.ingest import ingest as verb
+
+    def show(reports: list[dict[str, Any]]) -> None:
+        for each in reports:
+            text = f"{each['rows']:,} new rows, {each['quarantined']:,} in quarantine" if each["files"] else each["text"]
+            click.echo(f"{each['version'] or each['data']}: {text}")
+            for reason, count in each.get("reasons", {}).items():
+                click.echo(f"  {count:,} x {reason}")
+            for warning in dict.fromkeys(each.get("warnings", [])):
+                click.echo(f"  {warning}")
+
+    _print(verb(_open(ctx, quiet=as_json), data or ""), as_json, show)
+
+
+def _param(text: str) -> tuple[str, Any]:
+    import msgspec
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise PalanError(f'"{text}" sets no parameter', "write --param learning_rate=0.05")
+    try:
+        return name, msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return name, value
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Override a parameter of palan.toml.")
+@click.option("--since", metavar="DATE", help="Learn only from rows since then.")
+@click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
+@click.option("--reason", default="", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def build(
+    ctx: click.Context, model: str, params: tuple[str, ...], since: str | None, seed: int, reason: str, as_json: bool
+) -> None:
+    """Make a version of MODEL from its code and the newest data; go on where a killed build stopped.
+
+    \b
+    Example:  palan build delay --param learning_rate=0.05 --reason "slower, steadier"
+    """
+    from palan.flows.build import build as verb
+
+    def show(made: dict[str, Any]) -> None:
+        news = "" if made["new"] else ": nothing changed, it was there"
+        click.echo(f"{made['version']} ({made['kind']}){news}")
+        for name, value in made["metrics"].items():
+            click.echo(f"  {name} {value:,.5g}")
+        click.echo(f"next: palan check {made['version']}")
+
+    values = dict(_param(each) for each in params)
+    made = verb(_open(ctx, quiet=as_json), model, params=values, since=_time(since), seed=seed, reason=reason)
+    _print(made, as_json, show)
+
+
+def _time(text: str | None) -> Any:
+    from palan.core import unstamp
+
+    try:
+        return unstamp(text) if text else None
+    except ValueError as error:
+        raise PalanError(f'"{text}" is no date', "write it as 2013-05-01") from error
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL[@VERSION]")
+@click.option("--against", default="champion", show_default=True, metavar="VERSION", help="What to compare with.")
+@_json
+@click.pass_context
+def check(ctx: click.Context, model: str, against: str, as_json: bool) -> None:
+    """Judge a version by its gates. Exit code 1 unless the verdict is pass.
+
+    \b
+    Example:  palan check delay@3 --against delay@2
+    """
+    from palan.flows.check import check as verb
+
+    report = verb(_open(ctx, quiet=True), model, against=against)
+
+    def show(report: dict[str, Any]) -> None:
+        against = f" against {report['against']}" if report["against"] else ""
+        click.echo(f"{report['version']}{against}: {_verdict(report['verdict'])}")
+        for each in report["findings"]:
+            click.echo(f"  {_verdict(each['verdict'])}  {each['gate']}: {each['text']}")
+        if report["verdict"] == "pass":
+            click.echo(f"next: palan release {report['version']}")
+
+    _print(report, as_json, show)
+    ctx.exit(FINE if report["verdict"] == "pass" else ACT)
+
+
+def _config_value(read: str, text: str | None) -> Any:
+    from palan.flows import config as reading
+
+    if text is None:
+        return None
+    try:
+        return getattr(reading, read)(text)
+    except reading.Wrong as error:
+        raise PalanError(f'"{text}" is not {error}', "palan release --help") from error
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL[@VERSION]")
+@click.option("--share", metavar="SHARE", help='Begin as a canary of this share, such as "20%".')
+@click.option("--for", "wait", metavar="TIME", help='How long the canary lasts, such as "7d".')
+@click.option("--promote", is_flag=True, help="Make the canary the champion.")
+@click.option("--roll-back", is_flag=True, help="Drop the canary, or return to the champion before.")
+@click.option("--force", is_flag=True, help="Release against the gates; needs a reason.")
+@click.option("--reason", default="", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def release(
+    ctx: click.Context,
+    model: str,
+    share: str | None,
+    wait: str | None,
+    promote: bool,
+    roll_back: bool,
+    force: bool,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Say which version answers: at once, as a canary, promoted, or rolled back.
+
+    \b
+    Example:  palan release delay@4 --share 20% --for 7d --reason "learnt the spring"
+    """
+    from palan.flows.release import release as verb
+
+    name, _, version = model.partition("@")
+    made = verb(
+        _open(ctx, quiet=True),
+        name,
+        version=version,
+        share=_config_value("share", share),
+        wait=_config_value("duration", wait),
+        promote=promote,
+        roll_back=roll_back,
+        force=force,
+        reason=reason,
+    )
+
+    def show(made: dict[str, Any]) -> None:
+        for arm in made["arms"]:
+            click.echo(f"{arm['version']} is {arm['role']} with {arm['share']:.0%} of the requests")
+        if made["until"]:
+            click.echo(f"the canary is judged after {made['until'][:16]}")
+
+    _print(made, as_json, show)
+
+
+@cli.command()
+@click.option("--host", default="", help="Address to listen on; else PALAN_HOST, else 127.0.0.1.")
+@click.option("--port", type=int, help="Port; else PALAN_PORT, else 7070.")
+@click.pass_context
+def serve(ctx: click.Context, host: str, port: int | None) -> None:
+    """Answer over HTTP until Ctrl-C or SIGTERM; pages at the same address.
+
+    \b
+    Example:  palan serve --port 7071
+    """
+    from palan.flows.serve import serve as verb
+
+    verb(_open(ctx), host, port, ready=lambda server: click.echo(f"answering at {server.url}"))
+
+
+def _document(path: str) -> Any:
+    import msgspec
+
+    try:
+        with click.open_file(path, "rb") as file:
+            return msgspec.json.decode(file.read())
+    except OSError as error:
+        raise PalanError(f"{path} cannot be read: {error.strerror}", "give a JSON file, or - for standard input") from error
+    except msgspec.DecodeError as error:
+        raise PalanError(f"{path} is not JSON: {error}", "give rows as a list of objects, or one instance") from error
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--input", "-i", "path", required=True, metavar="FILE", help="JSON: rows, or one instance; - is standard input.")
+@_json
+@click.pass_context
+def decide(ctx: click.Context, model: str, path: str, as_json: bool) -> None:
+    """Answer the rows or the instance in a file, exactly as the server would, log included.
+
+    \b
+    Example:  palan decide gates --input instances/2013-01-15-EWR.json
+    """
+    from palan.flows.decide import decide as verb
+    from palan.flows.packages import find_version
+    from palan.models.contract import SHAPE
+
+    project = _open(ctx, quiet=True)
+    document = _document(path)
+    rows = SHAPE[find_version(project, model).kind] == "rows"  # type: ignore[index]
+    value = [document] if rows and isinstance(document, dict) and not isinstance(next(iter(document.values()), 0), list) else document
+    made = verb(project, model, **({"rows": value} if rows else {"instance": document}))
+
+    def show(made: dict[str, Any]) -> None:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(made["outputs"]), indent=2).decode())
+        click.echo(f"decision {made['decision']} by {made['version']}", err=True)
+
+    _print(made, as_json, show)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--input", "-i", "path", required=True, metavar="FILE", help='JSON: {"key": outcome, ...}; - is standard input.')
+@click.option("--by", type=click.Choice(["key", "id"]), default="key", show_default=True, help="What names a decision.")
+@_json
+@click.pass_context
+def outcomes(ctx: click.Context, model: str, path: str, by: str, as_json: bool) -> None:
+    """Tell what really happened, by the caller's key or by decision id. Telling again corrects.
+
+    \b
+    Example:  echo '{"2013-05-01-UA1545-EWR-0515": 1}' | palan outcomes delay --input -
+    """
+    from palan.flows.decide import outcomes as verb
+
+    document = _document(path)
+    if not isinstance(document, dict):
+        raise PalanError(f"{path} holds no object of outcomes", '{"key": outcome, ...}')
+    names = {"keys" if by == "key" else "ids": list(document)}
+    told = verb(_open(ctx, quiet=True), model, list(document.values()), **names)
+    _print({"model": model, "told": told}, as_json, lambda made: click.echo(f"{made['told']:,} outcomes of {model}"))
+
+
+@cli.command()
+@click.argument("model", metavar="MODEL[@VERSION|@.]")
+@click.option("--on", default="last:1000", show_default=True, metavar="WINDOW", help="last:N, last:Nd, FROM..TO, or a file of rows.")
+@click.option("--against", default="champion", show_default=True, metavar="VERSION", help='A version, or "logged".')
+@_json
+@click.pass_context
+def replay(ctx: click.Context, model: str, on: str, against: str, as_json: bool) -> None:
+    """Run a version (@. is the working tree) over recorded decisions and show what would change.
+
+    \b
+    Example:  palan replay delay@. --on 2013-05..2013-06 --against champion
+    """
+    from palan.flows.replay import replay as verb
+
+    def show(report: dict[str, Any]) -> None:
+        click.echo(f"{report['version']} against {report['against']} on {report['on']}: {report['text']}")
+        for each in report.get("examples", []):
+            click.echo(f"  {each['key']}: {each['old']} -> {each['new']}")
+
+    _print(verb(_open(ctx, quiet=True), model, on=on, against=against), as_json, show)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@_json
+@click.pass_context
+def watch(ctx: click.Context, model: str | None, as_json: bool) -> None:
+    """Compare the newest windows of decisions with the reference. Exit code 1 while an alarm is open.
+
+    \b
+    Example:  palan watch delay
+    """
+    from palan.flows.watch import watch as verb
+
+    reports = verb(_open(ctx, quiet=True), model or "")
+
+    def show(reports: list[dict[str, Any]]) -> None:
+        for each in reports:
+            click.echo(f"{each['model']}: {each['text']}")
+            for alarm in each["alarms"]:
+                click.echo(f"  {alarm['lane']} {alarm['id'][:12]}: {alarm['what']}")
+
+    _print(reports, as_json, show)
+    ctx.exit(ACT if any(each["open"] for each in reports) else FINE)
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--dry-run", is_flag=True, help="Try the remedies and show them; change nothing.")
+@click.option("--approve", is_flag=True, help="Release the remedy that is proposed.")
+@click.option("--reject", is_flag=True, help="Close the proposal without acting.")
+@click.option("--reason", default="", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def react(
+    ctx: click.Context, model: str, dry_run: bool, approve: bool, reject: bool, reason: str, as_json: bool
+) -> None:
+    """Try the remedies for MODEL's open alarms by replay, and propose or release the best. Exit code 1: a person is asked.
+
+    \b
+    Example:  palan react delay --dry-run
+    """
+    from palan.flows.react import react as verb
+
+    report = verb(_open(ctx, quiet=as_json), model, dry_run=dry_run, approve=approve, reject=reject, reason=reason)
+
+    def show(report: dict[str, Any]) -> None:
+        click.echo(report["text"])
+        for each in report["remedies"]:
+            columns = {"name": "remedy", "benefit": "benefit", "low": "low", "high": "high", "cost": "cost", "verdict": ""}
+            _table(each["candidates"], columns)
+            click.echo(f"{each['status']}: {each['choice']}: {each['reason']}")
+
+    _print(report, as_json, show)
+    ctx.exit(ACT if any(each["status"] == "proposed" for each in report["remedies"]) else FINE)
+
+
+@cli.command()
+@_json
+@click.pass_context
+def tick(ctx: click.Context, as_json: bool) -> None:
+    """Do whatever is due, once, however many machines call it: ingest, watch, react, judge canaries.
+
+    \b
+    Example:  */5 * * * *  palan --project /srv/flights tick
+    """
+    from palan.flows.tick import tick as verb
+
+    def show(done: list[dict[str, Any]]) -> None:
+        for each in done:
+            click.echo(f"{each['what']}: {each['text']}")
+        if not done:
+            click.echo("nothing is due")
+
+    _print(verb(_open(ctx, quiet=True)), as_json, show)
+
+
+@cli.command()
+@click.option("--host", default="", help="Address to listen on; else PALAN_HOST, else 127.0.0.1.")
+@click.option("--port", type=int, help="Port; else PALAN_PORT, else 7070.")
+@click.option("--every", default=60.0, show_default=True, metavar="SECONDS", help="How often to tick.")
+@click.pass_context
+def up(ctx: click.Context, host: str, port: int | None, every: float) -> None:
+    """Serve, show the pages and tick, all in one process, until Ctrl-C or SIGTERM.
+
+    \b
+    Example:  palan up
+    """
+    from palan.flows.up import up as verb
+
+    verb(_open(ctx), host, port, every=every, ready=lambda server: click.echo(f"up at {server.url}"))
+
+
+@cli.command()
+@click.argument("model", required=False)
+@_json
+@click.pass_context
+def status(ctx: click.Context, model: str | None, as_json: bool) -> None:
+    """Is everything right in production, and if not, what to do? Exit code 1 when something is wrong.
+
+    \b
+    Example:  palan status --json
+    """
+    from palan.flows.status import model_page
+    from palan.flows.status import status as verb
+
+    project = _open(ctx, quiet=True)
+    if model:
+        page = model_page(project, model)
+        _print(page, as_json, lambda page: _show_lines([page["model"]]))
+        ctx.exit(ACT if page["model"]["verdict"] == "wrong" else FINE)
+    home = verb(project)
+    _print(home, as_json, _show_status)
+    ctx.exit(ACT if any(each["verdict"] == "wrong" for each in home["models"]) else FINE)
+
+
+def _show_status(home: dict[str, Any]) -> None:
+    _show_lines(home["models"])
+    for each in home["data"]:
+        mark = click.style("·", fg="green" if each["verdict"] == "right" else "yellow")
+        click.echo(f"{mark} data {each['name']}: {each['why']}")
+        if each["command"]:
+            click.echo(f"    {each['command']}")
+    if home["command"]:
+        click.echo(f"next: {home['command']}")
+
+
+def _show_lines(models: Sequence[dict[str, Any]]) -> None:
+    for each in models:
+        click.echo(f"{_verdict(each['verdict'])}  {each['name']} ({each['kind']}): {each['why']}")
+        if each["next"]:
+            click.echo(f"    {each['next']['text']}: {each['next']['reason']}")
+            click.echo(f"    {each['next']['command']}")
+
+
+@cli.command()
+@click.argument("subject")
+@_json
+@click.pass_context
+def why(ctx: click.Context, subject: str, as_json: bool) -> None:
+    """Explain an alarm, a decision, a version or a step: what changed, and on what evidence.
+
+    \b
+    Example:  palan why delay@2
+    """
+    from palan.flows.why import why as verb
+
+    def show(found: dict[str, Any]) -> None:
+        for name, value in found.items():
+            if isinstance(value, list) and value:
+                click.echo(f"{name}:")
+                for each in value:
+                    click.echo(f"  {each}")
+            elif value not in ({}, [], "", None):
+                click.echo(f"{name}: {value}")
+
+    _print(verb(_open(ctx, quiet=True), subject), as_json, show)
+
+
+@cli.command("log")
+@click.argument("subject", required=False)
+@click.option("--limit", default=50, show_default=True, help="How many of the newest entries.")
+@click.option("--verify", is_flag=True, help="Walk the whole chain and name every edited, removed or reordered entry.")
+@_json
+@click.pass_context
+def log_command(ctx: click.Context, subject: str | None, limit: int, verify: bool, as_json: bool) -> None:
+    """Read the ledger: who did what, when, and why. With --verify exit code 1 if the chain is broken.
+
+    \b
+    Example:  palan log delay --limit 10
+    """
+    from palan.flows.log import log as verb
+
+    found = verb(_open(ctx, quiet=True), subject or "", limit=limit, verify=verify)
+
+    def show(found: dict[str, Any]) -> None:
+        for each in found["entries"]:
+            click.echo(each["sentence"])
+        if not found["entries"]:
+            click.echo("nothing is in the ledger yet; a build or an ingest writes the first entry")
+        if verify:
+            click.echo(f"{found['total']} entries, {len(found['breaks'])} breaks")
+            for each in found["breaks"]:
+                click.secho(each["what"], fg="red")
+
+    _print(found, as_json, show)
+    ctx.exit(ACT if found["breaks"] else FINE)
+
+
+@cli.command()
+@_json
+@click.pass_context
+def config(ctx: click.Context, as_json: bool) -> None:
+    """Show every setting and who set it: palan.toml, the environment, or the default.
+
+    \b
+    Example:  palan config
+    """
+    from palan.flows.config import config as verb
+
+    rows = verb(_open(ctx, quiet=True))
+    _print(rows, as_json, lambda rows: _table(rows, {"name": "setting", "value": "value", "by": "set by"}))
+
+
+@cli.command()
+@click.option("--into", default="palan-demo", show_default=True, metavar="FOLDER", help="Where the demo's project is made.")
+@click.option("--no-serve", is_flag=True, help="End after the summary instead of keeping the pages open.")
+@click.option("--port", type=int, help="Port of the pages; else PALAN_PORT, else 7070.")
+@_json
+def demo(into: str, no_serve: bool, port: int | None, as_json: bool) -> None:
+    """Replay a year of real flights through the whole loop, for models of all five kinds.
+
+    \b
+    Example:  palan demo --no-serve
+    """
+    from palan.flows.demo import demo as verb
+
+    def show(summary: dict[str, Any]) -> None:
+        click.echo(summary["text"])
+
+    verb(into, serve=not no_serve, port=port, tell=_tell if as_json else click.echo, done=lambda made: _print(made, as_json, show))
+
+
+if __name__ == "__main__":
+    main()
