@@ -18,13 +18,13 @@ from palan.web.views import IncumbentLine, Loss, Mark, Series
 _WIDTH = 1000  # of the inner drawing, in its own units
 _LANE = 16  # pixels of one line of labels over a chart
 _LANES = 4
-_MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """Return a figure for a person: `digits` significant ones, thousands apart, a true minus; `–` for None."""
+    """Return a figure for a person: `digits` significant ones, no idle zeros, thousands apart, a true minus; `–` for None."""
     if value is None or not math.isfinite(value):
-        return "–"  # noqa: RUF001
+        return "–"
     if value == 0:
         return "0"
     if abs(value) >= 10 ** (digits - 1) or isinstance(value, int):
@@ -34,8 +34,18 @@ def number(value: float | int | None, digits: int = 3) -> str:
     elif abs(value) < 10 ** -(digits + 1):
         text = f"{value:.{digits - 2}e}"
     else:
-        text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+        text = f"{value:.{max(1, digits - 1 - math.floor(math.log10(abs(value))))}f}".rstrip("0").rstrip(".")
     return text.replace(",", "\u202f").replace("-", "\u2212")
+
+
+def fixed(value: float | None, scale: tuple[float, float]) -> str:
+    """Return a figure with the decimals that a column of this scale needs, so that its points stand in one line."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    largest = max(abs(scale[0]), abs(scale[1]))
+    decimals = min(8, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
+    text = f"{value:,.{decimals}f}"
+    return "0" if not float(text.replace(",", "")) else text.replace(",", "\u202f").replace("-", "\u2212")
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -65,13 +75,13 @@ def time_ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
     months = span.days / 30.44
     step = next((size for size in (1, 2, 3, 6, 12, 24, 60) if months <= size * 6), 120)
     index = first.year * 12 + first.month - 1
-    index += -index % step
+    index -= index % step
     found = []
     while (at := datetime(index // 12, index % 12 + 1, 1, tzinfo=UTC)) <= last:
         label = str(at.year) if at.month == 1 else _MONTHS[at.month - 1]
         found.append((at, label))
         index += step
-    return [(at, label) for at, label in found if at >= first]
+    return [(max(at, first), label) for at, label in found if at >= first - span * 0.01]
 
 
 def _paths(points: Sequence[tuple[float, float] | None]) -> list[str]:
@@ -103,6 +113,12 @@ def _open(css: str, height: int, key: str, title: str, description: str = "") ->
         f'<svg class="chart {css}" width="100%" height="{height}" role="img" aria-labelledby="{ids}">'
         f'<title id="{key}-t">{escape(title)}</title>{more}'
     )
+
+
+def _axis(marks: Iterable[tuple[float, str]], height: int) -> str:
+    """Return the column of figures that stands left of a chart."""
+    texts = "".join(f'<text class="tick" x="100%" dx="-8" y="{y + 4:.1f}" text-anchor="end">{label}</text>' for y, label in marks)
+    return f'<svg class="chart axis" width="100%" height="{height}" aria-hidden="true">{texts}</svg>'
 
 
 def _inner(y: float, height: float, content: str) -> str:
@@ -207,12 +223,8 @@ def line(loss: Loss, *, key: str, title: str, height: int = 190) -> str:
     def y(value: float) -> float:
         return _y(value, low, high, height)
 
-    grid = "".join(
-        f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>'
-        f'<text class="tick" x="0" y="{top + y(tick) - 4:.1f}">{_tick(tick, high - low)}</text>'
-        for tick in ticks(low, high)
-        if y(tick) > 10
-    )
+    levels = ticks(low, high)
+    grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>' for tick in levels)
     axis = "".join(
         f'<text class="tick" x="{x(at):.2%}" y="{top + height + 16}" text-anchor="{_anchor(x(at))}">{label}</text>'
         f'<line class="notch" x1="{x(at):.2%}" x2="{x(at):.2%}" y1="{top + height}" y2="{top + height + 4}"/>'
@@ -220,7 +232,8 @@ def line(loss: Loss, *, key: str, title: str, height: int = 190) -> str:
     )
     points = [(x(time) * _WIDTH, y(value)) if value is not None else None for time, value in zip(times, values, strict=True)]
     paths = _paths(points)
-    inner = _band(times, low_side, high_side, x, y) + _draw(paths, "line")
+    sides = zip(times, low_side, high_side, strict=True) if low_side and high_side else ()
+    inner = _band([(x(time) * _WIDTH, y(a), y(b)) if a is not None and b is not None else None for time, a, b in sides]) + _draw(paths, "line")
     over = ""
     if threshold is not None:
         clip = f"{key}-c"
@@ -230,19 +243,21 @@ def line(loss: Loss, *, key: str, title: str, height: int = 190) -> str:
         )
         over = (
             f'<line class="limit" x1="0" x2="100%" y1="{top + y(threshold):.1f}" y2="{top + y(threshold):.1f}"/>'
-            f'<text class="limit-label" x="100%" y="{top + y(threshold) - 5:.1f}" text-anchor="end">pages above {number(threshold)}</text>'
+            f'<text class="limit-label" x="0" dx="4" y="{top + y(threshold) - 5:.1f}">pages above {number(threshold)}</text>'
         )
     flags = "".join(_flag(at, mark, row, top, height) for (at, mark), row in zip(marks, rows, strict=True))
     description = f"{len(known)} values from {first:%Y-%m-%d} to {last:%Y-%m-%d}, between {number(min(known))} and {number(max(known))} {loss['unit']}, the last {number(known[-1])}."
     if threshold is not None:
         description += f" The watch pages above {number(threshold)}; {sum(value > threshold for value in known)} values lie above it."
-    return f"{_open('line-chart', top + height + 22, key, title, description)}{grid}{flags}{_inner(top, height, inner)}{over}{axis}</svg>"
+    scale = _axis([(top + y(tick), label) for tick, label in zip(levels, labels(levels), strict=True)], top + height + 22)
+    return f"<div class=\"plot-area\">{scale}{_open('line-chart', top + height + 22, key, title, description)}{grid}{flags}{_inner(top, height, inner)}{over}{axis}</svg></div>"
 
 
-def _tick(value: float, span: float) -> str:
-    decimals = max(0, 1 - math.floor(math.log10(span))) if span < 10 else 0
-    text = f"{value:,.{decimals}f}"
-    return text.replace(",", "\u202f").replace("-", "\u2212")
+def labels(values: Sequence[float]) -> list[str]:
+    """Return the texts of an axis: all with the fewest decimals that tell them apart exactly."""
+    decimals = next((digits for digits in range(8) if all(abs(round(value, digits) - value) < 1e-9 + abs(value) * 1e-6 for value in values)), 8)
+    texts = [f"{value:,.{decimals}f}" if value else "0" for value in values]
+    return [(text if abs(value) >= 10_000 else text.replace(",", "")).replace(",", "\u202f").replace("-", "\u2212") for text, value in zip(texts, values, strict=True)]
 
 
 def _anchor(x: float) -> str:
@@ -265,15 +280,19 @@ def _flag(x: float, mark: Mark, row: int | None, top: int, height: int) -> str:
     )
 
 
-def _band(times: Sequence[datetime], low: Sequence[float | None], high: Sequence[float | None], x: object, y: object) -> str:
-    if not low or not high or not callable(x) or not callable(y):
-        return ""
-    pairs = [(time, a, b) for time, a, b in zip(times, low, high, strict=True) if a is not None and b is not None]
-    if len(pairs) < 2:
-        return ""
-    ahead = [f"{x(time) * _WIDTH:.1f} {y(b):.1f}" for time, _, b in pairs]
-    back = [f"{x(time) * _WIDTH:.1f} {y(a):.1f}" for time, a, _ in reversed(pairs)]
-    return f'<path class="band" d="M{"L".join([*ahead, *back])}Z"/>'
+def _band(points: Sequence[tuple[float, float, float] | None]) -> str:
+    """Return the area between (x, low, high) points, broken where one is not known."""
+    found, stretch = "", []
+    for point in [*points, None]:
+        if point is not None:
+            stretch.append(point)
+            continue
+        if len(stretch) > 1:
+            ahead = [f"{x:.1f} {high:.1f}" for x, _, high in stretch]
+            back = [f"{x:.1f} {low:.1f}" for x, low, _ in reversed(stretch)]
+            found += f"M{'L'.join([*ahead, *back])}Z"
+        stretch = []
+    return f'<path class="band" d="{found}"/>' if found else ""
 
 
 def steps(incumbents: Sequence[IncumbentLine], *, sense: str, key: str, title: str, end: float | None = None, height: int = 190) -> str:
@@ -301,15 +320,13 @@ def steps(incumbents: Sequence[IncumbentLine], *, sense: str, key: str, title: s
         return _y(min(max(value, low), high), low, high, height)
 
     top = 18
-    grid = "".join(
-        f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>'
-        f'<text class="tick" x="0" y="{top + y(tick) - 4:.1f}">{_tick(tick, high - low)}</text>'
-        for tick in ticks(low, high)
-    )
+    levels = ticks(low, high)
+    grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>' for tick in levels)
+    moments = ticks(0, last, 5)
     axis = "".join(
-        f'<text class="tick" x="{tick / last:.2%}" y="{top + height + 16}" text-anchor="{_anchor(tick / last)}">{_tick(tick, last)} s</text>'
+        f'<text class="tick" x="{tick / last:.2%}" y="{top + height + 16}" text-anchor="{_anchor(tick / last)}">{label} s</text>'
         f'<line class="notch" x1="{tick / last:.2%}" x2="{tick / last:.2%}" y1="{top + height}" y2="{top + height + 4}"/>'
-        for tick in ticks(0, last, 5)
+        for tick, label in zip(moments, labels(moments), strict=True)
     )
     upper = _stairs([(x(at), y(value)) for at, value in objectives])
     lower = _stairs([(x(at), y(value)) for at, value in bounds])
@@ -321,17 +338,22 @@ def steps(incumbents: Sequence[IncumbentLine], *, sense: str, key: str, title: s
         inner = f'<path class="gap" d="M{"L".join(f"{a:.1f} {b:.1f}" for a, b in [*ahead, *back])}Z"/>'
     inner += _draw(_paths(lower), "line bound") + _draw(_paths(upper), "line objective")
     dots = "".join(f'<circle class="dot" cx="{at / last:.2%}" cy="{top + y(value):.1f}" r="2.5"/>' for at, value in objectives if low <= value <= high)
-    above = -8 if sense != "maximize" else 16
-    below = 16 if sense != "maximize" else -8
-    texts = f'<text class="end objective" x="100%" y="{top + y(best) + above:.1f}" text-anchor="end">best {number(best, 4)}</text>'
+    texts = _end(f"best {number(best, 4)}", "objective", [top + py for px, py in upper if px >= _WIDTH * 0.7], above=sense != "maximize")
     if bounds:
-        texts += f'<text class="end bound" x="100%" y="{top + y(bounds[-1][1]) + below:.1f}" text-anchor="end">bound {number(bounds[-1][1], 4)}</text>'
+        texts += _end(f"bound {number(bounds[-1][1], 4)}", "bound", [top + py for px, py in lower if px >= _WIDTH * 0.7], above=sense == "maximize")
     if hidden:
         arrow = "↑" if hidden[0] > best else "↓"
         edge = top - 6 if hidden[0] > best else top + height - 6
         texts += f'<text class="tick" x="{objectives[0][0] / last:.2%}" dx="6" y="{edge}">{arrow} first answer {number(hidden[0], 4)}</text>'
     description = f"{len(objectives)} answers in {number(last)} seconds, from {number(objectives[0][1], 4)} to {number(best, 4)}" + (f", bound {number(bounds[-1][1], 4)}." if bounds else ", no bound.")
-    return f"{_open('line-chart', top + height + 22, key, title, description)}{grid}{_inner(top, height, inner)}{dots}{texts}{axis}</svg>"
+    scale = _axis([(top + y(tick), label) for tick, label in zip(levels, labels(levels), strict=True)], top + height + 22)
+    return f"<div class=\"plot-area\">{scale}{_open('line-chart', top + height + 22, key, title, description)}{grid}{_inner(top, height, inner)}{dots}{texts}{axis}</svg></div>"
+
+
+def _end(text: str, css: str, heights: Sequence[float], *, above: bool) -> str:
+    """Return the name of a line at its right end, clear of where the line passes there."""
+    y = min(heights) - 8 if above else max(heights) + 16
+    return f'<text class="end {css}" x="100%" y="{y:.1f}" text-anchor="end">{text}</text>'
 
 
 def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -350,6 +372,14 @@ def span(values: Iterable[float | None]) -> tuple[float, float]:
     low, high = min([0.0, *known]), max([0.0, *known])
     pad = (high - low) * 0.06 or 1.0
     return low - pad, high + pad
+
+
+def zero(scale: tuple[float, float]) -> str:
+    """Return the head of a table of intervals: which side of zero is which."""
+    share = -scale[0] / (scale[1] - scale[0])
+    worse = f'<text class="tick" x="{share:.2%}" dx="-9" y="12" text-anchor="end">worse</text>' if share > 0.2 else ""
+    better = f'<text class="tick" x="{share:.2%}" dx="9" y="12">better</text>' if share < 0.8 else ""
+    return f'<svg class="chart" width="100%" height="16" aria-hidden="true">{worse}<text class="tick" x="{share:.2%}" y="12" text-anchor="middle">0</text>{better}</svg>'
 
 
 def interval(low: float | None, middle: float | None, high: float | None, *, net: float | None, scale: tuple[float, float], key: str, title: str) -> str:

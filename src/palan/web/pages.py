@@ -17,7 +17,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from palan.core import canonical, unstamp
 from palan.web import charts
 from palan.web.charts import number
-from palan.web.views import AlarmPage, Confirm, EntryLine, Frame, Home, JobPage, JobsPage, LedgerPage, Loss, ModelLine, ModelPage
+from palan.web.views import (
+    AlarmPage,
+    Confirm,
+    EntryLine,
+    Frame,
+    Home,
+    JobPage,
+    JobsPage,
+    LedgerPage,
+    Loss,
+    ModelLine,
+    ModelPage,
+)
 
 CSP = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -61,7 +73,7 @@ def count(amount: int, one: str, many: str = "") -> str:
 def percent(value: float | None) -> str:
     """Return a share for a person, never rounded to a false 0 % or 100 %."""
     if value is None or not math.isfinite(value):
-        return "–"  # noqa: RUF001
+        return "–"
     if 0 < abs(value) < 0.0005:
         return "< 0.1\u202f%"
     if 0.9995 < value < 1:
@@ -73,7 +85,7 @@ def percent(value: float | None) -> str:
 def duration(seconds: float | None) -> str:
     """Return `0.8 ms`, `45 ms`, `3.2 s`, `4 min`, `2 h`, `5 days`."""
     if seconds is None:
-        return "–"  # noqa: RUF001
+        return "–"
     if seconds < 1:
         return f"{number(seconds * 1000, 2)} ms"
     for size, unit in ((86400, "day"), (3600, "h"), (60, "min")):
@@ -84,8 +96,10 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(time: str, now: str) -> str:
-    """Return how long before `now` the time was, or how long after it will be."""
+    """Return how long before `now` the time was, or how long after it will be; the day itself when that is far."""
     seconds = (unstamp(now) - unstamp(time)).total_seconds()
+    if abs(seconds) > 45 * 86400:
+        return day(time, now)
     if abs(seconds) < 1:
         return "now"
     return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(-seconds)}"
@@ -97,8 +111,10 @@ def moment(time: str) -> str:
     return f"{_day(at)}, {at:%H:%M}"
 
 
-def day(time: str) -> str:
-    return _day(unstamp(time))
+def day(time: str, now: str = "") -> str:
+    """Return `1 Sep 2013`; within the year of `now`, `1 Sep`."""
+    at = unstamp(time)
+    return f"{at.day} {at:%b}" if now and unstamp(now).year == at.year else _day(at)
 
 
 def _day(at: datetime) -> str:
@@ -115,7 +131,7 @@ def short(text: str, size: int = 8) -> str:
 def value(thing: Any, size: int = 60) -> str:
     """Return any plain value in a few words."""
     if thing is None:
-        return "–"  # noqa: RUF001
+        return "–"
     if isinstance(thing, bool):
         return "yes" if thing else "no"
     if isinstance(thing, int | float):
@@ -253,6 +269,7 @@ _environment.filters.update(
         "value": value,
         "document": document,
         "latest": latest,
+        "fixed": charts.fixed,
         "known": known,
         "past": past,
         "by_day": by_day,
