@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import hmac
 import platform
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -145,6 +148,32 @@ def stage(project: Project, code: Closure) -> tuple[Path, dict[str, str]]:
     """Store the closure's files as blobs and lay them out; return the folder and {path: blob}."""
     blobs = {path: project.store.blobs.put((project.root / path).read_bytes()) for path in code.files}
     return unpack(project, digest_of(blobs), blobs), blobs
+
+
+WARM = 4
+"""How many versions a process keeps warm for replays and the watch; the least used one is closed first."""
+
+_warm: OrderedDict[tuple[str, str], Worker] = OrderedDict()
+_warming = threading.Lock()
+
+
+def warm_worker(project: Project, version: Version) -> Worker:
+    """Return a worker of this version that this process keeps: whoever asks next has it at once. Do not close it."""
+    with _warming:
+        name = (str(project.root), version.id)
+        worker = _warm.get(name)
+        if worker is None:
+            worker = _warm[name] = open_worker(project, version)
+        _warm.move_to_end(name)
+        while len(_warm) > WARM:
+            _warm.popitem(last=False)[1].close()
+        return worker
+
+
+@atexit.register
+def _close_warm() -> None:
+    while _warm:
+        _warm.popitem()[1].close()
 
 
 def open_worker(project: Project, version: Version) -> Worker:

@@ -158,8 +158,7 @@ def _against(
         return outputs, losses, other.ref
     names = output_columns(rows, version)
     logged = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
-    with packages.open_worker(project, version) as worker:
-        return logged, _losses(worker, logged, rows["outcome"]), "logged"
+    return logged, losses_of(packages.warm_worker(project, version), logged, rows["outcome"]), "logged"
 
 
 def output_columns(rows: pl.DataFrame, version: Version) -> list[str]:
@@ -171,8 +170,7 @@ def output_columns(rows: pl.DataFrame, version: Version) -> list[str]:
 
 def _of(project: Project, version: Version, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
     release = project.store.records.get(Release, version.model)
-    with packages.open_worker(project, version) as worker:
-        found = answer(worker, version, rows, release.repairs if release else ())
+    found = answer(packages.warm_worker(project, version), version, rows, release.repairs if release else ())
     return found.outputs, found.losses
 
 
@@ -182,10 +180,11 @@ def answer(worker: Worker, version: Version, rows: pl.DataFrame, repairs: Sequen
     inputs = rows.select("time", *names) if "time" not in names else rows.select(names)
     inputs = tables.repaired(inputs, repairs, "time").select(names)
     outputs = worker.decide(inputs)
-    return Answered(outputs, _losses(worker, outputs, rows["outcome"]) if "outcome" in rows.columns else None)
+    return Answered(outputs, losses_of(worker, outputs, rows["outcome"]) if "outcome" in rows.columns else None)
 
 
-def _losses(worker: Worker, outputs: pl.DataFrame, outcomes: pl.Series) -> pl.Series | None:
+def losses_of(worker: Worker, outputs: pl.DataFrame, outcomes: pl.Series) -> pl.Series | None:
+    """Return the loss of each row, null where the outcome is not known; None where nothing can be scored."""
     import polars as pl
 
     known = outcomes.is_not_null()
@@ -225,14 +224,13 @@ def learnt_until(
     data = tables.current(project, config.data, journal)
     merged = {**manifest["params"], **(params or {})}
     folder = packages.unpack(project, digest_of(manifest["code"]), manifest["code"])
-    worker = Worker(
-        folder,
-        manifest["entry"],
-        kind=manifest["kind"],
-        params=merged,
-        inputs=history.schema_of(manifest).names,
-        outcome=manifest["outcome"],
-    )
+    opening: dict[str, Any] = {
+        "kind": manifest["kind"],
+        "params": merged,
+        "inputs": history.schema_of(manifest).names,
+        "outcome": manifest["outcome"],
+    }
+    worker = Worker(folder, manifest["entry"], **opening)
     parts = {
         "code": manifest["closure"],
         "params": merged,
@@ -243,24 +241,21 @@ def learnt_until(
         "repairs": digest_of(repairs),
         "seed": manifest["seed"],
     }
+    before = len(journal.executed)
     try:
         learnt = journal.step(
             f"fit {version.model} until {until:%Y-%m-%d}",
             parts,
             lambda: fit(project, version.model, worker, data, repairs, since=since, until=until, seed=manifest["seed"]),
         )
-        state = {name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()}
-    finally:
+    except BaseException:
         worker.close()
-    return Worker(
-        folder,
-        manifest["entry"],
-        kind=manifest["kind"],
-        params=merged,
-        state=state,
-        inputs=history.schema_of(manifest).names,
-        outcome=manifest["outcome"],
-    )
+        raise
+    if len(journal.executed) > before:
+        return worker  # it keeps what it has just learnt
+    worker.close()
+    state = {name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()}
+    return Worker(folder, manifest["entry"], state=state, **opening)
 
 
 def _replay_instances(project: Project, config: ModelConfig, version: Version, on: str, against: str) -> dict[str, Any]:

@@ -1,0 +1,479 @@
+"""`palan watch`: compare each window of decisions with what is normal, and open an alarm where harm or a fault shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from palan.core import Version, new_id, stamp, unstamp
+from palan.drift.nouns import Alarm
+from palan.errors import NotFound
+from palan.flows import history, packages, replay, tables
+from palan.flows.config import ModelConfig
+from palan.flows.journal import Journal, running
+from palan.flows.project import Project, record
+from palan.models.contract import SHAPE
+from palan.releases.nouns import Release
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.data.doctor import Hypothesis
+    from palan.drift.calibrate import LossWindow, Thresholds
+    from palan.drift.diagnose import Diagnosis
+    from palan.drift.profile import Reference
+
+ANCHOR = datetime(1970, 1, 5, tzinfo=UTC)
+"""Windows are counted from a Monday, so that those of seven days are calendar weeks."""
+
+AGAIN = 8
+"""How many windows back late outcomes are still looked for."""
+
+HISTORY_WEEKS = 6
+"""How far back the data doctor looks for what is usual."""
+
+LEARNING = 12
+"""Windows of its own that a model without a reference is learnt from."""
+
+
+@dataclass(slots=True)
+class Normal:
+    """What is normal for a version: frozen bins, thresholds, and the rows they came from."""
+
+    reference: Reference
+    thresholds: Thresholds
+    rows: pl.DataFrame
+
+
+def watch(project: Project, model: str = "") -> list[dict[str, Any]]:
+    """Judge every window that ended and was not judged with all its outcomes yet, of one model or of all released ones.
+
+    Returns one report a model: its newest window's lane and sentence, the alarms that opened or changed, and how many
+    pages are open. A page needs harm or a data fault; everything else is a digest.
+
+    Raises:
+        NotFound: no such model, or it is not released.
+    """
+    records = project.store.records
+    if model:
+        project.model(model)
+        if records.get(Release, model) is None:
+            raise NotFound(f"{model} is not released, so there is nothing to watch", f"palan release {model}")
+    reports = []
+    for name in [model] if model else project.config.models:
+        release = records.get(Release, name)
+        if release is not None:
+            with running(project, "watch", name, wait=30) as journal:
+                reports.append(_watch(project, project.model(name), release, journal))
+    return reports
+
+
+def _watch(project: Project, config: ModelConfig, release: Release, journal: Journal) -> dict[str, Any]:
+    version = packages.find_version(project, release.champion.version)
+    length = config.watch.window
+    seen = frames(project, config.name)
+    rows = decided(project, config, version, release)
+    judged, alarms = [], []
+    if rows is not None and rows.height:
+        normal = normal_of(project, config, version, release, rows, journal)
+        for since in _due(project, rows, length, seen):
+            frame, alarm = _judge(project, config, version, release, normal, rows, since, since + length, seen)
+            project.store.blocks.append(f"watch/{config.name}", [msgspec.msgpack.encode(frame)])
+            seen[frame["since"]] = frame
+            judged.append(frame)
+            if alarm is not None:
+                alarms.append(alarm)
+    newest = seen[max(seen)] if seen else None
+    pages = project.store.records.find(Alarm, model=config.name, lane="page", status="open")
+    return {
+        "model": config.name,
+        "lane": newest["lane"] if newest else "learning",
+        "text": newest["text"] if newest else "no window of decisions has ended yet",
+        "windows": judged,
+        "alarms": [_line(each) for each in alarms],
+        "open": len(pages),
+    }
+
+
+def _line(alarm: Alarm) -> dict[str, Any]:
+    return {
+        "id": alarm.id,
+        "lane": alarm.lane,
+        "status": alarm.status,
+        "what": alarm.what,
+        "diagnosis": alarm.diagnosis,
+        "since": stamp(alarm.since),
+    }
+
+
+def frames(project: Project, model: str) -> dict[str, dict[str, Any]]:
+    """Return the newest judgement of each window, by the window's start."""
+    found = {}
+    for frame in project.store.blocks.scan(f"watch/{model}"):
+        each = msgspec.msgpack.decode(frame.data)
+        found[each["since"]] = each
+    return found
+
+
+def window_start(time: datetime, length: timedelta) -> datetime:
+    """Return the start of the window that a time lies in."""
+    return ANCHOR + (time - ANCHOR) // length * length
+
+
+def _due(project: Project, rows: pl.DataFrame, length: timedelta, seen: Mapping[str, Mapping[str, Any]]) -> list[datetime]:
+    """Return the starts of the windows to judge: ended, with decisions, new or with outcomes told since."""
+    import polars as pl
+
+    first: Any = rows["time"].min()
+    start, now, due = window_start(first, length), project.clock(), []
+    ended = int((now - start) / length)
+    for place in range(ended):
+        since = start + place * length
+        before = seen.get(stamp(since))
+        if before is None:
+            due.append(since)
+        elif place >= ended - AGAIN:
+            known = rows.filter(pl.col("time").is_between(since, since + length, closed="left"))["outcome"].is_not_null().sum()
+            if known != before["outcomes"]:
+                due.append(since)
+    return due
+
+
+def decided(project: Project, config: ModelConfig, version: Version, release: Release) -> pl.DataFrame | None:
+    """Return every decision with inputs as the model saw them, outputs, and `loss` where the outcome is known."""
+    import polars as pl
+
+    schema = history.schema_of(version.manifest)
+    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+        return _solves(project, config, version)
+    rows = history.frame(project, config.name, schema)
+    if not rows.height:
+        return None
+    rows = tables.repaired(rows.filter(pl.col("arm") != "shadow"), release.repairs, "time").sort("time")
+    names = replay.output_columns(rows, version)
+    outputs = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
+    losses = replay.losses_of(packages.warm_worker(project, version), outputs, rows["outcome"]) if "score" in version.manifest["verbs"] else None
+    rows = rows.rename({name: f"output.{name.removeprefix('output.')}" for name in names})
+    return rows.with_columns(loss=losses if losses is not None else pl.lit(None, pl.Float64))
+
+
+def _solves(project: Project, config: ModelConfig, version: Version) -> pl.DataFrame | None:
+    """Return one row a solve: its size, verdict, objective, gap, time and KPIs, and its realised loss."""
+    import polars as pl
+
+    from palan.decisions import log
+
+    logged = history.decisions(project, config.name)
+    if not logged:
+        return None
+    outcomes = history.outcomes(project, config.name)
+    frame = log.to_frame(logged, outcomes, history.schema_of(version.manifest))
+    by_id, by_key = log.told(outcomes)
+    losses: list[float | None] = []
+    for each in logged:
+        outcome = by_id.get(f"{each.id}-0", by_key.get(each.keys[0]) if each.keys else None)
+        known = outcome is not None and each.outputs is not None and "score" in version.manifest["verbs"]
+        losses.append(packages.warm_worker(project, version).score(each.outputs, outcome)[0] if known else None)
+    sizes = {
+        f"size.{name}": [len(each.inputs[name]) if isinstance(each.inputs.get(name), list) else None for each in logged]
+        for name in history.schema_of(version.manifest).names
+        if any(isinstance(each.inputs.get(name), list) for each in logged)
+    }
+    gap = (pl.col("objective") - pl.col("bound")).abs() / pl.max_horizontal(pl.col("objective").abs(), pl.lit(1e-9))
+    known_outcome = [None if loss is None else 1 for loss in losses]
+    return frame.drop("outcome").with_columns(
+        gap.alias("gap"),
+        pl.Series("seconds", [each.seconds for each in logged]),
+        pl.Series("loss", losses, dtype=pl.Float64),
+        pl.Series("outcome", known_outcome, dtype=pl.Int64),
+        *(pl.Series(name, values, dtype=pl.Int64) for name, values in sizes.items()),
+    )
+
+
+def watched_columns(version: Version, rows: pl.DataFrame) -> list[str]:
+    """Return the columns that are profiled: inputs and outputs of rows; verdict, figures and sizes of solves."""
+    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+        fixed = ["status", "objective", "gap", "seconds"]
+        return [name for name in rows.columns if name in fixed or name.startswith(("kpi.", "size."))]
+    inputs = history.schema_of(version.manifest).names
+    return [name for name in rows.columns if name in inputs or name.startswith("output.")]
+
+
+def normal_of(
+    project: Project, config: ModelConfig, version: Version, release: Release, rows: pl.DataFrame, journal: Journal
+) -> Normal:
+    """Return what is normal for this version: learnt from its build's reference, else from its first own windows."""
+    from palan.drift.calibrate import Thresholds
+    from palan.drift.profile import Reference
+
+    blob = version.manifest["reference"]
+    if blob:
+        reference = tables.load_frame(project, blob)
+    else:
+        start = window_start(rows["time"].min(), config.watch.window)  # type: ignore[arg-type]
+        reference = rows.filter(rows["time"] < start + LEARNING * config.watch.window)
+    columns = [name for name in watched_columns(version, rows) if name in reference.columns]
+    parts = {
+        "version": version.id,
+        "window": config.watch.window.total_seconds(),
+        "budget": config.watch.false_pages.total_seconds(),
+        "rows": 0 if blob else reference.height,
+        "known": 0 if blob else int(reference["loss"].is_not_null().sum()),
+        "columns": columns,
+    }
+    kept = journal.step(f"calibrate {config.name}", parts, lambda: _calibrate(project, config, reference, columns))
+    found = msgspec.msgpack.decode(project.store.blobs.get(kept["blob"]), type=tuple[Reference, Thresholds])
+    return Normal(found[0], found[1], reference)
+
+
+def _calibrate(project: Project, config: ModelConfig, reference: pl.DataFrame, columns: Sequence[str]) -> dict[str, str]:
+    import polars as pl
+
+    from palan.drift import calibrate, profile
+
+    length = config.watch.window
+    bins = profile.freeze(reference, columns)
+    profiles, losses = [], []
+    newest = reference["time"].max()
+    for since in _starts(reference, length):
+        window = reference.filter(pl.col("time").is_between(since, since + length, closed="left"))
+        whole = newest is not None and since + length <= newest + timedelta(days=1)  # type: ignore[operator]
+        if window.height == 0 or not whole:
+            continue
+        profiles.append(profile.profile(window, bins))
+        loss = loss_window(window)
+        if loss is not None:
+            losses.append(loss)
+    budget = min(length / config.watch.false_pages, 0.5)
+    thresholds = calibrate.calibrate(profiles, losses if "loss" in reference.columns else None, budget=budget)
+    return {"blob": project.store.blobs.put(msgspec.msgpack.encode((bins, thresholds)))}
+
+
+def _starts(rows: pl.DataFrame, length: timedelta) -> list[datetime]:
+    first, last = rows["time"].min(), rows["time"].max()
+    if first is None or last is None:
+        return []
+    start = window_start(first, length)  # type: ignore[arg-type]
+    if start < first - length / 7:  # type: ignore[operator]
+        start += length  # a window that the rows begin in the middle of is no whole one
+    found = []
+    while start <= last:  # type: ignore[operator]
+        found.append(start)
+        start += length
+    return found
+
+
+def loss_window(rows: pl.DataFrame) -> LossWindow | None:
+    """Return the mean loss of the rows whose outcome is known, with the standard error that their days give it."""
+    import polars as pl
+
+    from palan.drift.calibrate import LossWindow
+
+    if "loss" not in rows.columns:
+        return None
+    known = rows.filter(pl.col("loss").is_not_null())
+    if not known.height:
+        return None
+    spread = known["loss"].std()
+    error = float(spread) / known.height**0.5 if spread is not None else None  # type: ignore[arg-type]
+    return LossWindow(mean=float(known["loss"].mean()), rows=known.height, error=error)  # type: ignore[arg-type]
+
+
+def _judge(
+    project: Project,
+    config: ModelConfig,
+    version: Version,
+    release: Release,
+    normal: Normal,
+    rows: pl.DataFrame,
+    since: datetime,
+    until: datetime,
+    seen: Mapping[str, Mapping[str, Any]],
+) -> tuple[dict[str, Any], Alarm | None]:
+    import polars as pl
+
+    from palan.drift import calibrate, profile
+
+    window = rows.filter(pl.col("time").is_between(since, until, closed="left"))
+    loss = loss_window(window.filter(pl.col("arm") == "champion"))
+    faults = hypotheses(config, version, release, normal, rows, since, until, seen)
+    judged = calibrate.judge(profile.profile(window, normal.reference), loss, normal.thresholds, faults)
+    frame = {
+        "since": stamp(since),
+        "until": stamp(until),
+        "n": window.height,
+        "loss": judged.loss,
+        "outcomes": int(window["outcome"].is_not_null().sum()),
+        "threshold": judged.loss_threshold,
+        "usual": judged.loss_usual,
+        "lane": "learning" if judged.lane == "none" and judged.learning else judged.lane,
+        "fault": bool([each for each in faults if each.confidence >= 0.5]),
+        "columns": [
+            {"column": each.name, "distance": each.distance, "threshold": each.threshold, "text": each.text, "changed": each.changed}
+            for each in judged.columns[:12]
+        ],
+        "text": judged.text,
+    }
+    if judged.lane == "none":
+        _calm(project, config, until)
+        return frame, None
+    diagnosis = _diagnose(config, version, release, normal, rows, window, since, until, judged, faults)
+    return frame, _raise(project, config, judged, diagnosis, since, until, faults)
+
+
+def hypotheses(
+    config: ModelConfig,
+    version: Version,
+    release: Release,
+    normal: Normal,
+    rows: pl.DataFrame,
+    since: datetime,
+    until: datetime,
+    seen: Mapping[str, Mapping[str, Any]],
+) -> list[Hypothesis]:
+    """Ask the data doctor about a window, against the healthy weeks before it."""
+    import polars as pl
+
+    from palan.data import doctor
+
+    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+        columns = [name for name in watched_columns(version, rows) if name.startswith("size.")]
+    else:
+        columns = history.schema_of(version.manifest).names
+    if not columns or not all(name in normal.rows.columns for name in columns):
+        return []
+    sick = [
+        (unstamp(each["since"]), unstamp(each["until"]))
+        for each in seen.values()
+        if each.get("fault") and not any(repair.since < unstamp(each["until"]) for repair in release.repairs)
+    ]
+    begin = since - timedelta(weeks=HISTORY_WEEKS)
+    past = pl.concat([normal.rows.select("time", *columns), rows.select("time", *columns)], how="vertical_relaxed")
+    past = past.filter(pl.col("time").is_between(begin, since, closed="left"))
+    for first, last in sick:
+        past = past.filter(~pl.col("time").is_between(first, last, closed="left"))
+    window = rows.filter(pl.col("time").is_between(since, until, closed="left")).select("time", *columns)
+    if not past.height or not window.height:
+        return []
+    active = [repair for repair in release.repairs if repair.until is None or repair.until > since]
+    return doctor.hypotheses(past, window, time="time", columns=columns, active=active)
+
+
+def _diagnose(
+    config: ModelConfig,
+    version: Version,
+    release: Release,
+    normal: Normal,
+    rows: pl.DataFrame,
+    window: pl.DataFrame,
+    since: datetime,
+    until: datetime,
+    judged: Any,
+    faults: Sequence[Any],
+) -> Diagnosis:
+    import polars as pl
+
+    from palan.drift import diagnose, profile
+
+    recent = rows.filter(pl.col("time").is_between(since - 4 * (until - since), until, closed="left"))
+    losses, profiles, volume = {}, {}, {}
+    for (day,), part in recent.group_by(pl.col("time").dt.date()):
+        assert isinstance(day, date)
+        loss = loss_window(part)
+        if loss is not None:
+            losses[day] = loss
+        profiles[day] = profile.profile(part, normal.reference)
+        volume[day] = part.height
+    split = None
+    known = window.filter(pl.col("loss").is_not_null())
+    inputs = [name for name in history.schema_of(version.manifest).names if name in normal.rows.columns]
+    if judged.loss_high and known.height and "loss" in normal.rows.columns and inputs:
+        moved = [each.name for each in judged.columns if each.name in inputs][:3]
+        before = normal.rows.filter(pl.col("loss").is_not_null())
+        split = diagnose.split_loss(
+            before.select(inputs),
+            before["loss"].to_numpy(),
+            known.select(inputs),
+            known["loss"].to_numpy(),
+            moved or inputs[:3],
+            days=known["time"].dt.date().to_list(),
+        )
+    recently = [release] if release.previous and release.time >= since - (until - since) else []
+    return diagnose.diagnose(
+        judged=judged,
+        hypotheses=faults,
+        loss_by_day=losses,
+        profiles_by_day=profiles,
+        releases_since=recently,
+        volume=volume,
+        split=split,
+    )
+
+
+def _raise(
+    project: Project,
+    config: ModelConfig,
+    judged: Any,
+    diagnosis: Diagnosis,
+    since: datetime,
+    until: datetime,
+    faults: Sequence[Any],
+) -> Alarm | None:
+    """Open an alarm, or add the window to the open one that says the same. A page makes the open digests moot."""
+    records = project.store.records
+    now = project.clock()
+    evidence = {**_plain(diagnosis.evidence), "because": diagnosis.text}
+    same = [
+        each
+        for each in records.find(Alarm, order="-time", model=config.name, status="open")
+        if each.lane == judged.lane and (judged.lane == "digest" or each.diagnosis == diagnosis.kind)
+    ]
+    with records.transaction(durable=True):
+        if same:
+            before = same[0]
+            changed = replace(
+                before,
+                until=max(before.until, until),
+                what=judged.text,
+                diagnosis=diagnosis.kind,
+                columns=diagnosis.columns,
+                evidence=evidence,
+            )
+            records.put(changed)
+            return changed
+        began = diagnosis.since or since
+        alarm = Alarm(
+            new_id(now), config.name, now, judged.lane, "open", began, until, judged.text, diagnosis.kind, diagnosis.columns, evidence
+        )
+        records.put(alarm)
+        if judged.lane == "page":
+            for each in records.find(Alarm, model=config.name, lane="digest", status="open"):
+                records.put(replace(each, status="closed"))
+        record(
+            project,
+            "paged" if judged.lane == "page" else "noted",
+            config.name,
+            f"{diagnosis.kind}: {diagnosis.text}",
+            alarm=alarm.id,
+            since=stamp(began),
+            until=stamp(until),
+        )
+    project.tell(f"{config.name}: {judged.lane}: {judged.text}")
+    return alarm
+
+
+def _calm(project: Project, config: ModelConfig, until: datetime) -> None:
+    """Close the digests that a window as usual makes old news."""
+    records = project.store.records
+    for alarm in records.find(Alarm, model=config.name, lane="digest", status="open"):
+        if alarm.until < until:
+            records.put(replace(alarm, status="closed"))
+
+
+def _plain(value: Any) -> Any:
+    """Return plain values with times as text, so that the store can keep them as they are."""
+    return msgspec.json.decode(msgspec.json.encode(value))
