@@ -319,6 +319,7 @@ def test_table_problems_are_shown_with_their_counter_example():
     finding = rules.table_checks([{"kind": "gap", "text": "no row decides", "example": {"delay": 15}}])
     assert finding.verdict == "fail"
     assert finding.text == "1 gap: no row decides, for example {'delay': 15}"
+    assert rules.table_checks([{"kind": "unknown", "text": "gave up", "example": {}}]).verdict == "cannot tell"
 
 
 def test_a_policy_must_beat_every_baseline():
