@@ -125,6 +125,12 @@ def gates() -> str:
     return table(("gate", "what must hold"), [(f"`{name}`", text) for name, text in GATES.items()])
 
 
+def verbs() -> str:
+    from palan.http.api import VERBS
+
+    return table(("route", "what it does"), [(f"`POST /v1/{name}`", text) for name, text in VERBS.items()])
+
+
 def public_names() -> list[str]:
     import palan
 
@@ -157,6 +163,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "environment": environment,
     "errors": errors,
     "gates": gates,
+    "verbs": verbs,
     "python": python,
 }
 
