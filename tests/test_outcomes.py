@@ -92,7 +92,7 @@ def test_a_name_that_is_taken_is_qualified_not_overwritten() -> None:
 
 
 def test_violations_are_counted_on_their_row() -> None:
-    violations = [{"rule": "range", "where": "row 1"}, {"rule": "range", "where": "row 1"}, {"rule": "batch", "where": "everywhere"}]
+    violations = [{"rule": "range", "where": "row 1"}, {"rule": "range", "where": "output[1]"}, {"rule": "batch", "where": "everywhere"}]
     assert log.to_frame([decision("a", violations=violations)])["violations"].to_list() == [1, 2]
 
 

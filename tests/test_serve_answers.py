@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import httpx
+import polars as pl
 import pytest
+from queue_project import GOOD, INSTANCE, Served, make
 
 from palan.data.nouns import Repair
+from palan.decisions import log
+from palan.decisions.nouns import Decision
 from palan.errors import Conflict, NotFound, PalanError
+from palan.flows.decide import decide
+from palan.flows.history import decisions
+from palan.flows.release import change, release, set_repairs
+from palan.flows.serve import serving
+from palan.http.guard import Door, refuse
 from palan.releases import route as routing
 from palan.releases.nouns import Release
+
+pytest_plugins = ["queue_server"]
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
 WEEK = NOW + timedelta(days=7)
@@ -87,3 +103,262 @@ def test_repairs_and_shadows_stay_when_the_champion_changes() -> None:
     assert [(arm.version, arm.role) for arm in won.arms] == [("delay@2", "champion"), ("delay@3", "shadow")]
     with pytest.raises(Conflict, match="cannot be its shadow"):
         routing.shadow(won, "delay", ["delay@2"], time=NOW)
+
+
+def logged(served: Served, id: str, model: str = "wait") -> Decision:
+    return next(each for each in decisions(served.project, model) if each.id == id)
+
+
+@pytest.fixture
+def restored(served: Served) -> Iterator[Served]:
+    """Whatever the test releases, wait@1 answers alone again afterwards."""
+    yield served
+    now = served.project.store.records.get(Release, "wait")
+    assert now is not None
+    served.project.store.records.swap(replace(now, epoch=now.epoch + 1, arms=(routing.Arm("wait@1", "champion", 1.0),), repairs=(), previous=""), epoch=now.epoch)
+    served.server.deciders.refresh()
+
+
+def test_rows_are_answered_and_logged_as_they_were_sent(served: Served) -> None:
+    answer = served.decide("wait", rows=[GOOD, {"people": 0, "desk": "C", "temp": None, "id": 17}]).json()
+    assert answer["outputs"] == [pytest.approx(20.5), 0.0]
+    assert (answer["model"], answer["version"], answer["arm"], answer["propensity"], answer["status"]) == ("wait", "wait@1", "champion", 1.0, "ok")
+    entry = logged(served, answer["decision"])
+    assert entry.inputs == {"people": [10, 0], "desk": ["A", "C"], "temp": [50.0, None]}
+    assert (entry.keys, entry.rows, entry.outputs) == (["v1", "17"], 2, {"output": answer["outputs"]})
+
+
+def test_columns_are_answered_in_columns(served: Served) -> None:
+    answer = served.decide("wait", rows={"people": [10, 20], "desk": ["A", "B"]}, keys=["x", "y"]).json()
+    assert answer["outputs"] == {"output": [20.0, 40.0]}
+    assert logged(served, answer["decision"]).keys == ["x", "y"]
+
+
+def test_the_same_answer_without_a_server(served: Served) -> None:
+    frame = pl.DataFrame({"people": [10], "desk": ["A"], "temp": [50.0]})
+    answer = decide(served.project, "wait", frame, keys=["here"])
+    assert answer["outputs"]["output"] == [pytest.approx(20.5)]
+    assert logged(served, answer["decision"]).caller == served.project.actor
+
+
+def test_an_instance_is_answered_with_its_figures(served: Served) -> None:
+    answer = served.decide("plan", instance=INSTANCE, key="monday").json()
+    assert (answer["status"], answer["outputs"], answer["objective"], answer["version"]) == ("feasible", {"taken": [2, 1]}, 13.0, "plan@1")
+    assert [each["objective"] for each in answer["incumbents"]] == [8.0, 13.0]
+    entry = logged(served, answer["decision"], "plan")
+    assert (entry.inputs, entry.keys, entry.result["objective"]) == (INSTANCE, ["monday"], 13.0)
+
+
+@pytest.mark.parametrize(("mood", "why"), [("die", "ended with exit code 3"), ("heavy", "breaks a rule: the bag holds it")])
+def test_the_fallback_answers_when_the_model_fails_or_breaks_a_rule(served: Served, mood: str, why: str) -> None:
+    answer = served.decide("plan", instance={**INSTANCE, "mood": mood}).json()
+    assert (answer["version"], answer["outputs"]) == ("plan_fast@1", {"taken": [2, 1]})
+    assert why in answer["degraded"]
+    assert logged(served, answer["decision"], "plan").degraded == answer["degraded"]
+
+
+def test_the_best_plan_so_far_is_the_answer_at_the_deadline(served: Served) -> None:
+    answer = served.decide("plan", instance={**INSTANCE, "mood": "sleep"}).json()
+    assert (answer["version"], answer["outputs"], answer["objective"]) == ("plan@1", {"taken": [2]}, 8.0)
+
+
+def test_a_model_that_fails_is_a_502_with_the_line_and_is_in_the_log(served: Served) -> None:
+    before = len(decisions(served.project, "wait"))
+    response = served.decide("wait", rows=[{**GOOD, "people": 13}])
+    assert response.status_code == 502
+    body = response.json()
+    assert (body["code"], body["status"]) == ("model_failed", "error")
+    assert "thirteen at the table" in body["error"]
+    assert "Traceback" not in response.text
+    entry = decisions(served.project, "wait")[before]
+    assert (entry.status, entry.outputs, entry.inputs["people"]) == ("error", None, [13])
+    assert served.decide("wait", rows=[GOOD]).status_code == 200
+    nobody = served.decide("plan", instance={**INSTANCE, "mood": "die", "everyone_fails": True})
+    assert nobody.status_code == 502
+    assert "plan@1 failed" in nobody.json()["error"]
+    assert "plan_fast@1 failed" in nobody.json()["error"]
+
+
+def test_violations_are_told_with_the_answer(served: Served) -> None:
+    answer = served.decide("wait", rows=[GOOD, {**GOOD, "people": 500}]).json()
+    assert answer["outputs"][1] == pytest.approx(1000.5)
+    assert answer["violations"] == [{"rule": "no wait is so long", "where": "row 1", "amount": pytest.approx(0.5), "message": ""}]
+    frame = log.to_frame([logged(served, answer["decision"])])
+    assert frame["violations"].to_list() == [0, 1]
+
+
+def test_a_batch_is_shared_between_champion_and_canary_by_key(restored: Served) -> None:
+    release(restored.project, "wait", version="2", share=0.3, force=True, reason="trial")
+    restored.server.deciders.refresh()
+    rows = [{**GOOD, "id": f"key-{index}"} for index in range(60)]
+    answer = restored.decide("wait", rows=rows).json()
+    assert [part["arm"] for part in answer["parts"]] == ["champion", "canary"]
+    assert sorted(sum((part["rows"] for part in answer["parts"]), [])) == list(range(60))
+    for part in answer["parts"]:
+        expected = 20.5 if part["version"] == "wait@1" else 70.0
+        assert [answer["outputs"][row] for row in part["rows"]] == pytest.approx([expected] * len(part["rows"]))
+        entry = logged(restored, part["decision"])
+        assert (entry.version, entry.arm, entry.propensity) == (part["version"], part["arm"], part["propensity"])
+        assert entry.keys == [f"key-{row}" for row in part["rows"]]
+        assert [answer["ids"][row] for row in part["rows"]] == [f"{part['decision']}-{place}" for place in range(len(part["rows"]))]
+    again = restored.decide("wait", rows=rows).json()
+    assert [part["rows"] for part in again["parts"]] == [part["rows"] for part in answer["parts"]]
+
+
+def test_a_repair_is_applied_before_the_model_and_the_log_keeps_what_was_sent(restored: Served) -> None:
+    repair = Repair("temp", "temp * 9.0 / 5.0 + 32.0", "(temp - 32.0) * 5.0 / 9.0", since=NOW)
+    set_repairs(restored.project, "wait", [repair], "the sensor sends °C")
+    restored.server.deciders.refresh()
+    answer = restored.decide("wait", rows=[{**GOOD, "temp": 10.0}]).json()
+    assert answer["outputs"] == [pytest.approx(20.5)]
+    assert logged(restored, answer["decision"]).inputs["temp"] == [10.0]
+
+
+def test_a_shadow_answers_unseen(restored: Served) -> None:
+    change(restored.project, "wait", "shadowed", lambda now: routing.shadow(now, "wait", ["wait@2"], time=NOW), "look first")
+    restored.server.deciders.refresh()
+    answer = restored.decide("wait", rows=[GOOD]).json()
+    assert answer["outputs"] == [pytest.approx(20.5)]
+    until = time.monotonic() + 5
+    shadows: list[Decision] = []
+    while not shadows and time.monotonic() < until:
+        shadows = [log.decode_decision(frame.data) for frame in restored.project.store.blocks.scan("shadows/wait")]
+        time.sleep(0.02)
+    assert [(each.id, each.version, each.arm, each.outputs) for each in shadows] == [(answer["decision"], "wait@2", "shadow", {"output": [pytest.approx(70.0)]})]
+
+
+def test_releases_change_under_load_and_no_request_fails(restored: Served) -> None:
+    """Another process releases (here: the store alone is written); the server follows within a second."""
+    seen: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        with httpx.Client(base_url=restored.server.url, timeout=30) as client:
+            count = 0
+            while not stop.is_set():
+                count += 1
+                response = client.post("/v1/models/wait/decide", json={"rows": [{**GOOD, "id": f"{number}-{count}"}]})
+                seen.append((response.status_code, response.json().get("version", response.text)))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+
+    def met(version: str, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if seen and seen[-1][1] == version:
+                return True
+            time.sleep(0.01)
+        return False
+
+    try:
+        for _ in range(2):
+            change(restored.project, "wait", "released", lambda now: routing.start(now, "wait", "wait@2", time=NOW), "")
+            assert met("wait@2", 10)
+            change(restored.project, "wait", "rolled back", lambda now: routing.roll_back(now, "wait", time=NOW), "")
+            assert met("wait@1", 10)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert {code for code, _ in seen} == {200}
+    assert {version for _, version in seen} == {"wait@1", "wait@2"}
+
+
+def test_a_model_is_released_over_http_and_answers_at_once(restored: Served) -> None:
+    body = {"model": "wait", "version": "2", "share": 1.0, "force": True, "reason": "over HTTP"}
+    assert restored.http.post("/v1/release", json=body).json()["arms"] == [{"version": "wait@2", "role": "champion", "share": 1.0}]
+    assert restored.decide("wait", rows=[GOOD]).json()["version"] == "wait@2"
+    rolled = restored.http.post("/v1/release", json={"model": "wait", "roll_back": True})
+    assert rolled.status_code == 200
+    assert restored.decide("wait", rows=[GOOD]).json()["version"] == "wait@1"
+    again = restored.http.post("/v1/release", json={"model": "wait", "roll_back": True})
+    assert (again.status_code, again.json()["code"]) == (400, "refused")
+    entries = restored.http.get("/v1/log", params={"subject": "wait"}).json()["entries"]
+    assert "over HTTP" in [each["reason"] for each in entries]
+
+
+def test_what_is_served_is_described_exactly(served: Served) -> None:
+    document = served.http.get("/openapi.json").json()
+    schema = document["paths"]["/v1/models/wait/decide"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    row = schema["properties"]["rows"]["anyOf"][0]["items"]
+    assert row["required"] == ["people", "desk"]
+    assert row["properties"]["people"] == {"type": "integer", "minimum": 0, "maximum": 500}
+    assert row["properties"]["desk"]["enum"] == ["A", "B", "C"]
+    assert row["properties"]["temp"] == {"type": ["number", "null"], "minimum": -30, "maximum": 120, "description": "in °F"}
+    assert set(row["properties"]) == {"people", "desk", "temp", "id"}
+    models = {each["name"]: each for each in served.http.get("/v1/models").json()["models"]}
+    assert (models["wait"]["champion"], models["wait"]["kind"], models["plan"]["kind"]) == ("wait@1", "estimator", "heuristic")
+    one = served.http.get("/v1/models/wait").json()
+    assert [each["ref"] for each in one["versions"]] == ["wait@2", "wait@1"]
+    assert [each["name"] for each in one["inputs"]["fields"]] == ["people", "desk", "temp"]
+
+
+def test_who_may_not_pass_is_refused_at_the_door(served: Served) -> None:
+    def status(method: str = "GET", path: str = "/healthz", **headers: str) -> int:
+        return served.http.request(method, path, headers=headers).status_code
+
+    assert status() == 200
+    assert status(host="localhost") == 200
+    assert status(host="evil.example") == 421
+    assert status(host="127.0.0.1.evil.example:7070") == 421
+    assert status(origin="http://localhost:7070") == 200
+    for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
+        assert status(method, origin="https://evil.example") == 403
+    assert status(origin="null") == 403
+    response = served.decide("wait", rows=[GOOD])
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_body_that_is_too_large_is_refused_whether_or_not_it_says_so(served: Served) -> None:
+    large = b"x" * ((64 << 20) + 1)
+    assert served.http.post("/v1/models/wait/decide", content=large).status_code == 413
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(65):
+            yield b"x" * (1 << 20)
+
+    for path in ("/v1/models/wait/decide", "/v1/check"):
+        try:
+            assert served.http.post(path, content=chunks()).status_code == 413
+        except httpx.WriteError:  # the server answered and closed while we were still sending
+            assert served.http.get("/healthz").status_code == 200
+
+
+def test_a_token_is_asked_for_on_every_route_but_health() -> None:
+    door = Door(token="sesame")
+    host = {b"host": "localhost"}
+    assert refuse("/healthz", host, door) is None
+    for header, passes in [("Bearer sesame", True), ("Basic OnNlc2FtZQ==", True), ("Bearer other", False), ("Basic !!", False), ("sesame", False), ("", False)]:
+        refusal = refuse("/v1/status", {**host, b"authorization": header}, door)
+        assert (refusal is None) is passes
+        assert refusal is None or refusal[0] == 401
+    behind = Door(hosts=(), token="sesame")
+    named = {b"host": "palan.example", b"authorization": "Bearer sesame"}
+    assert refuse("/", named, behind) is None
+    assert refuse("/", {**named, b"origin": "https://palan.example"}, behind) is None
+    other = refuse("/", {**named, b"origin": "https://evil.example"}, behind)
+    assert other is not None
+    assert other[0] == 403
+
+
+def test_an_address_that_others_reach_needs_a_token_and_a_taken_port_is_said(served: Served) -> None:
+    with pytest.raises(PalanError, match="needs a token") as caught, serving(served.project, "0.0.0.0", 0, token=""):
+        pass
+    assert "PALAN_TOKEN" in caught.value.hint
+    port = int(served.server.url.rpartition(":")[2])
+    with pytest.raises(PalanError, match=f"port {port} is taken"), serving(served.project, port=port):
+        pass
+    with pytest.raises(PalanError, match="no address of this machine"), serving(served.project, "127.0.0.256", 0, token="x"):
+        pass
+
+
+def test_a_model_that_is_not_released_says_how_to_release_it(tmp_path: Path) -> None:
+    project = make(tmp_path / "queue")
+    with pytest.raises(NotFound, match="wait is not released"):
+        decide(project, "wait", [GOOD])
+    with pytest.raises(NotFound, match='no model "wiat"') as caught:
+        decide(project, "wiat", [GOOD])
+    assert "wait" in caught.value.hint

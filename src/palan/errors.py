@@ -39,6 +39,10 @@ class LeaseLost(Conflict):
     """The lease has passed to another holder: nothing more may be recorded under it."""
 
 
+class Busy(PalanError):
+    """Nothing is wrong with the request; it cannot be taken right now. Trying again may work."""
+
+
 class Corrupt(PalanError):
     """Stored bytes are not the bytes that were written: nothing is returned."""
 

@@ -200,6 +200,16 @@ def problems(value: Any, schema: Schema, *, key: str = "") -> Iterator[Invalid]:
             yield _unfit(f"rows.{name}", column, "a list with one value a row", "")
 
 
+def check_value(value: Any, field: Field, path: str) -> None:
+    """Hold one decoded JSON value against a field.
+
+    Raises:
+        Invalid: it does not fit; `path` is the place that the message names.
+    """
+    for problem in _problems(value, field, path):
+        raise problem
+
+
 def to_frame(columns: Mapping[str, Sequence[Any]], schema: Schema) -> pl.DataFrame:
     """Return the columns as a DataFrame with the exact dtype of each field (Int64, Float64, Datetime in UTC, ...)."""
     return pl.DataFrame([_series(each, columns[each.name]) for each in schema.fields])

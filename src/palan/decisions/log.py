@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain, repeat
@@ -18,6 +19,8 @@ from palan.decisions.nouns import Decision, Outcome
 _encoder = msgspec.msgpack.Encoder()
 _decisions = msgspec.msgpack.Decoder(Decision)
 _outcomes = msgspec.msgpack.Decoder(Outcome)
+
+_ROW = re.compile(r"(?:\brow |\[)(\d+)\]?$")
 
 META = ("id", "key", "time", "version", "epoch", "arm", "propensity", "status")
 """The columns that every row of the log has, before its inputs and outputs."""
@@ -125,13 +128,13 @@ def _series(name: str, values: list[Any], dtype: pl.DataType | None) -> pl.Serie
 
 
 def _violations(decisions: Sequence[Decision], rows: np.ndarray[Any, Any], total: int) -> pl.Series:
-    """Count violations per row: a violation names its row as `where = "row 3"`; any other place counts for row 0."""
+    """Count violations per row: `where` ends in the row's number ("row 3", "output[3]"); any other place counts for row 0."""
     counts = np.zeros(total, dtype=np.int64)
     starts = np.cumsum(rows) - rows
     for index, each in enumerate(decisions):
         for violation in each.violations:
-            where = str(violation.get("where", ""))
-            row = int(where[4:]) if where.startswith("row ") and where[4:].isdigit() else 0
+            place = _ROW.search(str(violation.get("where", "")))
+            row = int(place[1]) if place else 0
             if row < each.rows:
                 counts[starts[index] + row] += 1
     return pl.Series("violations", counts)

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from palan.core import Field, Schema, Version, new_id
+from palan.core import Field, FieldType, Schema, Version, new_id
 from palan.data import repair
 from palan.data.inputs import Inputs, Request, check_value, to_frame
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Outcome
-from palan.errors import Busy, Invalid, ModelFailed, NotFound, PalanError, nearest
+from palan.errors import Busy, Invalid, ModelFailed, NotFound, PalanError
 from palan.flows.config import ModelConfig
 from palan.flows.packages import find_version, open_worker
 from palan.flows.project import Project
-from palan.models.contract import SHAPE, Incumbent, Kind, Result, Violation
+from palan.flows.tables import contract_of
+from palan.models.contract import SHAPE, Incumbent, Kind, Violation
+from palan.models.estimator import not_finite
 from palan.releases.nouns import Arm, Release
 from palan.releases.route import Route, route
 
@@ -40,6 +45,9 @@ POLL_SECONDS = 0.5
 WAITING = 128
 """Requests of one model that may wait for its worker; the next one is told to come again."""
 
+ROWS_SECONDS = 30.0
+"""How long a batch of rows may take where the model sets no time_limit."""
+
 _FAILURES = ("error", "licence", "timeout", "no_solution", "cancelled")
 """Verdicts that say nothing about the instance itself, so that another model may still answer it."""
 
@@ -51,6 +59,8 @@ class Lane:
     version: Version
     schema: Schema
     worker: Worker
+    checks: bool = True
+    outputs: dict[str, str] = field(default_factory=dict)  # name -> field type, of a model of rows
     users: int = 0
     retired: bool = False
 
@@ -71,8 +81,8 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    """What one part of a request came to."""
+class Answered:
+    """What one version made of a part of a request. `result` holds the figures of a solve, and is empty for rows."""
 
     version: str
     status: str
@@ -113,8 +123,8 @@ class Deciders:
         A version that cannot be opened changes nothing: what was served stays, and `trouble` says why.
         """
         with self._refreshing:
-            releases = self.project.store.records.find(Release, **({"model": model} if model else {}))
-            changed = [each for each in releases if each.model in self.project.config.models and (needed is None or needed(each.model)) and self._is_news(each)]
+            releases = [each for each in self.project.store.records.find(Release) if each.model in self.project.config.models and model in ("", each.model)]
+            changed = [each for each in releases if self._is_news(each) and (needed is None or needed(each.model))]
             if not changed:
                 return
             with ThreadPoolExecutor(max_workers=2, thread_name_prefix="warm") as pool:
@@ -178,8 +188,11 @@ class Deciders:
                 kept = known.lanes.get(arm.version) if known else None
                 if kept is None:
                     version = find_version(self.project, arm.version)
-                    kept = Lane(version, signature(version), open_worker(self.project, version))
+                    # Without a check of the model's own, answers are looked at here, which spares a trip to the worker.
+                    kept = Lane(version, signature(version), open_worker(self.project, version), "check" in version.manifest["verbs"] or version.kind == "rules")
                     opened.append(kept)
+                    kept.worker.open()
+                    kept.outputs = _outputs(kept)
                 lanes[arm.version] = kept
         except PalanError as error:
             for lane in opened:
@@ -190,12 +203,13 @@ class Deciders:
         schema = _widened(champion.schema, [lane.schema for lane in lanes.values()])
         inputs = known.inputs if known and known.inputs.schema == schema else Inputs(schema, key=config.key)
         data = self.project.config.data.get(config.data)
-        self._serving[release.model] = Serving(config, release, inputs, lanes, data.time if data else "")
+        with self._lock:
+            self._serving[release.model] = Serving(config, release, inputs, lanes, data.time if data else "")
         if known:
             self._retire(lane for ref, lane in known.lanes.items() if ref not in lanes)
         return None
 
-    def _retire(self, lanes: Any) -> None:
+    def _retire(self, lanes: Iterable[Lane]) -> None:
         with self._lock:
             idle = []
             for lane in lanes:
@@ -242,11 +256,34 @@ class Deciders:
 
         Raises: as `answer`.
         """
-        serving = self._find(model)
-        request = serving.inputs.read(body) if value is None else serving.inputs.take(value, keys)
-        if SHAPE[_kind(serving.champion.version)] == "instance":
-            return self._decide_instance(serving, request, caller)
-        return self._decide_rows(serving, request, caller)
+        with self._using(model) as (serving, fallbacks):
+            request = serving.inputs.read(body) if value is None else serving.inputs.take(value, keys)
+            if SHAPE[_kind(serving.champion.version)] == "instance":
+                return self._decide_instance(serving, fallbacks, request, caller)
+            return self._decide_rows(serving, fallbacks, request, caller)
+
+    @contextmanager
+    def _using(self, model: str) -> Iterator[tuple[Serving, list[Lane]]]:
+        """Hold what serves a model now, and its fallbacks: no lane is closed under a request, whatever is released meanwhile."""
+        with self._lock:
+            serving = self._find(model)
+            fallbacks, seen, name = [], {model}, serving.config.fallback
+            while name and name not in seen and (other := self._serving.get(name)):
+                fallbacks.append(other.champion)
+                seen.add(name)
+                name = other.config.fallback
+            held = [*serving.lanes.values(), *fallbacks]
+            for lane in held:
+                lane.users += 1
+        try:
+            yield serving, fallbacks
+        finally:
+            with self._lock:
+                for lane in held:
+                    lane.users -= 1
+                idle = [lane for lane in held if lane.retired and lane.users == 0]
+            for lane in idle:
+                lane.worker.close()
 
     def _find(self, model: str) -> Serving:
         serving = self._serving.get(model)
@@ -257,7 +294,8 @@ class Deciders:
             raise NotFound(f"{model} is not released", f"palan release {model}")
         return serving
 
-    def _decide_rows(self, serving: Serving, request: Request, caller: str) -> dict[str, Any]:
+    def _decide_rows(self, serving: Serving, fallbacks: Sequence[Lane], request: Request, caller: str) -> dict[str, Any]:
+        model = serving.config.name
         now = self.project.clock()
         id = new_id(now)
         frame = to_frame(request.columns, serving.inputs.schema)
@@ -269,7 +307,7 @@ class Deciders:
             # The first part carries the request's id; further ones, answered by another arm, their own.
             name = id if number == 0 else new_id(now)
             whole = len(rows) == request.rows
-            answered = self._ask(serving, way.arm, lambda lane, rows=rows, whole=whole: _ask_rows(lane, repaired if whole else repaired[rows]))
+            answered = _ask(_chain(serving, way.arm, fallbacks), partial(_ask_rows, frame=repaired if whole else repaired[rows], limit=self._limit(model) or ROWS_SECONDS))
             decisions.append(
                 Decision(
                     id=name,
@@ -298,14 +336,15 @@ class Deciders:
                 raise answered.error
         self._log(serving, decisions)
         for arm in parts[0][0].shadows:
-            self._shadow(serving, decisions[0], arm, lambda lane: _ask_rows(lane, repaired), request)
+            self._shadow(decisions[0], arm, partial(_ask_rows, frame=repaired, limit=self._limit(model) or ROWS_SECONDS), request)
         return _rows_answer(request, decisions, [rows for _, rows in parts], ids)
 
-    def _decide_instance(self, serving: Serving, request: Request, caller: str) -> dict[str, Any]:
+    def _decide_instance(self, serving: Serving, fallbacks: Sequence[Lane], request: Request, caller: str) -> dict[str, Any]:
         now = self.project.clock()
         id = new_id(now)
         way = route(serving.release, request.keys[0] if request.keys else id)
-        answered = self._ask(serving, way.arm, lambda lane: solve(lane.worker, request.instance, self._limit(lane.version.model)))
+        ask = partial(ask_instance, instance=request.instance, limit=self._limit(serving.config.name))
+        answered = _unanswered(_ask(_chain(serving, way.arm, fallbacks), ask))
         decision = instance_decision(
             id, now, serving.config.name, request, answered.version, serving.release.epoch, way.arm.role, way.propensity, answered.status, answered.outputs, answered.violations, answered.result, answered.degraded, answered.seconds, caller
         )
@@ -313,54 +352,12 @@ class Deciders:
         if answered.error:
             raise answered.error
         for arm in way.shadows:
-            self._shadow(serving, decision, arm, lambda lane: solve(lane.worker, request.instance, self._limit(lane.version.model)), request)
+            self._shadow(decision, arm, ask, request)
         return instance_answer(decision)
 
     def _limit(self, model: str) -> float | None:
         limit = self.project.model(model).time_limit
         return limit.total_seconds() if limit else None
-
-    def _ask(self, serving: Serving, arm: Arm, work: Callable[[Lane], _Answered]) -> _Answered:
-        """Ask the arm's version; if it fails, the champion (for a canary), then the fallback models, in that order."""
-        reasons: list[str] = []
-        first: _Answered | None = None
-        for lane in self._chain(serving, arm):
-            with self._lock:
-                lane.users += 1
-            try:
-                answered = work(lane)
-            except ModelFailed as error:
-                answered = _Answered(lane.version.ref, error.status, error=error)
-            except Invalid as error:
-                answered = _Answered(lane.version.ref, "invalid_input", error=ModelFailed(f"{lane.version.ref} does not take this input: {error.what}", error.hint, status="invalid_input"))
-            finally:
-                with self._lock:
-                    lane.users -= 1
-                    close = lane.retired and lane.users == 0
-                if close:
-                    lane.worker.close()
-            if problem := _problem(answered):
-                reasons.append(f"{lane.version.ref} {problem}")
-                # The first try stays the answer if no other does better: a plan with a violation beats none.
-                first = first if first is not None and first.error is None else answered if first is None or answered.error is None else first
-                continue
-            return replace(answered, degraded="; ".join(reasons)) if reasons else answered
-        if first is None:
-            raise NotFound(f"{serving.config.name} has no version to answer", f"palan release {serving.config.name}")
-        if first.error and len(reasons) > 1:
-            return replace(first, error=ModelFailed("; ".join(reasons), first.error.hint, status=first.error.status, log=first.error.log))
-        return first
-
-    def _chain(self, serving: Serving, arm: Arm) -> Iterator[Lane]:
-        yield serving.lanes[arm.version]
-        if arm.role != "champion":
-            yield serving.champion
-        seen = {serving.config.name}
-        name = serving.config.fallback
-        while name and name not in seen and (other := self._serving.get(name)):
-            yield other.champion
-            seen.add(name)
-            name = other.config.fallback
 
     def _log(self, serving: Serving, decisions: Sequence[Decision]) -> None:
         try:
@@ -370,14 +367,17 @@ class Deciders:
 
     # -- shadows: after the answer, on a bounded queue that sheds and counts --
 
-    def _shadow(self, serving: Serving, seen: Decision, arm: Arm, work: Callable[[Lane], _Answered], request: Request) -> None:
+    def _shadow(self, seen: Decision, arm: Arm, work: Callable[[Lane], Answered], request: Request) -> None:
         def run() -> None:
-            answered = self._ask(replace(serving, config=replace(serving.config, fallback="")), replace(arm, role="champion"), work)
+            with self._using(seen.model) as (now, _):
+                if arm.version not in now.lanes:
+                    return  # it was taken off meanwhile
+                answered = _ask([now.lanes[arm.version]], work)
             inputs = dict(request.columns) if request.columns else seen.inputs
             shadow = msgspec.structs.replace(
                 seen, version=answered.version, arm="shadow", propensity=1.0, rows=request.rows, inputs=inputs, keys=list(request.keys) if request.keys else None, outputs=answered.outputs, status=answered.status, violations=_plain_violations(answered.violations), result=dict(answered.result), degraded="", seconds=answered.seconds
             )
-            self.project.store.blocks.append(f"shadows/{serving.config.name}", [log.encode(shadow)])
+            self.project.store.blocks.append(f"shadows/{seen.model}", [log.encode(shadow)])
 
         try:
             if self._threads:
@@ -385,7 +385,7 @@ class Deciders:
             else:
                 run()
         except queue.Full:
-            self.shed[serving.config.name] += 1
+            self.shed[seen.model] += 1
 
     def _answer_shadows(self) -> None:
         while (work := self._shadows.get()) is not None:
@@ -496,11 +496,8 @@ def outcomes(project: Project, model: str, values: Sequence[Any], *, ids: Sequen
 
 
 def _outcome_field(project: Project, config: ModelConfig) -> Field:
-    from palan.data.contract import parse
-
-    data = project.config.data.get(config.data)
-    if data and config.outcome:
-        for each in parse(data.name, data.table).columns:
+    if config.data in project.config.data and config.outcome:
+        for each in contract_of(project, config.data).columns:
             if each.name == config.outcome:
                 # What happened may lie outside the range that the past knew; only its type is sure.
                 return Field("value", each.type, nullable=True)
@@ -545,20 +542,36 @@ def _repaired(frame: pl.DataFrame, serving: Serving, now: datetime) -> pl.DataFr
         raise ModelFailed(f"a repair of {serving.config.name} cannot be applied: {error.what}", f"palan status {serving.config.name}") from error
 
 
-def _ask_rows(lane: Lane, frame: pl.DataFrame) -> _Answered:
-    started = time.perf_counter()
-    rows = frame.select(lane.schema.names)
-    outputs = lane.worker.decide(rows)
-    violations = lane.worker.check(rows, outputs)
-    return _Answered(lane.version.ref, "ok", outputs.to_dict(as_series=False), tuple(violations), seconds=time.perf_counter() - started)
+def _chain(serving: Serving, arm: Arm, fallbacks: Sequence[Lane]) -> list[Lane]:
+    """Return who is asked, in order: the arm's version, for a canary the champion, then the fallback models."""
+    first = [serving.lanes[arm.version]]
+    return [*first, *([] if arm.role == "champion" else [serving.champion]), *fallbacks]
 
 
-def solve(worker: Worker, instance: Any, time_limit: float | None, *, on_incumbent: Callable[[Incumbent], None] | None = None) -> _Answered:
-    """Solve one instance in a worker and return what it came to, with its independent check."""
-    raise NotImplementedError
+def _ask(chain: Sequence[Lane], work: Callable[[Lane], Answered]) -> Answered:
+    """Ask one lane after the other until one answers well; say in `degraded` why it was not the first."""
+    reasons: list[str] = []
+    best: Answered | None = None
+    for lane in chain:
+        try:
+            answered = work(lane)
+        except ModelFailed as error:
+            answered = Answered(lane.version.ref, error.status, error=error)
+        problem = _problem(answered)
+        if not problem:
+            return replace(answered, degraded="; ".join([*reasons, *filter(None, [answered.degraded])]))
+        reasons.append(f"{lane.version.ref} {problem}")
+        # Where none does well, a plan with a violation beats none, and the earlier one beats the later.
+        if best is None or (best.outputs is None and answered.outputs is not None):
+            best = answered
+    if best is None:
+        raise NotFound("nothing is released that could answer", "palan status")
+    if best.error and len(reasons) > 1:
+        return replace(best, error=ModelFailed("; ".join(reasons), best.error.hint, status=best.error.status, log=best.error.log))
+    return replace(best, degraded="; ".join(reasons) if best.version != chain[0].version.ref else best.degraded)
 
 
-def _problem(answered: _Answered) -> str:
+def _problem(answered: Answered) -> str:
     """Say why another model should be asked, or nothing."""
     if answered.error:
         return f"failed: {answered.error.what}"
@@ -567,6 +580,68 @@ def _problem(answered: _Answered) -> str:
     if answered.result and answered.violations:
         return f"breaks a rule: {answered.violations[0].rule}"
     return ""
+
+
+def _unanswered(answered: Answered) -> Answered:
+    """Make a solve that ended without any plan, for a reason that is not the instance's, the failure that it is."""
+    if answered.error or answered.outputs is not None or answered.status not in _FAILURES:
+        return answered
+    why = answered.degraded or f"{answered.version} gave no answer ({answered.status})"
+    hint = "raise time_limit, or give the model a fallback" if answered.status in ("timeout", "no_solution") else "palan status"
+    return replace(answered, error=ModelFailed(why, hint, status=answered.status))
+
+
+def _ask_rows(lane: Lane, frame: pl.DataFrame, limit: float) -> Answered:
+    started = time.perf_counter()
+    missing = [name for name in lane.schema.names if name not in frame.columns]
+    if missing:
+        raise ModelFailed(f"{lane.version.ref} needs the column {missing[0]}, which this model's callers do not send", "palan check", status="invalid_input")
+    rows = frame.select(lane.schema.names)
+    outputs = lane.worker.decide(rows, time_limit=limit)
+    violations = lane.worker.check(rows, outputs, time_limit=limit) if lane.checks else not_finite(outputs)
+    return Answered(lane.version.ref, "ok", outputs.to_dict(as_series=False), tuple(violations), seconds=time.perf_counter() - started)
+
+
+def ask_instance(
+    lane: Lane, instance: Any, limit: float | None, on_incumbent: Callable[[Incumbent], None] | None = None, is_cancelled: Callable[[], bool] | None = None
+) -> Answered:
+    """Solve one instance in a lane; the worker has checked the plan, also one that was all there was at the deadline."""
+    result = lane.worker.solve(instance, time_limit=limit, on_incumbent=on_incumbent, is_cancelled=is_cancelled)
+    figures = {
+        "objective": _finite(result.objective),
+        "bound": _finite(result.bound),
+        "gap": _finite(result.gap),
+        "sense": result.sense,
+        "kpis": dict(result.kpis),
+        "explain": dict(result.explain),
+        "evidence": dict(result.evidence),
+        "incumbents": [{"seconds": each.seconds, "objective": _finite(each.objective), "bound": _finite(each.bound)} for each in result.incumbents],
+    }
+    return Answered(lane.version.ref, result.status, result.output, result.violations, figures, str(result.evidence.get("degraded", "")), result.seconds)
+
+
+def _outputs(lane: Lane) -> dict[str, str]:
+    """Return the names and types of what a model of rows answers, by asking it about no rows; this also warms it up."""
+    if lane.schema.shape == "instance":
+        return {}
+    try:
+        empty = lane.worker.decide(to_frame({name: [] for name in lane.schema.names}, lane.schema), time_limit=ROWS_SECONDS)
+    except ModelFailed:
+        return {}  # a model that cannot take an empty batch may well take others
+    return {each.name: _type_name(each.dtype) for each in empty.get_columns()}
+
+
+def _type_name(dtype: pl.DataType) -> FieldType:
+    if dtype.is_float():
+        return "float"
+    if dtype.is_integer():
+        return "int"
+    return {"Boolean": "bool", "String": "str", "Datetime": "time", "Date": "date", "List": "list", "Struct": "map"}.get(dtype.base_type().__name__, "any")  # type: ignore[return-value]
+
+
+def _finite(number: float | None) -> float | None:
+    """Return the number, or None where a solver says infinity for "nothing known"."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def _plain_violations(violations: Sequence[Violation]) -> list[dict[str, Any]]:
@@ -653,7 +728,7 @@ def instance_answer(decision: Decision) -> dict[str, Any]:
         "arm": decision.arm,
         "propensity": decision.propensity,
         "status": decision.status,
-        "output": decision.outputs,
+        "outputs": decision.outputs,
         **decision.result,
         "violations": decision.violations,
         "seconds": decision.seconds,

@@ -1,0 +1,173 @@
+"""Serve: one process that answers decisions, works the jobs and shows the pages, until it is asked to stop."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from palan.errors import PalanError
+from palan.flows.decide import Deciders
+from palan.flows.jobs import Runner
+from palan.flows.project import Project
+
+APPLICATION = "palan.web.routes:application"
+"""What is served: named, not imported, because http and web stand above this room."""
+
+PORT = 7070
+DRAIN_SECONDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: its address, and what answers in it."""
+
+    url: str
+    deciders: Deciders
+    runner: Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What the application is made of. No host means any; `csrf` is the secret of this process's forms."""
+
+    project: Project
+    deciders: Deciders
+    runner: Runner
+    hosts: tuple[str, ...]
+    token: str
+    csrf: str
+
+
+def serve(
+    project: Project, host: str = "", port: int | None = None, *, token: str | None = None, ready: Callable[[Server], None] | None = None
+) -> None:
+    """Answer until SIGTERM or Ctrl-C, then let requests under way end.
+
+    Args:
+        project: an open project.
+        host: the address to listen on: argument, else PALAN_HOST, else 127.0.0.1.
+        port: argument, else PALAN_PORT, else 7070; 0 takes a free one.
+        token: argument, else PALAN_TOKEN; needed for any address but loopback.
+        ready: called once with the running server.
+
+    Raises:
+        PalanError: the port is taken, or the address is not loopback and there is no token.
+    """
+    import uvicorn
+
+    listener, site, url = _open(project, host, port, token)
+    try:
+        server = uvicorn.Server(_config(site))
+        site.deciders.follow()
+        site.runner.start()
+        if ready:
+            ready(Server(url, site.deciders, site.runner))
+        project.tell(f"serving {project.config.name} at {url}")
+        # uvicorn takes SIGTERM and SIGINT: it stops listening, waits for open requests, and raises the signal again.
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            project.tell("stopped")
+    finally:
+        listener.close()
+        site.runner.close()
+        site.deciders.close()
+
+
+@contextmanager
+def serving(project: Project, host: str = "", port: int | None = None, *, token: str | None = None) -> Iterator[Server]:
+    """Serve in a thread while the block runs: for a demo, a notebook or a test.
+
+    Raises: as `serve`.
+    """
+    import uvicorn
+
+    listener, site, url = _open(project, host, port, token)
+    server = uvicorn.Server(_config(site))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serve", daemon=True)
+    try:
+        site.deciders.follow()
+        site.runner.start()
+        thread.start()
+        while not server.started:
+            if not thread.is_alive():
+                raise PalanError(f"the server at {url} did not start", "look at the log above")
+            time.sleep(0.005)
+        yield Server(url, site.deciders, site.runner)
+    finally:
+        server.should_exit = True
+        if thread.ident:
+            thread.join(timeout=DRAIN_SECONDS)
+        listener.close()
+        site.runner.close()
+        site.deciders.close()
+
+
+def _open(project: Project, host: str, port: int | None, token: str | None) -> tuple[socket.socket, Site, str]:
+    host = host or os.environ.get("PALAN_HOST", "127.0.0.1")
+    token = os.environ.get("PALAN_TOKEN", "") if token is None else token
+    number = _port(port)
+    local = is_loopback(host)
+    if not local and not token:
+        raise PalanError(f"{host} can be reached from other machines, so it needs a token", f'PALAN_TOKEN="$(openssl rand -hex 16)" palan serve --host {host}')
+    listener = _listen(host, number)
+    number = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    # Behind a token any name will do: who has no token gets no further, whatever name was made to resolve here.
+    hosts = ("localhost", "127.0.0.1", "::1", host) if local else ()
+    site = Site(project, Deciders(project), Runner(project), hosts, token, secrets.token_urlsafe(24))
+    return listener, site, f"http://{shown}:{number}"
+
+
+def _port(port: int | None) -> int:
+    if port is not None:
+        return port
+    text = os.environ.get("PALAN_PORT", str(PORT))
+    if not text.isdigit() or int(text) > 65535:
+        raise PalanError(f'PALAN_PORT is "{text}", which is no port', "a number from 0 to 65535")
+    return int(text)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address reaches this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # A port in TIME_WAIT after a restart may be taken again; one that another process listens on may not.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        if isinstance(error, PermissionError):
+            raise PalanError(f"port {port} may not be used by you", f"palan serve --port {PORT}") from error
+        if isinstance(error, socket.gaierror) or error.errno == 99:
+            raise PalanError(f"{host} is no address of this machine", "palan serve --host 127.0.0.1") from error
+        raise PalanError(f"port {port} is taken: {error.strerror}", f"palan serve --port {port + 1}   (or stop what listens there)") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _config(site: Site) -> Any:
+    import uvicorn
+    from uvicorn.importer import import_from_string
+
+    app = import_from_string(APPLICATION)(site)
+    return uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS, timeout_keep_alive=30, lifespan="off", ws="none")

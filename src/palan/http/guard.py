@@ -1,0 +1,161 @@
+"""The door: which hosts and origins may call, who has the token, how much they may send, and what browsers may do."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from palan.errors import PalanError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+BODY_BYTES = 64 << 20
+"""The largest request body: a day of a busy model's rows, or a large instance."""
+
+HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_OPEN = ("/healthz", "/v2/health/live", "/v2/health/ready")
+"""What a load balancer may ask without a token: nothing of the project is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What is let in. `hosts` are names without a port (none: any, for a server with a `token` behind a name of its own)."""
+
+    hosts: tuple[str, ...] = LOOPBACK
+    token: str = field(default="", repr=False)
+    body_bytes: int = BODY_BYTES
+
+
+class Guard:
+    """ASGI middleware: refuse before any route is looked at, and put the security headers on every answer."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self.app = app
+        self.door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # There is no websocket anywhere here, so nobody has a reason to open one.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers = {bytes(name): bytes(value).decode("latin-1") for name, value in scope["headers"]}
+        refusal = refuse(scope["path"], headers, self.door, hosts=sum(name == b"host" for name, _ in scope["headers"]))
+        if refusal:
+            await _refused(send, *refusal)
+            return
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.door.body_bytes:
+                raise TooLarge(*_too_large(self.door)[1:])
+            return message
+
+        async def headed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = {name for name, _ in message.get("headers", ())}
+                message = {**message, "headers": [*message.get("headers", ()), *(pair for pair in HEADERS if pair[0] not in own)]}
+            await send(message)
+
+        await self.app(scope, limited, headed)
+
+
+class TooLarge(PalanError):
+    """The body went past the limit while it was read: it came in chunks, or is longer than it said."""
+
+
+def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1) -> tuple[int, str, str] | None:
+    """Return (status, what, hint) for a request that may not pass, else None.
+
+    The Host list stops DNS rebinding: a page of evil.example that resolves to 127.0.0.1 still says its own name. The
+    Origin list stops other sites' forms and scripts, on every method, because a GET may be costly too.
+    """
+    host = _name(headers.get(b"host", ""))
+    if hosts != 1 or not host or (door.hosts and host not in door.hosts):
+        return 421, f'this server does not answer for the host "{headers.get(b"host", "")}"', f"use {', '.join(door.hosts) or 'one Host header'}"
+    origin = headers.get(b"origin")
+    if origin is not None and _origin_name(origin) not in (door.hosts or (host,)):
+        return 403, f'requests from the site "{origin}" are not let in', "call from your own page, or without a browser"
+    if door.token and path not in _OPEN and not _carries(headers.get(b"authorization", ""), door.token):
+        return 401, "this server asks for a token", 'send the header "Authorization: Bearer <token>"'
+    length = headers.get(b"content-length", "")
+    if length and (not length.isdigit() or int(length) > door.body_bytes):
+        return _too_large(door)
+    return None
+
+
+def _too_large(door: Door) -> tuple[int, str, str]:
+    return 413, f"the body is larger than {door.body_bytes >> 20} MB", "send the rows in several requests"
+
+
+def _name(host: str) -> str:
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.count(":") == 1 else host
+
+
+def _origin_name(origin: str) -> str:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return ""
+    return (parts.hostname or "") if parts.scheme in ("http", "https") else ""
+
+
+def _carries(authorization: str, token: str) -> bool:
+    scheme, _, rest = authorization.partition(" ")
+    given = rest.strip()
+    if scheme.lower() == "basic":
+        # Browsers can ask for this one by themselves: any name, the token as the password.
+        try:
+            given = base64.b64decode(given, validate=True).decode("utf-8", "replace").partition(":")[2]
+        except (binascii.Error, ValueError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+async def _refused(send: Send, status: int, what: str, hint: str) -> None:
+    extra: list[tuple[bytes, bytes]] = [(b"connection", b"close")]
+    if status == 401:
+        extra.append((b"www-authenticate", b'Basic realm="palan", charset="UTF-8"'))
+    await respond(send, status, {"error": what, "code": _CODES[status], "hint": hint}, (*extra, *HEADERS))
+
+
+_CODES = {401: "unauthorised", 403: "forbidden", 413: "too_large", 421: "wrong_host"}
+
+
+async def respond(send: Send, status: int, body: Any, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send one JSON answer over raw ASGI."""
+    data = msgspec.json.encode(body)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *headers],
+        }
+    )
+    await send({"type": "http.response.body", "body": data})
