@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from palan.core import stamp
+from palan.http.guard import HEADERS
 from palan.web import charts, pages, views
 
 START = datetime(2013, 1, 1, 6, tzinfo=UTC)
@@ -110,12 +111,12 @@ def delay() -> views.ModelLine:
 
 def entries() -> list[views.EntryLine]:
     said = [
-        ("watch", "alarm", "delay", "temp and dewp look as if they came in °C since 2013-09-01"),
-        ("tick", "react", "delay", "7 remedies tried by replay; reworking the data wins 0.104 log loss a decision"),
-        ("ana", "ingest", "weather", "weather-2013-09.csv: 2 138 rows, 34 to quarantine"),
-        ("ana", "approve", "delay@3", ""),
-        ("tick", "rollback", "delay", "the canary `delay@2` was 0.004 worse than its champion (0.001 to 0.007)"),
-        ("ana", "build", "gates", "changed: gates.py:formulate"),
+        ("watch", "raised a page for", "delay", "temp and dewp look as if they came in °C since 2013-09-01"),
+        ("tick", "tried remedies for", "delay", "7 remedies tried by replay; reworking the data wins 0.104 log loss a decision"),
+        ("ana", "ingested", "weather@9", "weather-2013-09.csv: 2 138 rows, 34 to quarantine"),
+        ("ana", "released", "delay@3", ""),
+        ("tick", "rolled back", "delay", "the canary `delay@2` was 0.004 worse than its champion (0.001 to 0.007)"),
+        ("ana", "built", "gates@1", "changed: gates.py:formulate"),
     ]
     return [
         {"seq": 214 - index, "time": at(250.5 - index * 0.6), "actor": actor, "verb": verb, "subject": subject, "reason": reason, "digest": f"{index:x}" * 64, "detail": {}}
@@ -179,6 +180,14 @@ def fresh_home() -> views.Home:
         "ledger": [],
         "command": "palan init",
     }
+
+
+def crowded_home() -> views.Home:
+    """Many models with names that nobody can break well, and a reason as long as a paragraph."""
+    name = "expected_revenue_of_the_next_twelve_months_by_customer_segment"
+    step: views.Step = {"text": f"Retrain `{name}`", "reason": "it wins a little; " * 20, "command": f"palan react {name} --approve --reason because", "actions": [{"do": "approve", "subject": name, "label": f"Approve {name}"}]}
+    models = [line(f"{name}_{index}", "estimator", "attention", f"{name} is off. " * 4, loss=delay_loss(30), next=step, last={"time": at(index), "text": f"released {name}@{index}", "actor": "ana"}, decisions=10**9) for index in range(12)]
+    return {**home(), "frame": frame(project=name), "models": models}
 
 
 def gate(name: str, verdict: str, text: str, against: str = "", **figures: Any) -> views.GateLine:
@@ -385,6 +394,7 @@ PAGES: dict[str, tuple[str, Any, Any]] = {
     "home": (pages.home(home()), home(), views.Home),
     "home-empty": (pages.home(empty_home()), empty_home(), views.Home),
     "home-fresh": (pages.home(fresh_home()), fresh_home(), views.Home),
+    "home-crowded": (pages.home(crowded_home()), crowded_home(), views.Home),
     "model": (pages.model(model()), model(), views.ModelPage),
     "model-bare": (pages.model(bare_model()), bare_model(), views.ModelPage),
     "alarm": (pages.alarm(alarm()), alarm(), views.AlarmPage),
@@ -621,7 +631,8 @@ class Site(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("content-type", kind)
-        self.send_header("content-security-policy", pages.CSP)
+        for header, text in HEADERS:
+            self.send_header(header.decode(), text.decode())
         self.end_headers()
         self.wfile.write(data)
 

@@ -31,13 +31,6 @@ from palan.web.views import (
     ModelPage,
 )
 
-CSP = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
-"""The Content-Security-Policy that every page is served with."""
-
-
 @dataclass(frozen=True, slots=True)
 class Asset:
     """A static file. Its name holds its digest, so it may be cached for ever."""
@@ -203,36 +196,15 @@ def headline(models: Sequence[ModelLine]) -> tuple[str, str]:
     return worst, text[0].upper() + text[1:] + rest if len(by_verdict[worst]) > 3 else text + rest
 
 
+def worst_first(models: Sequence[ModelLine]) -> list[ModelLine]:
+    """Return the models in the order in which they need a person."""
+    return sorted(models, key=lambda model: _VERDICTS.index(model["verdict"]))
+
+
 def _names(names: Sequence[str]) -> str:
     if len(names) > 3:
         return f"{_WORDS[len(names)].lower() if len(names) < len(_WORDS) else len(names)} models"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-_PAST = {
-    "ingest": "ingested",
-    "build": "built",
-    "check": "checked",
-    "release": "released",
-    "serve": "served",
-    "replay": "replayed",
-    "watch": "watched",
-    "react": "reacted to",
-    "init": "began",
-    "tick": "did what was due for",
-    "approve": "approved",
-    "reject": "rejected",
-    "rollback": "rolled back",
-    "roll back": "rolled back",
-    "confirm": "confirmed",
-    "alarm": "raised an alarm on",
-    "stop": "stopped",
-}
-
-
-def past(verb: str) -> str:
-    """Return a ledger verb as it reads in a sentence; a verb that is not known stays as it is."""
-    return _PAST.get(verb, verb)
 
 
 def by_day(entries: Sequence[EntryLine]) -> list[tuple[str, list[EntryLine]]]:
@@ -271,7 +243,7 @@ _environment.filters.update(
         "latest": latest,
         "fixed": charts.fixed,
         "known": known,
-        "past": past,
+        "worst_first": worst_first,
         "by_day": by_day,
         "parts": command_parts,
         "path": lambda text: quote(str(text), safe="@"),

@@ -304,12 +304,12 @@ class AlarmPage(TypedDict):
 
 
 class EntryLine(TypedDict):
-    """One entry of the ledger."""
+    """One entry of the ledger, as `palan log --json` gives it."""
 
     seq: int
     time: str
     actor: str
-    verb: str
+    verb: str  # in the past: "built", "rolled back"
     subject: str
     reason: str
     digest: str

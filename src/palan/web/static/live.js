@@ -1,17 +1,24 @@
 // Keeps a page that says data-live="seconds" fresh. Without this script the page is the same, as of when it was loaded.
 const main = document.querySelector("main[data-live]");
 
-const busy = () =>
-  document.hidden ||
-  String(getSelection()) !== "" ||
-  (main.contains(document.activeElement) && document.activeElement !== main);
+// Never under the reader's hand: not while text is selected, and not while nobody looks.
+const busy = () => document.hidden || String(getSelection()) !== "";
 
-// What the reader opened or closed stays so: the n-th <details> of the new page takes the state of the n-th of the old.
-const keep = (from, to) => {
-  const after = to.querySelectorAll("details");
-  from.querySelectorAll("details").forEach((each, index) => {
-    if (after[index]) after[index].open = each.open;
-  });
+// What the reader opened, scrolled or reached by keyboard stays so: parts are matched by id, or else by their order.
+const parts = (root, what) => new Map([...root.querySelectorAll(what)].map((each, index) => [each.id || index, each]));
+
+const swap = (fresh) => {
+  for (const [key, old] of parts(main, "details")) {
+    const next = parts(fresh, "details").get(key);
+    if (next) next.open = old.open;
+  }
+  if (fresh.innerHTML === main.innerHTML) return;
+  const reach = "a, button, summary, input, select, [tabindex]";
+  const at = [...main.querySelectorAll(reach)].indexOf(document.activeElement);
+  const scrolled = [...parts(main, ".scroll, .document")].map(([key, old]) => [key, old.scrollTop, old.scrollLeft]);
+  main.replaceChildren(...fresh.childNodes);
+  for (const [key, top, left] of scrolled) parts(main, ".scroll, .document").get(key)?.scrollTo(left, top);
+  if (at >= 0) main.querySelectorAll(reach)[at]?.focus({ preventScroll: true });
 };
 
 const refresh = async () => {
@@ -21,14 +28,13 @@ const refresh = async () => {
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const fresh = page.querySelector("main");
   if (!fresh) return;
-  keep(main, fresh);
-  if (fresh.innerHTML !== main.innerHTML) main.replaceChildren(...fresh.childNodes);
+  const live = fresh.dataset.live;
+  swap(fresh);
   document.title = page.title;
   for (const part of page.querySelectorAll("[data-live-part]")) {
-    const old = document.querySelector(`[data-live-part="${part.dataset.livePart}"]`);
-    if (old) old.replaceWith(part);
+    document.querySelector(`[data-live-part="${part.dataset.livePart}"]`)?.replaceWith(part);
   }
-  if (!fresh.dataset.live) clearInterval(timer);
+  if (!live) clearInterval(timer);
 };
 
 const timer = main ? setInterval(() => refresh().catch(() => {}), Number(main.dataset.live) * 1000) : 0;
