@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from queue_project import Served, make
 
 from palan.flows.build import build
 from palan.flows.serve import serving
+from queue_project import Served, make
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 import polars as pl
 import pytest
-from queue_project import GOOD, INSTANCE, Served, make
 
 from palan.data.nouns import Repair
 from palan.decisions import log
@@ -25,6 +24,7 @@ from palan.flows.serve import serving
 from palan.http.guard import Door, refuse
 from palan.releases import route as routing
 from palan.releases.nouns import Release
+from queue_project import GOOD, INSTANCE, Served, make
 
 pytest_plugins = ["queue_server"]
 
@@ -193,7 +193,7 @@ def test_a_batch_is_shared_between_champion_and_canary_by_key(restored: Served) 
     rows = [{**GOOD, "id": f"key-{index}"} for index in range(60)]
     answer = restored.decide("wait", rows=rows).json()
     assert [part["arm"] for part in answer["parts"]] == ["champion", "canary"]
-    assert sorted(sum((part["rows"] for part in answer["parts"]), [])) == list(range(60))
+    assert sorted(row for part in answer["parts"] for row in part["rows"]) == list(range(60))
     for part in answer["parts"]:
         expected = 20.5 if part["version"] == "wait@1" else 70.0
         assert [answer["outputs"][row] for row in part["rows"]] == pytest.approx([expected] * len(part["rows"]))

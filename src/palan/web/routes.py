@@ -109,9 +109,10 @@ async def _answered(site: Site, work: Callable[[], Awaitable[Response]]) -> Resp
         response = await work()
     except PalanError as error:
         return await _sorry(site, status_of(error), error.what, error.hint)
-    except Exception as error:  # noqa: BLE001 - the last door before the reader: logged whole, told as an id
+    except Exception:
+        # The last door before the reader: logged whole, told as an id.
         id = uuid4().hex[:12]
-        logger.error("error %s", id, exc_info=error)
+        logger.exception("error %s", id)
         return await _sorry(site, 500, "Something went wrong inside palan", f'look for "error {id}" in the log of the server')
     response.headers.setdefault("cache-control", "no-store")
     return response
