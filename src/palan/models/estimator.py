@@ -10,7 +10,9 @@ import polars as pl
 
 from palan.errors import ModelFailed, PalanError
 from palan.models.contract import Violation
-from palan.models.user import UserModel, bare, frame_of, guarded
+from palan.models.user import UserModel, bare, frame_of, guarded, outcomes_of
+
+SURE = 1e-15  # no probability is taken as smaller: one impossible thing that happens must not cost infinity
 
 
 class Estimator(UserModel):
@@ -76,6 +78,34 @@ class Estimator(UserModel):
         if len(classes) == 2:
             return frame_of(answer[:, 1], rows.height, self.model, verb)
         return pl.DataFrame({f"output_{c}": answer[:, i] for i, c in enumerate(classes)})
+
+    @property
+    def verbs(self) -> list[str]:
+        if self._is_plain_palan():
+            return super().verbs
+        return [verb for verb in ("fit",) if callable(getattr(self.model, verb, None))] + ["score"]
+
+    def _is_plain_palan(self) -> bool:
+        return bare(self.model) is not None or callable(getattr(self.model, "decide", None))
+
+    def score(self, outputs: Any, outcomes: Any) -> list[float]:
+        """Return the loss of each decision: by the model's own `score`, or for an object in scikit-learn's style the log
+        loss (nats) of its probabilities and the squared error of anything else.
+        """
+        if self._is_plain_palan():
+            return super().score(outputs, outcomes)
+        told = outcomes_of(outcomes)
+        if not callable(getattr(self.model, "predict_proba", None)):
+            return [float(loss) for loss in (outputs["output"].to_numpy() - told.astype(float)) ** 2]
+        classes = list(self.model.classes_)
+        if len(classes) == 2:
+            second = outputs["output"].to_numpy()
+            given = np.where(told == classes[1], second, 1.0 - second)
+        else:
+            place = {label: i for i, label in enumerate(classes)}
+            table = outputs.to_numpy()
+            given = np.array([table[row, place[label]] if label in place else 0.0 for row, label in enumerate(told)])
+        return [float(loss) for loss in -np.log(np.clip(given, SURE, 1.0))]
 
     def check(self, input: Any, output: Any) -> list[Violation]:
         """Return the model's own violations, and each answer that is null, NaN or infinite."""

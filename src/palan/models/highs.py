@@ -67,9 +67,8 @@ class Solved:
 
 
 @contextmanager
-def noticing_nan() -> Iterator[list[str]]:
-    """Note each NaN that goes into a HiGHS model while the context is open; the list names where."""
-    found: list[str] = []
+def noticing_nan(found: list[str]) -> Iterator[None]:
+    """Note in the list each NaN that goes into a HiGHS model while the context is open."""
     original = {name: getattr(_core._Highs, name) for name in _NUMBERS_IN if hasattr(_core._Highs, name)}
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +82,7 @@ def noticing_nan() -> Iterator[list[str]]:
     for name, call in original.items():
         setattr(_core._Highs, name, watched(name, call))
     try:
-        yield found
+        yield
     finally:
         for name, call in original.items():
             setattr(_core._Highs, name, call)

@@ -32,18 +32,24 @@ class Program(UserModel):
         """
         broken = next(_not_finite(instance, "instance"), "")
         if broken:
-            return Result("invalid_input", evidence={"faults": [broken], "count": 1})
+            return self._refused([broken], ctx)
         try:
             from palan.models import highs
         except ImportError as error:
             raise MissingExtra("highspy", "highs", f"solving {self.name}") from error
         own = bare(self.model)
-        with highs.noticing_nan() as lost, guarded(self.model, "formulate"):
-            formulated = own(instance) if own is not None else self.model.formulate(instance)
+        lost: list[str] = []
+        try:
+            with highs.noticing_nan(lost), guarded(self.model, "formulate"):
+                formulated = own(instance) if own is not None else self.model.formulate(instance)
+        except ModelFailed:
+            if not lost:
+                raise
+            return self._refused(lost, ctx)
         if not highs.is_model(formulated):
             raise ModelFailed(f"{self.name}.formulate returned a {type(formulated).__module__}.{type(formulated).__name__}", f"return a {SUPPORTED}: that is the model object that palan solves today")
         if lost:
-            return Result("invalid_input", evidence={"faults": lost[:20], "count": len(lost)}, seconds=monotonic() - ctx.started)
+            return self._refused(lost, ctx)
         columns = list(formulated.getLp().col_names_)
         kept: list[Incumbent] = []
 
@@ -74,6 +80,10 @@ class Program(UserModel):
             seconds=monotonic() - ctx.started,
             incumbents=tuple(kept),
         )
+
+    @staticmethod
+    def _refused(faults: list[str], ctx: Context) -> Result:
+        return Result("invalid_input", evidence={"faults": faults[:20], "count": len(faults)}, seconds=monotonic() - ctx.started)
 
     def _plan(self, instance: Any, solution: Any, columns: list[str]) -> Any:
         if callable(getattr(self.model, "interpret", None)):
