@@ -714,9 +714,12 @@ def test_with_javascript_an_open_page_follows_what_happens(browser: Any, site: s
     tab = context.new_page()
     tab.goto(f"{site}/job")
     before = PAGES["job"]
+    tab.get_by_text("Figures", exact=True).click()
     try:
         PAGES["job"] = (pages.job(job(reason="stopped by ana")), *before[1:])
         tab.get_by_text("stopped by ana").wait_for(timeout=5000)
+        assert tab.evaluate("document.querySelector('details').open"), "what the reader opened was closed under the hand"
+        assert tab.evaluate("document.activeElement.tagName") == "SUMMARY", "the keyboard lost its place"
     finally:
         PAGES["job"] = before
     context.close()

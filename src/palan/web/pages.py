@@ -31,6 +31,7 @@ from palan.web.views import (
     ModelPage,
 )
 
+
 @dataclass(frozen=True, slots=True)
 class Asset:
     """A static file. Its name holds its digest, so it may be cached for ever."""
