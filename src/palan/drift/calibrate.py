@@ -25,6 +25,8 @@ FEWEST_WINDOWS = 5
 """With fewer windows than this a threshold would be a guess: palan says that it is still learning."""
 
 Lane = Literal["page", "digest", "none"]
+Form = Literal["plain", "log", "logit"]
+"""On which scale a figure varies evenly: as it is, by factors (losses, volumes), or as a share between 0 and 1."""
 
 
 class Fault(Protocol):
@@ -47,14 +49,15 @@ class LossWindow(msgspec.Struct, frozen=True, kw_only=True):
 class Level(msgspec.Struct, frozen=True, kw_only=True):
     """What is normal for one figure, and how far the next value may lie from it.
 
-    A value x (its logarithm where `log`) is judged by t = (x - center) / scale with `freedom` degrees of freedom.
-    `scale` includes the uncertainty of the center. `noise` is the usual sampling error contained in it.
+    A value x, brought to the scale of `form`, is judged by t = (x - center) / scale with `freedom` degrees of freedom.
+    `scale` includes the uncertainty of the center. `noise` is the usual sampling error contained in it. `upper` and
+    `lower` are in the figure's own unit.
     """
 
     center: float
     scale: float
     freedom: float
-    log: bool
+    form: Form
     windows: int
     upper: float
     lower: float
@@ -62,7 +65,26 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def usual(self) -> float:
-        return math.exp(self.center) if self.log else self.center
+        return _back(self.center, self.form)
+
+
+def _onto(value: float, form: Form) -> float:
+    if form == "logit":
+        return math.log(value / (1.0 - value))
+    return math.log(value) if form == "log" else value
+
+
+def _back(value: float, form: Form) -> float:
+    if form == "logit":
+        return 1.0 / (1.0 + math.exp(-max(value, -700.0)))
+    return math.exp(min(value, 700.0)) if form == "log" else value
+
+
+def _stretch(value: float, form: Form) -> float:
+    """By how much a small error of the value counts on the scale of the form."""
+    if form == "logit":
+        return 1.0 / (value * (1.0 - value))
+    return 1.0 / value if form == "log" else 1.0
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,13 +136,21 @@ class Judged:
         return tuple(column for column in self.columns if column.changed)
 
 
-def level(values: Sequence[float], tail: float, *, errors: Sequence[float | None] = ()) -> Level:
+def level(
+    values: Sequence[float], tail: float, *, errors: Sequence[float | None] = (), form: Form | None = None, least: float = 0.0, serial: bool = True
+) -> Level:
     """Return the bounds which the next value of the series exceeds with probability `tail` (on each side).
 
-    A prediction interval from Student's t (Hahn and Meeker 1991), on logarithms where all values are positive, since a
-    loss varies by factors. It is honest with a dozen weeks: bounds widen as windows get fewer. Weeks that resemble their
-    neighbours tell less than their number: the degrees of freedom and the error of the mean follow Bayley and
-    Hammersley (1946), the correlation is corrected for its small-sample bias (Kendall 1954).
+    A prediction interval from Student's t (Hahn and Meeker 1991). It is honest with a dozen weeks: bounds widen as
+    windows get fewer. With `serial`, weeks that resemble their neighbours tell less than their number: the degrees of
+    freedom and the error of the mean follow Bayley and Hammersley (1946), the correlation is corrected for its
+    small-sample bias (Kendall 1954).
+
+    Args:
+        values: one a window, oldest first.
+        errors: their standard errors, where known.
+        form: the scale; by default "log" where all values are positive, since a loss varies by factors.
+        least: no smaller spread (on that scale) is believed: a handful of windows can agree by chance.
 
     Raises:
         PalanError: fewer than `FEWEST_WINDOWS` values, or one that is not finite.
@@ -129,21 +159,27 @@ def level(values: Sequence[float], tail: float, *, errors: Sequence[float | None
         raise PalanError(f"{len(values)} windows are too few to know what is normal", f"wait for {FEWEST_WINDOWS} windows, or shorten the window")
     if not all(math.isfinite(value) for value in values):
         raise PalanError("the loss of a window is not a finite number", "make score() return a finite loss for every decision")
-    log = min(values) > 0.0
-    series = np.log(values) if log else np.asarray(values, dtype=np.float64)
+    scale_of: Form = form or ("log" if min(values) > 0.0 else "plain")
+    series = np.array([_onto(value, scale_of) for value in values], dtype=np.float64)
     n = len(series)
-    rho = serial_correlation(series)
+    rho = serial_correlation(series) if serial else 0.0
     inflation = (1.0 + rho) / (1.0 - rho)
     understated = max(1.0 - (inflation - 1.0) / (n - 1.0), 0.3)
     center, spread = float(series.mean()), float(series.std(ddof=1)) / math.sqrt(understated)
-    freedom = round(max(n * (1.0 - rho * rho) / (1.0 + rho * rho) - 1.0, 2.0), 1)
-    scale = max(spread * math.sqrt(1.0 + inflation / n), 1e-9 * max(1.0, abs(center)))
+    freedom = round(max(n * (1.0 - rho * rho) / (1.0 + rho * rho) - 1.0, 2.0), 1) if serial else n - 1.0
+    scale = max(spread * math.sqrt(1.0 + inflation / n), least, 1e-9 * max(1.0, abs(center)))
     reach = t_quantile(1.0 - tail, freedom) * scale
-    noises = [error / value if log else error for error, value in zip(errors, values, strict=False) if error is not None]
-    found = Level(center=center, scale=scale, freedom=freedom, log=log, windows=n, upper=center + reach, lower=center - reach, noise=float(np.median(noises)) if noises else 0.0)
-    if not log:
-        return found
-    return msgspec.structs.replace(found, upper=math.exp(min(found.upper, 700.0)), lower=math.exp(found.lower))
+    noises = [error * _stretch(value, scale_of) for error, value in zip(errors, values, strict=False) if error is not None]
+    return Level(
+        center=center,
+        scale=scale,
+        freedom=freedom,
+        form=scale_of,
+        windows=n,
+        upper=_back(center + reach, scale_of),
+        lower=_back(center - reach, scale_of),
+        noise=float(np.median(noises)) if noises else 0.0,
+    )
 
 
 def calibrate(
@@ -164,8 +200,9 @@ def calibrate(
         relevant: a loss pages only if it is also this fraction above its usual level.
         least_move: a column counts as changed only if at least this share of its rows moved.
 
-    Columns are judged at budget / number of columns (Bonferroni), each on the logarithm of its windows' distances from
-    all other windows together: a tail far beyond the few windows seen, extrapolated by the t distribution.
+    Columns are judged at budget / number of columns (Bonferroni), each on the log-odds of its windows' distances from
+    all other windows together: a tail far beyond the few windows seen, extrapolated by the t distribution. Season
+    within the reference counts as normal variation; a reference of a few months cannot know the other months.
 
     Raises:
         PalanError: the budget is not between 0 and 1, or the profiles do not belong together.
@@ -179,7 +216,7 @@ def calibrate(
     if whole is not None and len(windows) >= FEWEST_WINDOWS:
         tail = budget / max(len(whole.columns), 1)
         columns = {name: _column_level(name, windows, whole, tail) for name in whole.columns}
-        rows = _floored(level([max(window.rows, 1) for window in windows], budget / 2.0), 0.05, budget / 2.0)
+        rows = level([max(window.rows, 1) for window in windows], budget / 2.0, least=0.05)
     loss = level([item.mean for item in told], budget, errors=[item.error for item in told]) if len(told) >= FEWEST_WINDOWS else None
     missing = [] if columns else [f"{len(windows)} of {FEWEST_WINDOWS} windows of inputs"]
     missing += [] if loss or losses is None else [f"{len(told)} of {FEWEST_WINDOWS} windows of outcomes"]
@@ -198,21 +235,15 @@ def calibrate(
 
 def _column_level(name: str, windows: Sequence[Profile], whole: Profile, tail: float) -> Level:
     together = whole.columns[name]
-    apart = [max(distance(_without(together, window.columns[name]), window.columns[name]), _resolution(window)) for window in windows]
-    return _floored(level(apart, tail), 0.15, tail)
+    apart = [_within(distance(_without(together, window.columns[name]), window.columns[name]), window) for window in windows]
+    # Both ends of a drifting reference lie far from the rest: their likeness is no serial dependence.
+    return level(apart, tail, form="logit", least=0.15, serial=False)
 
 
-def _resolution(window: Profile) -> float:
-    """The smallest distance worth telling from none: half a row."""
-    return 0.5 / max(window.rows, 1)
-
-
-def _floored(found: Level, least: float, tail: float) -> Level:
-    """A handful of windows can agree by chance; no log-scale spread below `least` is believed."""
-    if not found.log or found.scale >= least:
-        return found
-    reach = t_quantile(1.0 - tail, found.freedom) * least
-    return msgspec.structs.replace(found, scale=least, upper=math.exp(found.center + reach), lower=math.exp(found.center - reach))
+def _within(distance: float, window: Profile) -> float:
+    """Keep a distance half a row away from 0 and 1, where log-odds have no value."""
+    edge = 0.5 / max(window.rows, 1)
+    return min(max(distance, edge), 1.0 - edge) if edge < 0.5 else 0.5
 
 
 def _without(whole: ColumnProfile, part: ColumnProfile) -> ColumnProfile:
@@ -227,12 +258,11 @@ def _without(whole: ColumnProfile, part: ColumnProfile) -> ColumnProfile:
 
 def tail_probability(found: Level, value: float, *, error: float | None = None) -> float:
     """Probability that a normal window lies above `value`; a window noisier than usual (its `error`) is given more room."""
-    if found.log and value <= 0.0:
+    if found.form != "plain" and value <= 0.0:
         return 1.0
-    x = math.log(value) if found.log else value
-    noise = 0.0 if error is None else error / value if found.log else error
+    noise = 0.0 if error is None else error * _stretch(value, found.form)
     scale = math.sqrt(found.scale**2 + max(0.0, noise**2 - found.noise**2))
-    return 1.0 - t_cdf((x - found.center) / scale, found.freedom)
+    return 1.0 - t_cdf((_onto(value, found.form) - found.center) / scale, found.freedom)
 
 
 def judge(
@@ -306,10 +336,10 @@ def _columns(window: Profile, thresholds: Thresholds) -> tuple[ColumnShift, ...]
     shifts = []
     for name, normal in thresholds.columns.items():
         before, after = thresholds.profile.columns[name], window.columns[name]
-        moved = max(distance(before, after), _resolution(window))
+        moved = _within(distance(before, after), window)
         p = tail_probability(normal, moved / rough)
         changed = p < tail and moved >= thresholds.least_move
-        shifts.append(ColumnShift(name, moved, max(normal.upper * rough, thresholds.least_move), normal.usual, p, changed, _sentence(name, before, after, moved)))
+        shifts.append(ColumnShift(name, moved, min(max(normal.upper * rough, thresholds.least_move), 1.0), normal.usual, p, changed, _sentence(name, before, after, moved)))
     return tuple(sorted(shifts, key=lambda shift: (not shift.changed, shift.p, -shift.distance)))
 
 

@@ -121,7 +121,8 @@ def diagnose(
         since = (moved_at if kind == "input shift" else None) or _midnight(began)
         return Diagnosis(kind, text, since, columns, evidence)
     if moved:
-        harm = "the loss did not rise" if judged.loss is not None and judged.loss_usual is not None else "whether it hurts is not known yet"
+        known = judged.loss is not None and judged.loss_usual is not None
+        harm = f"the loss stays within its normal range ({judged.loss:.4g}, usually {judged.loss_usual:.4g})" if known else "whether it hurts is not known yet"
         text = f"{', '.join(columns[:3])} moved; {harm}"
         return Diagnosis("input shift", text, _inputs_began(profiles_by_day, columns), columns, evidence)
     if judged.volume_unusual:
