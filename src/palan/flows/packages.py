@@ -176,16 +176,13 @@ def _close_warm() -> None:
         _warm.popitem()[1].close()
 
 
-def open_worker(project: Project, version: Version) -> Worker:
-    """Return a worker that holds this version, ready to decide.
+def same_environment(version: Version) -> None:
+    """Refuse a version that other distributions are installed for than it was built with.
 
     Raises:
-        PalanError: a distribution that the version was built with is missing or another one.
+        PalanError: one is missing or of another version; the hint installs it.
     """
-    from palan.engines.lanes import Worker
-
-    manifest = version.manifest
-    for name, wanted in manifest["environment"].items():
+    for name, wanted in version.manifest["environment"].items():
         if name in ("palan", "python", "polars", "numpy"):
             continue
         try:
@@ -197,6 +194,18 @@ def open_worker(project: Project, version: Version) -> Worker:
                 f"{version.ref} was built with {name} {wanted}, here it is {found}",
                 f'pip install "{name}=={wanted}"   (or: palan build {version.model})',
             )
+
+
+def open_worker(project: Project, version: Version) -> Worker:
+    """Return a worker that holds this version, ready to decide.
+
+    Raises:
+        PalanError: a distribution that the version was built with is missing or another one.
+    """
+    from palan.engines.lanes import Worker
+
+    same_environment(version)
+    manifest = version.manifest
     folder = materialise(project, version)
     state = {name: (folder / ".state" / name).read_bytes() for name in manifest["state"]}
     return Worker(
