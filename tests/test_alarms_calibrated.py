@@ -287,17 +287,17 @@ def test_colder_weeks_explain_their_loss_by_inputs_and_a_changed_world_does_not(
 def test_the_concept_interval_holds_and_allows_for_common_days():
     rng = np.random.default_rng(5)
     covered = rows_only = 0
-    for _ in range(100):
-        before, after = week(rng, rows=2000), week(rng, rows=1400)
-        day = np.repeat(np.arange(14), 100)
+    for _ in range(60):
+        before, after = week(rng, rows=600), week(rng, rows=700)
+        day = np.repeat(np.arange(14), 50)
         luck = (rng.normal(size=14) * 0.1)[day]
-        first, second = rng.normal(size=2000) * 0.3, rng.normal(size=1400) * 0.3 + luck
+        first, second = rng.normal(size=600) * 0.3, rng.normal(size=700) * 0.3 + luck
         honest = split_loss(before, first, after, second, ["wind"], days=day)
         naive = split_loss(before, first, after, second, ["wind"])
         covered += honest.concept_low <= 0 <= honest.concept_high
         rows_only += naive.concept_low <= 0 <= naive.concept_high
-    assert covered >= 82
-    assert rows_only < covered - 15
+    assert covered >= 49
+    assert rows_only < covered - 6
 
 
 def test_the_worst_cell_names_where_the_world_changed():
@@ -344,7 +344,7 @@ def test_kinds_are_told_apart_in_the_order_of_their_remedies(normal, reference):
 
     harmless = diagnose(judged=judge(warm, LossWindow(mean=0.4), normal))
     assert harmless.kind == "input shift"
-    assert "the loss stays within its normal range (0.4, usually 0.4" in harmless.text
+    assert "the loss stays within its normal range (0.4, usually 0.3" in harmless.text
 
     fewer = profile(week(rng, rows=150), reference)
     judged = judge(fewer, None, normal)
