@@ -228,8 +228,10 @@ def _comparison(sign: str, text: str) -> Cell:
 
 
 def _literals(text: str) -> Cell:
-    words = [next(csv.reader([text], skipinitialspace=True))] if text else [[]]
-    literals = [word.strip() for word in words[0]]
+    try:
+        literals = [word.strip() for words in csv.reader(text.splitlines(), skipinitialspace=True) for word in words]
+    except csv.Error as error:
+        raise ValueError(f"cannot read {text!r}: {error}") from error
     if not literals or not all(literals):
         raise ValueError(f"{text!r} has an empty word")
     if bad := next((word for word in literals if any(sign in word for sign in "<>=") or ".." in word), ""):
