@@ -44,7 +44,7 @@ class Delay:
         """Return the probability of a late departure for each row, shape (n,)."""
         if rows.is_empty():
             return np.empty(0)
-        return self.trees_.predict_proba(self._matrix(rows))[:, 1].clip(CERTAIN, 1 - CERTAIN)
+        return np.asarray(self.trees_.predict_proba(self._matrix(rows))[:, 1]).clip(CERTAIN, 1 - CERTAIN)
 
     def check(self, rows: pl.DataFrame, decisions: pl.DataFrame) -> Iterator[Violation]:
         """A probability lies between zero and one, and there is one for each row."""
@@ -58,7 +58,7 @@ class Delay:
         """Return the log loss of each decision in nats, shape (n,)."""
         probability = decisions.to_series(0).cast(pl.Float64).to_numpy().clip(CERTAIN, 1 - CERTAIN)
         late = np.asarray(outcomes, dtype=float)
-        return -np.where(late > 0.5, np.log(probability), np.log1p(-probability))
+        return np.asarray(-np.where(late > 0.5, np.log(probability), np.log1p(-probability)))
 
     def _matrix(self, rows: pl.DataFrame) -> np.ndarray:
         """Return the inputs as numbers: category codes first (0 for a value never seen in training), nulls as NaN."""

@@ -77,7 +77,7 @@ def instance(day: date, airport: str, probabilities: Mapping[str, float] | None 
         }
         for row in _day(day).filter(pl.col("origin") == airport).iter_rows(named=True)
     ]
-    return {"airport": airport, "day": day.isoformat(), "gates": stands(airport), "costs": dict(COSTS), "flights": flights}
+    return {"airport": airport, "day": day.isoformat(), "gates": stands(airport), "costs": COSTS, "flights": flights}
 
 
 def realised(day: date, airport: str) -> dict[str, int | None]:
