@@ -19,6 +19,7 @@ from palan.models.contract import Context, Status
 GAP = 1e-4  # HiGHS's own default: a solve that stops at a wider tolerance has found a feasible plan, not the optimum
 WHOLE = 1e-5
 IIS_SECONDS = 5.0
+BOUND_SECONDS = 0.2  # how often a better bound alone is told
 # every way in for numbers: HiGHS drops a NaN coefficient without a word, and the model is then another one
 _NUMBERS_IN = [
     *("addRow", "addRows", "addCol", "addCols", "addVar", "addVars", "changeCoeff", "changeColCost", "changeColsCost", "passModel"),
@@ -124,12 +125,18 @@ def _names(given: Sequence[str], count: int, word: str) -> list[str]:
     return [given[i] if i < len(given) and given[i] else f"{word} {i}" for i in range(count)]
 
 
-def solve(highs: Any, ctx: Context, on_solution: Callable[[Solution, float, float | None], None]) -> Solved:
+def solve(
+    highs: Any,
+    ctx: Context,
+    on_solution: Callable[[Solution, float, float | None], None],
+    on_bound: Callable[[float], None] = lambda bound: None,
+) -> Solved:
     """Solve the model within the context: its deadline, seed and wish to stop; one thread, so that a seed means something.
 
     Args:
         highs: a built `highspy.Highs`. Options that its builder set are kept, a shorter time limit too.
         on_solution: called with each better solution of a mixed-integer model, its objective and the bound then known.
+        on_bound: called with a better bound when there is no better solution, at most five times a second.
     """
     lp = highs.getLp()
     sense: Literal["minimize", "maximize"] = "maximize" if lp.sense_ == highspy.ObjSense.kMaximize else "minimize"
@@ -143,10 +150,12 @@ def solve(highs: Any, ctx: Context, on_solution: Callable[[Solution, float, floa
     if math.isfinite(ctx.deadline):
         highs.setOptionValue("time_limit", min(float(highs.getOptionValue("time_limit")[1]), max(ctx.remaining(), 0.001)))
     raised: list[Exception] = []
+    told = {"at": monotonic(), "bound": math.inf}
 
     def improved(event: Any) -> None:
         out = event.data_out
         bound = float(out.mip_dual_bound)
+        told["at"], told["bound"] = monotonic(), bound
         try:
             on_solution(_solution(np.asarray(out.mip_solution), whole), float(out.objective_function_value), bound if math.isfinite(bound) else None)
         except Exception as error:  # noqa: BLE001 raised again below: an exception must not unwind through the solver
@@ -157,9 +166,16 @@ def solve(highs: Any, ctx: Context, on_solution: Callable[[Solution, float, floa
         if raised or ctx.cancelled():
             event.interrupt()
 
+    def asked_in_mip(event: Any) -> None:
+        asked(event)
+        bound = float(event.data_out.mip_dual_bound)
+        if math.isfinite(bound) and bound != told["bound"] and monotonic() - told["at"] >= BOUND_SECONDS:
+            told["at"], told["bound"] = monotonic(), bound
+            on_bound(bound)
+
     if whole.any():
         highs.cbMipImprovingSolution.subscribe(improved)
-        highs.cbMipInterrupt.subscribe(asked)
+        highs.cbMipInterrupt.subscribe(asked_in_mip)
     highs.cbSimplexInterrupt.subscribe(asked)
     highs.cbIpmInterrupt.subscribe(asked)
     highs.run()

@@ -23,7 +23,7 @@ class Program(UserModel):
     def solve(self, instance: Any, ctx: Context) -> Result:
         """Formulate, solve within the context, interpret and check.
 
-        `interpret` is called for each incumbent and for the answer; without it the plan is `{column name: value}`.
+        Incumbents are streamed with their plans, and better bounds between them without. Without `interpret` the plan is `{column name: value}`.
         The answer's `evidence` tells what the solver said; `explain` names the rows of an infeasible model.
 
         Raises:
@@ -58,7 +58,12 @@ class Program(UserModel):
             kept.append(Incumbent(monotonic() - ctx.started, objective, bound, output))
             ctx.incumbent(output, objective, bound)
 
-        solved = highs.solve(formulated, ctx, on_solution)
+        def on_bound(bound: float) -> None:
+            # the same plan, known to be closer to the best there is: nothing to interpret again
+            kept.append(Incumbent(monotonic() - ctx.started, kept[-1].objective if kept else None, bound))
+            ctx.incumbent(None, kept[-1].objective, bound)
+
+        solved = highs.solve(formulated, ctx, on_solution, on_bound)
         output = None if solved.solution is None else self._plan(instance, solved.solution, columns)
         evidence = dict(solved.evidence)
         violations: tuple[Violation, ...] = ()
