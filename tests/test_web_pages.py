@@ -576,6 +576,16 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert pages.duration(seconds) == text
 
 
+@pytest.mark.parametrize(("text", "told"), [("no version was built", "No version was built."), ("delay@1 fails", "delay@1 fails."), ("delay is late", "delay is late."), ("Is it?", "Is it?"), ("", ""), ("see `palan log`", "See `palan log`."), ("12 of 12", "12 of 12.")])
+def test_reasons_read_as_sentences(text: str, told: str) -> None:
+    assert pages.prose(text, "delay") == told
+
+
+@pytest.mark.parametrize(("days", "text"), [(0.00001, "just now"), (0.5, "12 h ago"), (-4, "in 4 days"), (3, "3 days ago"), (100, "1 Jun"), (300, "13 Nov 2012")])
+def test_moments_are_told_from_now(days: float, text: str) -> None:
+    assert pages.ago(stamp(NOW - timedelta(days=days)), stamp(NOW)) == text
+
+
 def test_labels_on_a_chart_never_cover_each_other() -> None:
     marks = [(index / 30, f"delay@{index}") for index in range(30)]
     rows = charts.lanes(marks)

@@ -94,9 +94,10 @@ def ago(time: str, now: str) -> str:
     seconds = (unstamp(now) - unstamp(time)).total_seconds()
     if abs(seconds) > 45 * 86400:
         return day(time, now)
-    if abs(seconds) < 1:
-        return "now"
-    return f"{duration(seconds)} ago" if seconds > 0 else f"in {duration(-seconds)}"
+    if abs(seconds) < 5:
+        return "just now"
+    far = duration(round(abs(seconds)))
+    return f"{far} ago" if seconds > 0 else f"in {far}"
 
 
 def moment(time: str) -> str:
@@ -135,6 +136,8 @@ def value(thing: Any, size: int = 60) -> str:
     if isinstance(thing, Mapping):
         return cut(", ".join(f"{name} {value(item, 24)}" for name, item in thing.items()), size)
     if isinstance(thing, Sequence):
+        if any(isinstance(item, Mapping | list | tuple) for item in thing):
+            return count(len(thing), "entry", "entries")
         return cut(", ".join(value(item, 24) for item in thing), size)
     return cut(str(thing), size)
 
@@ -219,6 +222,14 @@ def by_day(entries: Sequence[EntryLine]) -> list[tuple[str, list[EntryLine]]]:
     return groups
 
 
+def prose(text: str, *names: str) -> str:
+    """Return the text as a sentence: a capital and a full stop. A name at its beginning stays as it is written."""
+    first = text.split(" ", 1)[0]
+    if first.isalpha() and first not in names:
+        text = text[0].upper() + text[1:]
+    return text if not text or text.rstrip("`")[-1:] in ".!?:" else f"{text}."
+
+
 def command_parts(sentence: str) -> list[tuple[bool, str]]:
     """Split a sentence into plain parts and `code in backquotes` (True), so that texts may name commands."""
     return [(index % 2 == 1, part) for index, part in enumerate(sentence.split("`")) if part]
@@ -244,6 +255,7 @@ _environment.filters.update(
         "latest": latest,
         "fixed": charts.fixed,
         "known": known,
+        "prose": prose,
         "worst_first": worst_first,
         "by_day": by_day,
         "parts": command_parts,
