@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -362,3 +366,65 @@ def test_a_model_that_is_not_released_says_how_to_release_it(tmp_path: Path) -> 
     with pytest.raises(NotFound, match='no model "wiat"') as caught:
         decide(project, "wiat", [GOOD])
     assert "wait" in caught.value.hint
+
+
+def test_every_page_is_at_its_address(served: Served) -> None:
+    job = served.http.post("/v1/models/plan/jobs", json={"instance": INSTANCE}).json()["id"]
+    served.decide("wait", rows=[GOOD])
+    for path, says in [("/", "queue"), ("/models/wait", "wait@1"), ("/models/plan", "plan@1"), ("/ledger", "released"), ("/jobs", "plan"), (f"/jobs/{job}", "plan@1")]:
+        page = served.http.get(path)
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8"), page.text
+        assert says in page.text, path
+        assert page.headers["content-security-policy"].startswith("default-src 'none'")
+        for asset in re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text):
+            assert served.http.get(asset).status_code == 200
+    for path, code in [("/models/wiat", 404), ("/alarms/none", 404), ("/jobs/none", 404), ("/ledger?page=x", 422), ("/nowhere", 404), ("/static/none.css", 404), ("/ui/explode/wait", 404), ("/ui/approve/none", 404)]:
+        page = served.http.get(path)
+        assert page.status_code == code, path
+        assert "Traceback" not in page.text
+
+
+def test_a_form_asks_first_and_only_this_servers_own_form_is_obeyed(restored: Served) -> None:
+    release(restored.project, "wait", version="2", share=1.0, force=True, reason="to be taken back")
+    question = restored.http.get("/ui/rollback/wait")
+    assert "wait@1" in question.text
+    csrf = re.search(r'name="csrf" value="([^"]+)"', question.text)
+    assert csrf
+    forged = restored.http.post("/ui/rollback/wait", data={"csrf": "guess", "reason": "x"})
+    assert forged.status_code == 409
+    elsewhere = restored.http.post("/ui/rollback/wait", data={"csrf": csrf[1]}, headers={"origin": "https://evil.example"})
+    assert elsewhere.status_code == 403
+    assert restored.http.get("/v1/models/wait").json()["release"]["arms"][0]["version"] == "wait@2"
+    done = restored.http.post("/ui/rollback/wait", data={"csrf": csrf[1], "reason": "it waits too long"})
+    assert (done.status_code, done.headers["location"]) == (303, "/models/wait")
+    assert restored.decide("wait", rows=[GOOD]).json()["version"] == "wait@1"
+    assert restored.http.get("/v1/log", params={"subject": "wait"}).json()["entries"][-1]["reason"] == "it waits too long"
+    assert restored.http.post("/ui/rollback/wait", data={"csrf": csrf[1]}).status_code == 409
+
+
+SERVE = """
+import sys
+from palan.flows.project import open_project
+from palan.flows.serve import serve
+serve(open_project(sys.argv[1]), port=0, ready=lambda server: print(server.url, flush=True))
+"""
+
+
+def test_sigterm_lets_requests_end_and_leaves_no_process(served: Served) -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVE, str(served.project.root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        url = server.stdout.readline().strip()
+        answers: list[httpx.Response] = []
+        slow = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/models/plan/decide", json={"instance": {**INSTANCE, "mood": "sleep"}}, timeout=30)))
+        assert httpx.post(f"{url}/v1/models/wait/decide", json={"rows": [GOOD]}, timeout=30).status_code == 200
+        slow.start()
+        time.sleep(0.5)
+        workers = [int(pid) for task in Path(f"/proc/{server.pid}/task").glob("*/children") for pid in task.read_text().split()]
+        server.send_signal(signal.SIGTERM)
+        slow.join()
+        errors = server.communicate(timeout=30)[1]
+    assert answers[0].json()["outputs"] == {"taken": [2]}
+    assert server.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert len(workers) == 3
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

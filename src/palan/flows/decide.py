@@ -596,7 +596,7 @@ def _ask_rows(lane: Lane, frame: pl.DataFrame, limit: float) -> Answered:
     missing = [name for name in lane.schema.names if name not in frame.columns]
     if missing:
         raise ModelFailed(f"{lane.version.ref} needs the column {missing[0]}, which this model's callers do not send", "palan check", status="invalid_input")
-    rows = frame.select(lane.schema.names)
+    rows = frame if frame.columns == lane.schema.names else frame.select(lane.schema.names)
     outputs = lane.worker.decide(rows, time_limit=limit)
     violations = lane.worker.check(rows, outputs, time_limit=limit) if lane.checks else not_finite(outputs)
     return Answered(lane.version.ref, "ok", outputs.to_dict(as_series=False), tuple(violations), seconds=time.perf_counter() - started)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +72,31 @@ def serve(
         if ready:
             ready(Server(url, site.deciders, site.runner))
         project.tell(f"serving {project.config.name} at {url}")
-        # uvicorn takes SIGTERM and SIGINT: it stops listening, waits for open requests, and raises the signal again.
-        try:
+        with _ended_by_signals(server):
             server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            project.tell("stopped")
+        project.tell("stopped")
     finally:
         listener.close()
         site.runner.close()
         site.deciders.close()
+
+
+@contextmanager
+def _ended_by_signals(server: Any) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the server in good order; the second one no longer waits for open requests.
+
+    uvicorn would raise the signal again once it is done, which ends the process before workers and jobs are put away.
+    """
+    server.capture_signals = nullcontext
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def confirm_view(site: Site, do: str, subject: str) -> views.Confirm:
         about = alarm.what if alarm else remedy.alarm
         if do == "approve":
             effects = [f"{remedy.choice}: {remedy.reason}", "It goes through the gates first, and is rolled back if it does not help."]
-            own = {"question": f"Let palan do this for {remedy.model}: {remedy.choice}?", "label": "Approve"}
+            own: dict[str, Any] = {"question": f"Let palan do this for {remedy.model}: {remedy.choice}?", "label": "Approve"}
         else:
             effects = [f"{remedy.choice} is not done.", f"The alarm stays in the ledger: {about}"]
             own = {"question": f"Reject the remedy for {remedy.model}?", "label": "Reject", "danger": True}
