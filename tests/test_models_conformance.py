@@ -489,3 +489,18 @@ def test_better_bounds_are_told_while_the_plan_stays() -> None:
     assert any(incumbent.output is None for incumbent in found)
     assert bounds == sorted(bounds), "a bound of a minimum only rises"
     assert bounds[-1] <= result.objective + 1e-6
+
+
+def test_a_formulation_that_solves_something_itself_first_is_solved_too() -> None:
+    class TwoStages:
+        def formulate(self, instance: Any) -> highspy.Highs:
+            first, second = highspy.Highs(), highspy.Highs()
+            first.setOptionValue("threads", 2)
+            first.addConstr(first.addBinary(obj=-1.0) + first.addBinary(obj=-2.0) <= 1)
+            first.run()
+            second.addConstr(second.addBinary(obj=first.getObjectiveValue(), name="x") <= 1)
+            return second
+
+    for _ in range(2):
+        result, _ = solve(TwoStages(), {})
+        assert (result.status, result.output) == ("optimal", {"x": 1.0})

@@ -33,6 +33,7 @@ _STATUS: dict[Any, Status] = {
     Model.kTimeLimit: "timeout",
     Model.kInterrupt: "cancelled",
     Model.kModelError: "invalid_input",
+    Model.kNotset: "error",
     Model.kLoadError: "error",
     Model.kPresolveError: "error",
     Model.kSolveError: "error",
@@ -178,6 +179,7 @@ def solve(
         highs.cbMipInterrupt.subscribe(asked_in_mip)
     highs.cbSimplexInterrupt.subscribe(asked)
     highs.cbIpmInterrupt.subscribe(asked)
+    forget_threads()
     highs.run()
     if raised:
         raise raised[0]
@@ -268,9 +270,15 @@ def _explained(rows: list[str], bounds: list[str], *, irreducible: bool, integer
     return {"iis": rows, "bounds": bounds, "irreducible": irreducible, "integers": integers, "text": text}
 
 
+def forget_threads() -> None:
+    """Let the next solve have its own number of threads: HiGHS refuses another than the last one in the process had."""
+    _silent().resetGlobalScheduler(True)
+
+
 def _silent() -> Any:
     made: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     made.setOptionValue("output_flag", False)
+    made.setOptionValue("threads", 1)
     return made
 
 
@@ -286,7 +294,6 @@ def _copy(lp: Any) -> Any:
 
 def _is_infeasible(lp: Any, end: float) -> bool:
     trial = _silent()
-    trial.setOptionValue("threads", 1)
     trial.setOptionValue("time_limit", max(0.01, end - monotonic()))
     trial.passModel(lp)
     trial.run()

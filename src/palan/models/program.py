@@ -39,6 +39,7 @@ class Program(UserModel):
             raise MissingExtra("highspy", "highs", f"solving {self.name}") from error
         own = bare(self.model)
         lost: list[str] = []
+        highs.forget_threads()
         try:
             with highs.noticing_nan(lost), guarded(self.model, "formulate"):
                 formulated = own(instance) if own is not None else self.model.formulate(instance)
