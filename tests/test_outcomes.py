@@ -6,10 +6,19 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import polars as pl
+import pytest
 
 from palan.core import Field, Schema
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Outcome
+from palan.errors import Invalid, NotFound
+from palan.flows.decide import outcomes
+from palan.flows.history import frame as history
+from palan.flows.history import schema_of
+from palan.flows.packages import find_version
+from queue_project import GOOD, Served
+
+pytest_plugins = ["queue_server"]
 
 NOW = datetime(2013, 5, 1, tzinfo=UTC)
 
@@ -107,3 +116,46 @@ def test_an_empty_log_is_an_empty_table() -> None:
     frame = log.to_frame([], [outcome([True], ids=["a-0"])])
     assert frame.height == 0
     assert set(log.META) < set(frame.columns)
+
+
+def test_outcomes_come_back_over_http_in_both_forms_and_by_both_names(served: Served) -> None:
+    rows = [{**GOOD, "id": f"told-{index}"} for index in range(3)]
+    answer = served.decide("wait", rows=rows).json()
+
+    def tell(**body: Any) -> Any:
+        return served.http.post("/v1/models/wait/outcomes", json=body)
+
+    assert tell(keys=["told-0", "told-1"], values=[11.5, 12]).json() == {"model": "wait", "told": 2}
+    assert tell(outcomes=[{"key": "told-1", "value": 13}, {"id": f"{answer['decision']}-2", "value": None}]).json()["told"] == 2
+    seen = history(served.project, "wait", schema_of(find_version(served.project, "wait@1").manifest)).filter(pl.col("id").str.starts_with(answer["decision"]))
+    assert seen.sort("id")["outcome"].to_list() == [11.5, 13.0, None]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "body"),
+        ({"outcomes": []}, "outcomes"),
+        ({"outcomes": [{"value": 1}]}, "outcomes[0]"),
+        ({"outcomes": [{"key": "a"}]}, "outcomes[0]"),
+        ({"outcomes": [{"key": "a", "value": "long"}]}, "outcomes[0].value"),
+        ({"outcomes": [{"key": "a", "value": 1}, {"key": "b", "value": True}]}, "outcomes[1].value"),
+        ({"outcomes": [{"key": "a", "value": 1, "minutes": 2}]}, "outcomes[0]"),
+        ({"outcomes": [{"id": "a", "value": 1}]}, "outcomes[0].id"),
+        ({"keys": ["a"], "values": [1, 2]}, "keys"),
+        ({"keys": ["a"], "values": 1}, "values"),
+        ({"outcomes": [{"key": 1.5, "value": 1}]}, "outcomes[0].key"),
+    ],
+)
+def test_outcomes_that_do_not_fit_are_refused_with_their_place(served: Served, body: dict[str, Any], field: str) -> None:
+    response = served.http.post("/v1/models/wait/outcomes", json=body)
+    assert (response.status_code, response.json()["field"]) == (422, field)
+
+
+def test_outcomes_of_nobody_are_refused(served: Served) -> None:
+    with pytest.raises(NotFound):
+        outcomes(served.project, "wiat", [1], keys=["a"])
+    with pytest.raises(Invalid):
+        outcomes(served.project, "wait", [], keys=[])
+    assert served.http.post("/v1/models/wiat/outcomes", json={"keys": ["a"], "values": [1]}).status_code == 404
+    assert served.http.post("/v1/models/wait/outcomes", content=b"\xff").status_code == 422

@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 from palan.core import Field, Schema
 from palan.data.inputs import Inputs, infer_schema, problems, to_frame
 from palan.errors import Invalid
+from queue_project import GOOD as VISIT
+from queue_project import INSTANCE, Served
+
+pytest_plugins = ["queue_server"]
 
 SCHEMA = Schema(
     "rows",
@@ -199,3 +203,41 @@ def test_the_fast_and_the_explaining_walk_agree(name: str, value: Any) -> None:
         assert error.field.startswith(f"rows[0].{name}")
     else:
         assert not explained
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "said"),
+    [
+        ("/v1/models/wait/decide", {"rows": [{**VISIT, "temp": 300}]}, 422, {"code": "invalid", "field": "rows[0].temp", "value": 300, "reason": "rows[0].temp is 300, above 120 °F"}),
+        ("/v1/models/wait/decide", {"rows": [{**VISIT, "poeple": 1}]}, 422, {"field": "rows[0].poeple", "hint": 'did you mean "people"?'}),
+        ("/v1/models/plan/decide", {"instance": {**INSTANCE, "weights": [1, "2", 3]}}, 422, {"field": "instance.weights[1]", "value": "2"}),
+        ("/v1/models/plan/decide", {"rows": []}, 422, {"field": "instance"}),
+        ("/v1/models/wiat/decide", {"rows": []}, 404, {"code": "not_found", "error": 'no model "wiat"'}),
+        ("/v1/check", {"model": "wait", "aginst": "x"}, 422, {"code": "invalid"}),
+        ("/v1/check", {}, 422, {"code": "invalid"}),
+        ("/v1/check", {"model": 3}, 422, {"field": "model"}),
+        ("/v1/chekc", {"model": "wait"}, 404, {"hint": 'did you mean "check"?'}),
+        ("/v1/check", {"model": "nobody"}, 404, {"code": "not_found"}),
+        ("/v1/why", {"subject": "nothing"}, 404, {"code": "not_found"}),
+    ],
+)
+def test_over_http_every_mistake_is_told_with_what_to_do(served: Served, path: str, sent: dict[str, Any], status: int, said: dict[str, Any]) -> None:
+    response = served.http.post(path, json=sent)
+    body = response.json()
+    assert response.status_code == status, body
+    assert {name: body[name] for name in said} == said
+    assert body["hint"]
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x00", b"null", b"[[[[", b'{"rows": 1e400}', b'{"rows": [{"people": 1}]}' * 2, b'{"instance": ' + b"[" * 50_000, "ünï".encode("utf-16")])
+def test_no_bytes_make_the_server_stumble(served: Served, sent: bytes) -> None:
+    for path in ("/v1/models/wait/decide", "/v1/models/plan/decide", "/v1/models/plan/jobs", "/v1/models/wait/outcomes", "/v2/models/wait/infer", "/v1/check", "/v1/nothing", "/v1/models/%00/decide"):
+        response = served.http.post(path, content=sent)
+        assert 400 <= response.status_code < 500, (path, response.text)
+        assert {"error", "code", "hint"} <= set(response.json())
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/models/wait/decide", 405), ("DELETE", "/v1/status", 405), ("GET", "/v1/none/such", 404), ("PATCH", "/v2/models/wait/infer", 405)])
+def test_wrong_methods_and_paths_are_told_as_such(served: Served, method: str, path: str, status: int) -> None:
+    response = served.http.request(method, path)
+    assert (response.status_code, set(response.json())) == (status, {"error", "code", "hint"})

@@ -21,11 +21,14 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def hot(deciders: Deciders, scope: Scope) -> Handler | None:
-    """Return the handler of `POST /v1/models/{name}/decide` or `…/outcomes`, or None for any other request."""
+    """Return the handler of `POST /v1/models/{name}/decide` or `…/outcomes`, or None for any other path."""
     parts = scope["path"].split("/")
-    if scope["method"] != "POST" or len(parts) != 5 or parts[:3] != ["", "v1", "models"] or parts[4] not in ("decide", "outcomes"):
+    if len(parts) != 5 or parts[:3] != ["", "v1", "models"] or parts[4] not in ("decide", "outcomes"):
         return None
     model = unquote(parts[3])
+
+    if scope["method"] != "POST":
+        return _wrong_method
 
     async def decide(scope: Scope, receive: Receive, send: Send) -> None:
         caller = scope["client"][0] if scope.get("client") else ""
@@ -35,6 +38,11 @@ def hot(deciders: Deciders, scope: Scope) -> Handler | None:
         await guarded(send, lambda: _told(deciders, model, receive))
 
     return decide if parts[4] == "decide" else tell
+
+
+async def _wrong_method(scope: Scope, receive: Receive, send: Send) -> None:
+    body = {"error": f"{scope['method']} is not for {scope['path']}", "code": "wrong_method", "hint": f"POST {scope['path']}"}
+    await respond(send, 405, body, [(b"allow", b"POST")])
 
 
 async def _decided(deciders: Deciders, model: str, receive: Receive, caller: str) -> dict[str, Any]:
