@@ -97,7 +97,11 @@ def to_frame(decisions: Sequence[Decision], outcomes: Sequence[Outcome] = (), sc
                 series.append(_series(label, values, types.get(name) if prefix == "input" else None))
     series.append(spread("degraded", [each.degraded for each in decisions], pl.String()))
     series.append(_violations(decisions, rows, total))
-    frame = pl.DataFrame(series)
+    return with_outcomes(pl.DataFrame(series), outcomes)
+
+
+def with_outcomes(frame: pl.DataFrame, outcomes: Sequence[Outcome]) -> pl.DataFrame:
+    """Return the rows with `outcome` as it was told last, by the row's id or by its key."""
     return frame.with_columns(_joined(frame, outcomes))
 
 

@@ -105,7 +105,7 @@ def make(
             "inputs": [list(config.inputs), config.outcome],
             "seed": seed,
         }
-        learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0, "until": ""}
+        learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0, "since": "", "until": ""}
         if "fit" in about["verbs"] and data is None:
             raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
         if data is not None and "fit" in about["verbs"]:
@@ -157,7 +157,7 @@ def _manifest(
         "outcome": config.outcome,
         "key": config.key,
         "environment": packages.environment(code),
-        "data": {"ref": data.ref, "id": data.id, "rows": learnt["rows"], "until": learnt["until"]} if data else {},
+        "data": {"ref": data.ref, "id": data.id, "rows": learnt["rows"], "since": learnt["since"], "until": learnt["until"]} if data else {},
     }
 
 
@@ -216,6 +216,7 @@ def fit(
         "state": {name: project.store.blobs.put(file) for name, file in state.items()},
         "rows": rows.height,
         "seconds": seconds,
+        "since": stamp(since) if since else "",
         "until": stamp(newest) if isinstance(newest, datetime) else "",
     }
 

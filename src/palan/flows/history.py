@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from palan.core import Schema
+from palan.core import Schema, digest_of
 from palan.flows.project import Project
 from palan.stores.contract import Blocks
 
@@ -27,18 +27,18 @@ class _Read:
 
 
 _cache: WeakKeyDictionary[Blocks, dict[str, _Read]] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[Blocks, dict[tuple[str, str], tuple[int, Any]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def decisions(
     project: Project, model: str, *, since: datetime | None = None, until: datetime | None = None
 ) -> list[Decision]:
-    """Return the logged decisions with since <= time < until, oldest first."""
+    """Return the logged decisions with since <= time < until, in the order in which they were read from the log."""
     from palan.decisions import log
 
     found = _stream(project, f"decisions/{model}", log.decode_decision)
-    chosen = [each for each in found if (since is None or each.time >= since) and (until is None or each.time < until)]
-    return sorted(chosen, key=lambda each: (each.time, each.id))
+    return [each for each in found if (since is None or each.time >= since) and (until is None or each.time < until)]
 
 
 def outcomes(project: Project, model: str) -> list[Outcome]:
@@ -68,10 +68,28 @@ def schema_of(manifest: Any) -> Schema:
 def frame(
     project: Project, model: str, schema: Schema | None, *, since: datetime | None = None, until: datetime | None = None
 ) -> pl.DataFrame:
-    """Return one row per decided row with inputs as they were sent, outputs and the outcome where it is known."""
+    """Return one row per decided row with inputs as they were sent, outputs and the outcome where it is known.
+
+    Rows that were read before are kept as a table: only what was logged since the last call is laid out anew.
+    """
+    import polars as pl
+
     from palan.decisions import log
 
-    return log.to_frame(decisions(project, model, since=since, until=until), outcomes(project, model), schema)
+    logged = decisions(project, model)
+    with _lock:
+        tables = _tables.setdefault(project.store.blocks, {})
+        name = (model, digest_of(schema))
+        count, table = tables.get(name, (0, None))
+        if table is None or count < len(logged):
+            new = log.to_frame(logged[count:], (), schema).drop("outcome")
+            table = new if table is None or not table.height else pl.concat([table, new], how="diagonal_relaxed")
+            tables[name] = (len(logged), table)
+    if since is not None:
+        table = table.filter(pl.col("time") >= since)
+    if until is not None:
+        table = table.filter(pl.col("time") < until)
+    return log.with_outcomes(table, outcomes(project, model))
 
 
 def learnable(project: Project, model: str, since: datetime | None = None) -> pl.DataFrame | None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palan.core import Version, digest_of, stamp
+from palan.core import Version, digest_of, stamp, unstamp
 from palan.data.nouns import Repair
 from palan.errors import NotFound, PalanError
 from palan.flows import history, packages, tables
@@ -110,7 +110,7 @@ def _rows(project: Project, config: ModelConfig, version: Version, on: str) -> p
             id=pl.int_range(pl.len()).cast(pl.String), key=pl.lit(None, pl.String), time=pl.lit(project.clock()), *columns  # type: ignore[misc]
         ).with_columns(outcome=pl.lit(None))
     last, since, until = window(on, project)
-    rows = history.frame(project, config.name, schema, since=since, until=until)
+    rows = history.frame(project, config.name, schema, since=since, until=until).sort("time", maintain_order=True)
     if last:
         rows = rows.tail(last)
     if not rows.height:
@@ -223,6 +223,8 @@ def learnt_until(
     config = project.model(version.model)
     data = tables.current(project, config.data, journal)
     merged = {**manifest["params"], **(params or {})}
+    if own and manifest["data"]["since"]:
+        since = unstamp(manifest["data"]["since"])
     folder = packages.unpack(project, digest_of(manifest["code"]), manifest["code"])
     opening: dict[str, Any] = {
         "kind": manifest["kind"],

@@ -212,9 +212,11 @@ def training(
     newest = frame[time].max() if time and frame.height else None
     logged = history.learnable(project, model, since=newest) if time and config.outcome and key else None
     if logged is not None and logged.height:
-        columns = [name for name in (key, time, *config.inputs, config.outcome) if name in frame.columns]
-        typed = logged.rename({"palan_key": key, "palan_time": time, "palan_outcome": config.outcome}).select(
-            pl.col(name).cast(frame.schema[name], strict=False) for name in columns
+        names = {key: "palan_key", time: "palan_time", config.outcome: "palan_outcome", **{name: name for name in config.inputs}}
+        typed = logged.select(
+            pl.col(logged_as).cast(frame.schema[name], strict=False).alias(name)
+            for name, logged_as in names.items()
+            if name in frame.columns
         )
         frame = pl.concat([frame, typed.join(frame.select(key), on=key, how="anti")], how="diagonal_relaxed")
     if time:

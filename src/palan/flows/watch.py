@@ -317,6 +317,7 @@ def _judge(
             for each in judged.columns[:12]
         ],
         "text": judged.text,
+        "first": stamp(since) not in seen,
     }
     if judged.lane == "none":
         _calm(project, config, until)

@@ -1,0 +1,374 @@
+"""`palan demo`: a recorded year of real flights, replayed through the whole loop under a simulated clock."""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from palan.core import stamp
+from palan.errors import PalanError
+from palan.flows.journal import Journal, running
+from palan.flows.project import Project, open_project
+from palan.releases.nouns import Release
+
+if TYPE_CHECKING:
+    import polars as pl
+
+MARK = ".palan-demo"
+FIRST = 4
+"""Months that have arrived before anything is released."""
+
+LATE = timedelta(days=2)
+"""How long after a departure its outcome is told."""
+
+AIRPORT = "LGA"
+SOLVE_ON = 3
+"""The weekday (Thursday is 3) whose gates are planned, once a week."""
+
+SINGLES = 3
+"""Requests of one row a day, besides the batch."""
+
+
+class SimulatedClock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@dataclass(slots=True)
+class _Stage:
+    """What the story plays on."""
+
+    project: Project
+    clock: SimulatedClock
+    world: ModuleType
+    journal: Journal
+    tell: Callable[[str], None]
+
+
+def demo(
+    into: str | Path = "palan-demo",
+    *,
+    serve: bool = True,
+    port: int | None = None,
+    tell: Callable[[str], None] = print,
+    done: Callable[[dict[str, Any]], None] = lambda summary: None,
+) -> dict[str, Any]:
+    """Play the year: ingest, build, check, release, answer over HTTP, watch, react; then sum up and keep the pages open.
+
+    Every day is a recorded step: a demo that was killed goes on with the next one. A finished demo shows its summary at
+    once; remove the folder to play it again.
+
+    Raises:
+        PalanError: the folder holds something else, a library of the example is missing, or the port is taken.
+    """
+    began = perf_counter()
+    root = _prepare(Path(into).resolve())
+    clock = SimulatedClock(datetime(2013, 1, 1, tzinfo=UTC))
+    project = open_project(root, clock=clock, actor="palan demo")
+    _needs("sklearn", "scikit-learn", "sklearn")
+    _needs("highspy", "highspy", "highs")
+    _needs("gymnasium", "gymnasium", "gym")
+    with running(project, "demo", project.config.name) as journal:
+        stage = _Stage(project, clock, _world(root), journal, tell)
+        _before(stage)
+        from palan.flows.serve import serving
+
+        with serving(project, port=port) as server:
+            tell(f"answering at {server.url}")
+            _year(stage, server.url)
+            summary = _summary(stage)
+            summary["seconds"] = round(perf_counter() - began, 1)
+            done(summary)
+            if serve:
+                tell(f"the pages are at {server.url} (Ctrl-C ends)")
+                _wait()
+    return summary
+
+
+def _wait() -> None:
+    """Wait until Ctrl-C or SIGTERM."""
+    import signal
+
+    ended = threading.Event()
+    before = [(each, signal.signal(each, lambda *_: ended.set())) for each in (signal.SIGINT, signal.SIGTERM)]
+    ended.wait()
+    for each, handler in before:
+        signal.signal(each, handler)
+
+
+def _needs(module: str, library: str, extra: str) -> None:
+    from importlib.util import find_spec
+
+    from palan.errors import MissingExtra
+
+    if find_spec(module) is None:
+        raise MissingExtra(library, extra, "the demo")
+
+
+def example() -> Path:
+    """Return the flights example: beside the package in a wheel, at the repository's root in a checkout."""
+    package = Path(__file__).parents[1]
+    for place in (package / "_examples" / "flights", package.parents[1] / "examples" / "flights"):
+        if (place / "palan.toml").is_file():
+            return place
+    raise PalanError("this installation of palan came without its example", "pip install --force-reinstall palan")
+
+
+def _prepare(root: Path) -> Path:
+    """Make the demo's project, or find the one that an earlier call began."""
+    if (root / MARK).is_file():
+        return root
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise PalanError(f"{root} is there already, and is no demo of palan", "palan demo --into another-folder")
+    try:
+        shutil.copytree(example(), root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".palan", "feed", "__pycache__"))
+        (root / MARK).write_text("a project made by `palan demo`; remove the whole folder to play it again\n")
+    except OSError as error:
+        raise PalanError(f"{root} cannot be written: {error.strerror}", "palan demo --into another-folder") from error
+    return root
+
+
+def _world(root: Path) -> ModuleType:
+    sys.path.insert(0, str(root))
+    try:
+        return importlib.import_module("world")
+    finally:
+        sys.path.remove(str(root))
+
+
+def _noon(day: date) -> datetime:
+    return datetime.combine(day, time(12), UTC)
+
+
+def _before(stage: _Stage) -> None:
+    """Let the first months arrive, and build, check and release every model."""
+    from palan.flows.build import build
+    from palan.flows.check import check
+    from palan.flows.release import release
+
+    months = stage.world.months()
+    for month in months[:FIRST]:
+        _deliver(stage, month)
+    project = stage.project
+    for name in project.config.models:
+        if project.store.records.get(Release, name) is not None:
+            continue
+        made = build(project, name, reason="the first one")
+        report = check(project, made["version"])
+        told = ", ".join(f"{each['gate']} {each['verdict']}" for each in report["findings"])
+        stage.tell(f"{made['version']} ({made['kind']}): {report['verdict']}: {told}")
+        release(project, name, reason="the first one")
+
+
+def _deliver(stage: _Stage, month: str) -> None:
+    """A month's files arrive when it is over, and are taken in."""
+    from palan.flows.ingest import ingest
+
+    year, number = (int(part) for part in month.split("-"))
+    stage.clock.now = datetime(year + number // 12, number % 12 + 1, 1, 6, tzinfo=UTC)
+
+    def work() -> list[str]:
+        stage.world.deliver(month, stage.project.root / "feed")
+        return [f"{each['data']}: {each['text']}" for each in ingest(stage.project) if each["files"]]
+
+    for line in stage.journal.step("demo month", {"month": month}, work):
+        stage.tell(f"{month} {line}")
+
+
+def _year(stage: _Stage, url: str) -> None:
+    """Play the days after the first months: callers ask, outcomes come late, files arrive, and palan ticks."""
+    months = stage.world.months()
+    year, number = (int(part) for part in months[FIRST].split("-"))
+    day, last = date(year, number, 1), date(year + 1, 1, 1)
+    while day < last:
+        stage.clock.now = _noon(day)
+        told = stage.journal.step("demo day", {"day": day.isoformat()}, lambda day=day: _day(stage, url, day))  # type: ignore[misc]
+        for line in told:
+            stage.tell(line)
+        tomorrow = day + timedelta(days=1)
+        if tomorrow.month != day.month and tomorrow < last:
+            _deliver(stage, f"{day:%Y-%m}")
+        day = tomorrow
+
+
+def _day(stage: _Stage, url: str, day: date) -> list[str]:
+    """One day: requests, outcomes of the days before, a plan of the gates once a week, and a tick."""
+    from palan.flows.tick import tick
+
+    world = stage.world
+    client = _Client(url)
+    requests = world.requests(day)
+    probabilities = _ask_delay(stage, client, day, requests)
+    if day.weekday() == SOLVE_ON:
+        _ask_gates(stage, client, day, probabilities)
+    past = day - LATE
+    if past >= date(day.year, FIRST + 1, 1):
+        known = world.outcomes(past)
+        client.post("/v1/models/delay/outcomes", {"keys": known["id"].to_list(), "values": known["late"].to_list()})
+        if past.weekday() == SOLVE_ON:
+            client.post("/v1/models/gates/outcomes", {"keys": [_plan_key(past)], "values": [world.realised(past, AIRPORT)]})
+    return [f"{day} {each['what']}: {each['text']}" for each in tick(stage.project)]
+
+
+def _plan_key(day: date) -> str:
+    return f"{AIRPORT} {day}"
+
+
+def _ask_delay(stage: _Stage, client: _Client, day: date, requests: pl.DataFrame) -> dict[str, float]:
+    """Ask for the whole day at once, and for a few flights one by one, as callers do."""
+    from palan.flows import history
+
+    names = stage.project.config.models["delay"].inputs
+    # A day that was killed half-way was answered already: it is not asked again.
+    before = history.decisions(stage.project, "delay", since=stage.clock.now)
+    keys = requests["id"].to_list()
+    answered = {key: value for each in before for key, value in zip(each.keys or [], each.outputs["output"], strict=True)}
+    if len(answered) >= len(keys) - SINGLES:
+        return answered
+    columns = {name: requests[name].to_list() for name in names}
+    batch = {name: values[SINGLES:] for name, values in columns.items()}
+    answer = client.post("/v1/models/delay/decide", {"rows": batch, "keys": keys[SINGLES:]})
+    probabilities = dict(zip(keys[SINGLES:], answer["outputs"]["output"], strict=True))
+    for place in range(min(SINGLES, len(keys))):
+        row = {name: values[place] for name, values in columns.items()}
+        one = client.post("/v1/models/delay/decide", {"rows": [row], "keys": [keys[place]]})
+        probabilities[keys[place]] = one["outputs"][0]
+    return probabilities
+
+
+def _ask_gates(stage: _Stage, client: _Client, day: date, probabilities: Mapping[str, float]) -> None:
+    """Plan the gates of one airport as a job, as an airport would, and wait for its end."""
+    from palan.flows import history
+
+    if any(_plan_key(day) in (each.keys or []) for each in history.decisions(stage.project, "gates", since=stage.clock.now)):
+        return
+    instance = stage.world.instance(day, AIRPORT, probabilities)
+    client.post("/v1/models/gates/decide", {"instance": instance, "key": _plan_key(day)})
+
+
+class _Client:
+    """Speaks JSON to the server, as any caller would."""
+
+    def __init__(self, url: str) -> None:
+        self.address = urlsplit(url)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(self.address.hostname or "127.0.0.1", self.address.port, timeout=120)
+        try:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise PalanError(f"{path} answered {response.status}: {answer.get('reason') or answer.get('error')}", answer.get("hint", ""))
+        return answer
+
+
+# -- the summary ---------------------------------------------------------------------------------------------------------
+
+
+def _summary(stage: _Stage) -> dict[str, Any]:
+    """Say what happened, what palan did and why, and what it was worth against two other policies."""
+    from palan.drift.nouns import Alarm
+    from palan.remedies.nouns import Remedy
+
+    records = stage.project.store.records
+    alarms = records.find(Alarm, order="time")
+    remedies = records.find(Remedy, order="time")
+    policies = stage.journal.step("demo policies", {"remedies": [each.id for each in remedies]}, lambda: _policies(stage))
+    story = []
+    for alarm in alarms:
+        if alarm.lane != "page":
+            continue
+        answers = [each for each in remedies if each.alarm == alarm.id]
+        story.append(
+            {
+                "time": stamp(alarm.time),
+                "model": alarm.model,
+                "diagnosis": alarm.diagnosis,
+                "what": alarm.what,
+                "remedies": [
+                    {
+                        "choice": each.choice,
+                        "status": each.status,
+                        "reason": each.reason,
+                        "predicted": each.predicted,
+                        "realised": each.realised,
+                    }
+                    for each in answers
+                ],
+            }
+        )
+    digests = sum(1 for each in alarms if each.lane == "digest")
+    summary = {"story": story, "digests": digests, "policies": policies}
+    summary["text"] = _text(summary)
+    return summary
+
+
+def _policies(stage: _Stage) -> list[dict[str, Any]]:
+    """Replay the year under each policy: palan's (as it was answered), nothing at all, and retraining every month."""
+    import polars as pl
+
+    from palan.flows import history, packages, replay, watch
+    from palan.remedies.nouns import Remedy
+
+    project = stage.project
+    version = packages.find_version(project, "delay@1")
+    rows = history.frame(project, "delay", history.schema_of(version.manifest)).filter(pl.col("outcome").is_not_null()).sort("time")
+    names = replay.output_columns(rows, version)
+    worker = packages.warm_worker(project, version)
+    logged = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
+    ours = replay.losses_of(worker, logged, rows["outcome"])
+    never = replay.answer(worker, version, rows).losses
+    monthly, retrained = [], 0
+    for (month,), part in rows.group_by(pl.col("time").dt.truncate("1mo"), maintain_order=True):
+        assert isinstance(month, datetime)
+        first = month.month == FIRST + 1
+        with replay.learnt_until(project, stage.journal, version, month) as retrainee:
+            retrained += not first
+            monthly.append(replay.answer(retrainee, version, part).losses)
+    assert ours is not None and never is not None
+    months = pl.concat([each for each in monthly if each is not None])
+    changes = [each for each in project.store.records.find(Remedy, model="delay") if each.status in ("confirmed", "released", "rolled back")]
+    watched = watch.frames(project, "delay")
+    return [
+        {"policy": "palan", "loss": ours.mean(), "deployments": len(changes), "decisions": rows.height, "windows": len(watched)},
+        {"policy": "do nothing", "loss": never.mean(), "deployments": 0, "decisions": rows.height},
+        {"policy": "retrain every month", "loss": months.mean(), "deployments": retrained, "decisions": rows.height},
+    ]
+
+
+def _text(summary: Mapping[str, Any]) -> str:
+    lines = ["", "What happened in 2013, and what palan did:"]
+    for each in summary["story"]:
+        lines.append(f"  {each['time'][:10]} {each['model']}: {each['diagnosis']}: {each['what']}")
+        for remedy in each["remedies"]:
+            fate = remedy["status"] if remedy["status"] != "nothing" else "left as it was"
+            realised = "" if remedy["realised"] is None else f", it won {remedy['realised']:+.4f} a decision"
+            lines.append(f"    {remedy['choice']}: {fate}{realised}")
+            lines.append(f"      because {remedy['reason']}")
+    if not summary["story"]:
+        lines.append("  nothing that harmed: no page was opened")
+    lines.append(f"  {summary['digests']} digest(s) told of change without harm")
+    lines += ["", "What it was worth, in mean log loss a decision (lower is better):"]
+    for each in summary["policies"]:
+        lines.append(f"  {each['policy']:<22}{each['loss']:.5f}   {each['deployments']} deployments, {each['decisions']:,} decisions")
+    return "\n".join(lines)

@@ -1,0 +1,408 @@
+"""`palan init`: a project that runs, from a template of one kind, or around code or a decision table that is there."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palan.errors import NotFound, PalanError, nearest
+from palan.flows.config import FILE
+from palan.models.contract import KINDS, SHAPE
+from palan.stores.files import write_atomically
+
+if TYPE_CHECKING:
+    from palan.models.table import Cell, Table
+
+TEMPLATES = Path(__file__).parent / "templates"
+DEFAULT = "estimator"
+CASES = 5
+"""Golden cases that are written for a decision table."""
+
+_LIBRARIES = {"highspy": "highs", "gymnasium": "gym", "sklearn": "sklearn"}
+_VERBS = ("formulate", "act", "fit", "decide", "predict", "predict_proba", "check", "score", "interpret", "environment", "table")
+_LEARNERS = ("Classifier", "Regressor", "Regression", "Pipeline", "make_pipeline", "CV", "SVC", "SVR")
+
+
+def init(folder: Path | str = ".", *, source: str = "", kind: str = "") -> dict[str, Any]:
+    """Make a project in a folder and return {"files": [...], "missing": [...], "next": "..."}; nothing is overwritten.
+
+    Without a source it is a template of the kind (an estimator by default), which runs as it is. A Python file is read,
+    never imported, and palan.toml is written around the models in it, with what is missing said in comments. A decision
+    table in CSV becomes a rules project with a golden file of its own answers, to be looked through.
+
+    palan.toml is written last: an init that was killed is simply done again.
+
+    Raises:
+        NotFound: no such source.
+        PalanError: there is a project already, another file is in the way, or the folder cannot be written.
+    """
+    root = Path(folder)
+    if kind and kind not in KINDS:
+        raise PalanError(f'there is no kind "{kind}"', nearest(kind, KINDS) or f"one of {', '.join(KINDS)}")
+    try:
+        if (root / FILE).exists():
+            raise PalanError(f"{root / FILE} is there already, and init overwrites nothing", "palan status   (or: palan init --into ANOTHER-FOLDER)")
+        made = _around(root, Path(source), kind) if source else _from_template(root, kind or DEFAULT)
+        return _write(root, made)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = f"chmod u+rwx {root}   (or: palan init --into ANOTHER-FOLDER)"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            hint = "a file is where the folder would be: palan init --into ANOTHER-FOLDER"
+        else:
+            hint = "check the disk and the path"
+        raise PalanError(f"{error.filename or root} cannot be used: {error.strerror}", hint) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The files to write (palan.toml among them), what is still missing, and the next thing to type."""
+
+    files: Mapping[str, bytes]
+    missing: Sequence[str]
+    next: str
+
+
+def _write(root: Path, plan: _Plan) -> dict[str, Any]:
+    files = dict(plan.files)
+    if not (root / ".gitignore").exists():
+        files[".gitignore"] = b"# the store: decisions, versions, the ledger\n.palan/\n__pycache__/\n"
+    for path, content in files.items():
+        there = root / path
+        if there.exists() and there.read_bytes() != content:
+            raise PalanError(f"{there} is there already, and init overwrites nothing", "move it away, or: palan init --into ANOTHER-FOLDER")
+    for path in sorted(files, key=lambda path: path == FILE):
+        if not (root / path).exists():
+            write_atomically(root / path, files[path])
+    return {"files": [str(root / path) for path in sorted(files)], "missing": list(plan.missing), "next": plan.next}
+
+
+def _named(root: Path) -> str:
+    return json.dumps(root.resolve().name or "project", ensure_ascii=False)
+
+
+def _steps(root: Path, steps: Sequence[str], libraries: Sequence[str] = ()) -> str:
+    """Join what is to be typed into one line that works from the folder where init was typed."""
+    first = [] if root.resolve() == Path.cwd() else [f"cd {root}"]
+    extras = sorted({_LIBRARIES[name] for name in libraries if name in _LIBRARIES and find_spec(name) is None})
+    first += [f'pip install "palan[{",".join(extras)}]"'] if extras else []
+    return " && ".join([*first, *steps])
+
+
+def _from_template(root: Path, kind: str) -> _Plan:
+    files = {path.relative_to(TEMPLATES / kind).as_posix(): path.read_bytes() for path in sorted((TEMPLATES / kind).rglob("*")) if _is_ours(path)}
+    files[FILE] = files[FILE].replace(b'"NAME"', _named(root).encode())
+    code = next((text for path, text in files.items() if path.endswith(".py")), b"")
+    name = next(path for path in files if path.startswith("golden/")).removeprefix("golden/").removesuffix(".json")
+    steps = ["palan ingest", f"palan build {name}", f"palan check {name}", f"palan release {name}", f"palan decide {name} --input example.json"]
+    return _Plan(files, [], _steps(root, steps, _imports(ast.parse(code))))
+
+
+def _is_ours(path: Path) -> bool:
+    return path.is_file() and "__pycache__" not in path.parts
+
+
+def _around(root: Path, source: Path, kind: str) -> _Plan:
+    if not source.is_file():
+        near = nearest(source.name, (each.name for each in source.parent.iterdir())) if source.parent.is_dir() else ""
+        raise NotFound(f"there is no file {source}", near or "give a .py file with a model, or a decision table in .csv")
+    if source.suffix == ".csv":
+        if kind not in ("", "rules"):
+            raise PalanError(f"a decision table is a model of kind rules, not {kind}", f"palan init {source}")
+        return _around_table(root, source)
+    if source.suffix != ".py":
+        raise PalanError(f"{source} is neither Python nor a decision table", "give a .py file with a model, or a decision table in .csv")
+    return _around_code(root, source, kind)
+
+
+def _placed(root: Path, source: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the source's path inside the project, and the file itself where it has to be copied in."""
+    try:
+        return source.resolve().relative_to(root.resolve()).as_posix(), {}
+    except ValueError:
+        return source.name, {source.name: source.read_bytes()}
+
+
+# -- around Python ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model in a Python file: its kind, whether palan.toml has to say it, its verbs, and the columns that it reads."""
+
+    name: str
+    kind: str
+    declare: bool
+    verbs: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    learns: tuple[str, ...] = ()  # columns that fit() reads and decide() does not: the outcome is among them
+
+
+def found_in(text: str) -> list[Found]:
+    """Return the models that a Python file defines at its top level, by reading it.
+
+    Classes with a verb of a model come first; functions and finished scikit-learn objects count where there is no class.
+
+    Raises:
+        SyntaxError: it is not Python.
+    """
+    tree = ast.parse(text)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    models = [each for node in classes.values() if (each := _of_class(node, classes)) is not None]
+    if models:
+        return models
+    found = []
+    for node in tree.body:
+        each = _of_function(node) if isinstance(node, ast.FunctionDef) else _of_object(node) if isinstance(node, ast.Assign) else None
+        if each is not None:
+            found.append(each)
+    return found
+
+
+def _of_class(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Found | None:
+    bases = {each.id if isinstance(each, ast.Name) else each.attr for each in node.bases if isinstance(each, ast.Name | ast.Attribute)}
+    if node.name.startswith("_") or bases & {"Protocol", "ABC"}:
+        return None
+    methods = _methods(node, classes)
+    # predict_proba of a wrapped object is the library's business; what the class itself defines tells its kind.
+    if "formulate" in methods:
+        kind = "program"
+    elif "act" in methods:
+        kind = "policy"
+    elif "decide" in methods and len(_required(methods["decide"])) >= 3:
+        kind = "heuristic"
+    elif "decide" in methods:
+        kind = "estimator" if "fit" in methods else "rules"
+    elif "predict" in methods or "predict_proba" in methods:
+        kind = "estimator"
+    else:
+        return None
+    answering = [methods[verb] for verb in ("decide", "act", "predict", "predict_proba") if verb in methods]
+    inputs = tuple(dict.fromkeys(name for method in answering for name in _columns(method)))
+    learns = tuple(name for name in dict.fromkeys(_columns(methods["fit"])) if name not in inputs) if "fit" in methods else ()
+    return Found(node.name, kind, False, tuple(verb for verb in _VERBS if verb in methods), inputs, learns)
+
+
+def _methods(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> dict[str, ast.FunctionDef]:
+    """Return a class's methods with those of its bases in the same file."""
+    found: dict[str, ast.FunctionDef] = {}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes and classes[base.id] is not node:
+            others = {name: each for name, each in classes.items() if name != node.name}
+            found |= _methods(classes[base.id], others)
+    return found | {each.name: each for each in node.body if isinstance(each, ast.FunctionDef)}
+
+
+def _required(node: ast.FunctionDef) -> list[str]:
+    names = [each.arg for each in (*node.args.posonlyargs, *node.args.args)]
+    return names[: len(names) - len(node.args.defaults)] if node.args.defaults else names
+
+
+def _of_function(node: ast.FunctionDef) -> Found | None:
+    """Read a function as `models.adapt` does: the names of its arguments tell the kind."""
+    names = _required(node)
+    if node.name.startswith("_"):
+        return None
+    if len(names) == 2 and names[1] in ("ctx", "context"):
+        return Found(node.name, "heuristic", False, ("decide",))
+    told = {"rows": "rules", "observation": "policy", "instance": "program"}
+    if len(names) == 1 and names[0] in told:
+        return Found(node.name, told[names[0]], False, ("decide",), tuple(_columns(node)))
+    if len(names) == 1 and node.name in ("decide", "predict"):
+        return Found(node.name, "rules", True, ("decide",), tuple(_columns(node)))
+    return None
+
+
+def _of_object(node: ast.Assign) -> Found | None:
+    """Recognise `model = GradientBoostingClassifier(...)` and its like."""
+    target, value = node.targets[0], node.value
+    if not (isinstance(target, ast.Name) and isinstance(value, ast.Call)):
+        return None
+    called = value.func.attr if isinstance(value.func, ast.Attribute) else value.func.id if isinstance(value.func, ast.Name) else ""
+    return Found(target.id, "estimator", False, ("fit", "predict", "score")) if called.endswith(_LEARNERS) else None
+
+
+def _columns(node: ast.FunctionDef) -> Iterator[str]:
+    """Yield the columns that a method names: rows["x"], pl.col("x"), rows.select("x", ...)."""
+    for inner in ast.walk(node):
+        texts: Sequence[ast.expr] = ()
+        if isinstance(inner, ast.Subscript) and isinstance(inner.ctx, ast.Load):
+            texts = inner.slice.elts if isinstance(inner.slice, ast.List | ast.Tuple) else [inner.slice]
+        elif isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr in ("col", "select", "get_column"):
+            texts = inner.args
+        yield from (each.value for each in texts if isinstance(each, ast.Constant) and isinstance(each.value, str))
+
+
+def _imports(tree: ast.Module) -> list[str]:
+    """Return the top-level packages that a file imports."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.append(node.module.partition(".")[0])
+    return found
+
+
+def _around_code(root: Path, source: Path, kind: str) -> _Plan:
+    try:
+        text = source.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+    except UnicodeDecodeError as error:
+        raise PalanError(f"{source} is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
+    except (SyntaxError, ValueError) as error:
+        line = f" line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise PalanError(f"{source}{line} is not Python: {getattr(error, 'msg', error)}", "put that line right") from error
+    found = found_in(text)
+    if not found:
+        hint = "give it a class with decide(self, rows), or: palan init --kind estimator --into EXAMPLE shows one"
+        raise PalanError(f"{source} defines nothing that decides: no class or function with decide, formulate, act or predict", hint)
+    path, files = _placed(root, source)
+    missing: list[str] = []
+    parts = [f"[project]\nname = {_named(root)}\n"]
+    rows = [each for each in found if SHAPE[kind or each.kind] == "rows"]  # type: ignore[index]
+    if rows:
+        parts.append(_data_part(next((each for each in rows if each.verbs and "fit" in each.verbs), rows[0])))
+        missing.append("data: say in [data.history] which files hold it, and what each column may hold")
+    for each in found:
+        parts.append(_model_part(path, each, kind, missing))
+    files[FILE] = "\n".join(parts).encode()
+    first = found[0].name.lower()
+    steps = ["palan ingest", f"palan build {first}"] if rows else [f"palan build {first}"]
+    return _Plan(files, missing, f"edit {root / FILE}, then: {_steps(root, steps, _imports(tree))}")
+
+
+def _data_part(model: Found) -> str:
+    columns = [*model.inputs, *model.learns] or ["temp", "sold"]
+    lines = [
+        "[data.history]",
+        'source = "data/*.csv"               # TODO: your files: .csv .parquet .ndjson; new ones are taken in once',
+        '# key = ["id"]                      # what identifies a row; the same key again is a correction',
+        '# time = "day"                      # when a row happened: the watch and honest comparisons need it',
+        "[data.history.columns]              # TODO: type[?] [range | in values] [unit]; ? may be empty",
+        *(f'{_key(name)} = "float?"' for name in columns),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() and name.isascii() else json.dumps(name, ensure_ascii=False)
+
+
+def _model_part(path: str, each: Found, kind: str, missing: list[str]) -> str:
+    name, known = each.name.lower(), kind or each.kind
+    lines = [f"[models.{name}]", f"model = {json.dumps(f'{path}:{each.name}')}"]
+    if each.declare or (kind and kind != each.kind):
+        lines.append(f'kind = "{known}"')
+
+    def lacks(verb: str, line: str) -> None:
+        if verb not in each.verbs:
+            lines.append(f"# {each.name} has no {line}")
+            missing.append(f"{verb}: {each.name} has no {line}")
+
+    if SHAPE[known] == "instance":  # type: ignore[index]
+        lines += ['instances = "instances/*.json"       # TODO: put real instances there, one JSON file each', 'time_limit = "10s"                    # of one decision']
+        missing.append(f"instances: put at least one real input of {each.name} into instances/ as JSON")
+        lacks("check", "check(self, instance, plan): without it no gate can tell whether a plan is allowed")
+    else:
+        inputs = json.dumps(list(each.inputs), ensure_ascii=False) if each.inputs else '["temp"]'
+        outcome = each.learns[0] if each.learns else "sold"
+        lines += [
+            'data = "history"                    # what fit() learns from, and what the inputs may hold' if "fit" in each.verbs else 'data = "history"                    # what the inputs may hold',
+            f"inputs = {inputs}  # TODO: the columns that a caller sends" + (", as decide() reads them" if each.inputs else ""),
+            f'# outcome = "{outcome}"                  # the column that is known only later',
+            '# key = "id"                        # the caller\'s own name of a row: outcomes come back by it',
+        ]
+        lacks("score", "score(self, decisions, outcomes): without it versions cannot be compared, nor harm be seen")
+        lacks("check", "check(self, rows, decisions): say there what must hold of every answer")
+    if known == "policy":
+        lacks("environment", "environment(self): without it nothing can tell whether it beats a constant action")
+    lines.append(f'# golden = "golden/{name}.json"      # [{{"input": {{...}}, "output": ..., "tolerance": 0.05}}]: what must stay')
+    missing.append(f"golden: write some inputs of {name} with the answers that must stay")
+    return "\n".join(lines) + "\n"
+
+
+# -- around a decision table -----------------------------------------------------------------------------------------
+
+
+def _around_table(root: Path, source: Path) -> _Plan:
+    from palan.models.table import parse
+
+    data = source.read_bytes()
+    table = parse(data, str(source))
+    path, files = _placed(root, source)
+    name = "".join(each if each.isalnum() else "_" for each in source.stem.lower()).strip("_") or "rules"
+    golden = f"golden/{name}.json"
+    cases = _golden(table)
+    lines = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in cases)
+    files[golden] = f"[\n{lines}\n]\n".encode()
+    files["example.json"] = (json.dumps([cases[0]["input"]], ensure_ascii=False) + "\n").encode()
+    files[FILE] = f"""[project]
+name = {_named(root)}
+
+[models.{name}]
+model = {json.dumps(path)}
+golden = "{golden}"       # TODO: what the table answers today; look through it, and add the cases that matter
+gates = ["golden", "table_checks", "latency 50ms"]  # table_checks: no gap, no overlap, no rule that never fires
+# Without data the inputs may hold anything of the golden cases' types. Declare [data.NAME] with the columns' ranges,
+# and data = "NAME", inputs = [...] here, to have gaps judged over what really comes.
+""".encode()
+    missing = ["data: the ranges of the inputs, so that gaps are judged over what really comes"]
+    steps = [f"palan build {name}", f"palan check {name}", f"palan release {name}", f"palan decide {name} --input example.json"]
+    return _Plan(files, missing, _steps(root, steps))
+
+
+def _golden(table: Table) -> list[dict[str, Any]]:
+    """Return an input for each of the first rules, with what the table answers to it now."""
+    import polars as pl
+
+    from palan.models.table import FIRED, decide
+
+    columns = {name: _samples([rule.cells[place] for rule in table.rules])[:CASES] for place, name in enumerate(table.inputs)}
+    inputs = pl.DataFrame(columns)
+    outputs = decide(table, inputs).drop(FIRED)
+    cases = [{"input": given, "output": told} for given, told in zip(inputs.to_dicts(), outputs.to_dicts(), strict=True)]
+    return [case for place, case in enumerate(cases) if case not in cases[:place]]
+
+
+def _samples(cells: Sequence[Cell]) -> list[Any]:
+    """Return a value for each cell of a column that satisfies it, all of one type."""
+    conditions = [cell for cell in cells if not (cell.any or cell.null)]
+    pick: Callable[[Cell], Any] = _text_in
+    if not conditions:
+        return [None if cell.null else 0.0 for cell in cells]
+    if all(cell.flag is not None for cell in conditions):
+        pick = _flag_in
+    elif all(cell.intervals is not None for cell in conditions):
+        pick = _number_in
+    usual = pick(conditions[0])
+    return [None if cell.null else usual if cell.any else pick(cell) for cell in cells]
+
+
+def _flag_in(cell: Cell) -> bool:
+    return bool(cell.flag)
+
+
+def _number_in(cell: Cell) -> float:
+    low, low_in, high, high_in = (cell.intervals or ((0.0, True, 0.0, True),))[0]
+    if low_in:
+        return low
+    if high_in:
+        return high
+    if isfinite(low) and isfinite(high):
+        return (low + high) / 2
+    return low + 1.0 if isfinite(low) else high - 1.0 if isfinite(high) else 0.0
+
+
+def _text_in(cell: Cell) -> str:
+    texts = sorted(cell.texts or ())
+    if not cell.negated:
+        return texts[0]
+    return next(word for word in ("other", *(f"other {number}" for number in range(len(texts) + 1))) if word not in texts)

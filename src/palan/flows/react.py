@@ -1,0 +1,379 @@
+"""`palan react`: try the remedies for an alarm by replay, and propose or release the one that surely pays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from palan.core import Version, new_id, unstamp
+from palan.data.nouns import Repair
+from palan.drift.nouns import Alarm
+from palan.errors import Conflict, ModelFailed, NotFound, PalanError
+from palan.flows import build as builds
+from palan.flows import check as checks
+from palan.flows import history, packages, replay, watch
+from palan.flows import release as releases
+from palan.flows.config import ModelConfig
+from palan.flows.journal import Journal, running
+from palan.flows.project import Project, record
+from palan.flows.settle import settle
+from palan.models.contract import SHAPE
+from palan.releases.nouns import Release
+from palan.remedies.nouns import Remedy
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.remedies.choose import Choice, Trial
+    from palan.remedies.menu import Candidate
+
+FEWEST_ROWS = 200
+"""Held-back decisions with a known outcome, below which no remedy can be told from luck."""
+
+
+def react(
+    project: Project,
+    model: str,
+    *,
+    dry_run: bool = False,
+    approve: bool = False,
+    reject: bool = False,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Judge what is on trial, then answer the model's open pages.
+
+    Each candidate remedy is tried on the newest decisions whose outcome is known: what would they have lost under it?
+    The one with the largest lower bound of benefit minus cost is released (approve = "auto") or proposed ("ask");
+    "nothing" where none surely pays. With `approve` or `reject` the proposal that waits is carried out or closed.
+
+    Returns {"model", "text", "remedies": [...], "settled": [...]}.
+
+    Raises:
+        NotFound: no such model or release, or no proposal to approve.
+    """
+    config = project.model(model)
+    with running(project, "react", model, wait=30) as journal:
+        if approve or reject:
+            remedy = _answer_proposal(project, config, journal, approve=approve, reason=reason)
+            return {"model": model, "text": f"{remedy.choice}: {remedy.status}", "remedies": [plain(remedy)], "settled": []}
+        release = project.store.records.get(Release, model)
+        if release is None:
+            raise NotFound(f"{model} is not released, so nothing can be wrong with it", f"palan release {model}")
+        settled = [] if dry_run else settle(project, config)
+        alarms = project.store.records.find(Alarm, order="-time", model=model, lane="page", status="open")
+        waits = _waits(project, config) if not dry_run else ""
+        if not alarms or waits:
+            text = f"{len(alarms)} page(s) wait: {waits}" if alarms else f"{model} has no open page: nothing to react to"
+            return {"model": model, "text": text, "remedies": [], "settled": [plain(each) for each in settled]}
+        remedy = _react(project, config, alarms[0], journal, dry_run=dry_run)
+        if not dry_run:
+            for other in alarms[1:]:
+                project.store.records.put(replace(other, status="answered"))
+    text = f"{model}: {alarms[0].diagnosis}: {alarms[0].what}"
+    return {"model": model, "text": text, "remedies": [plain(remedy)], "settled": [plain(each) for each in settled]}
+
+
+def plain(remedy: Remedy) -> dict[str, Any]:
+    """Return a remedy as plain values."""
+    return msgspec.json.decode(msgspec.json.encode(remedy))  # type: ignore[no-any-return]
+
+
+def _waits(project: Project, config: ModelConfig) -> str:
+    """Say why the model must not be touched now, or an empty string."""
+    release = project.store.records.get(Release, config.name)
+    if release is not None and release.canary is not None:
+        return f"{release.canary.version} is on trial as a canary"
+    last = project.store.records.find(Remedy, order="-time", limit=1, model=config.name)
+    if last and last[0].status == "proposed":
+        return f"a proposal waits for an answer: palan react {config.name} --approve"
+    if last and last[0].time + config.react.cooldown > project.clock():
+        return f"the last remedy is younger than {config.react.cooldown.days} d"
+    return ""
+
+
+def _react(project: Project, config: ModelConfig, alarm: Alarm, journal: Journal, *, dry_run: bool) -> Remedy:
+    release = project.store.records.get(Release, config.name)
+    assert release is not None
+    champion = packages.find_version(project, release.champion.version)
+    refused: dict[str, str] = {}
+    built: dict[str, str] = {}
+    trials = _trials(project, config, release, champion, alarm, journal)
+    while True:
+        choice = _choose(project, config, champion, trials, refused)
+        if dry_run or choice.candidate.action not in ("retrain", "change model"):
+            break
+        version, failed = _candidate_version(project, config, choice.candidate, journal)
+        if not failed:
+            built["version"] = version
+            break
+        refused[choice.name] = f"its gate {failed}"
+    action = {"name": choice.name, "action": choice.candidate.action, **dict(choice.candidate.detail), **built}
+    auto = config.react.approve == "auto"
+    status = "nothing" if choice.candidate.action == "nothing" else ("approved" if auto else "proposed")
+    remedy = Remedy(
+        new_id(project.clock()),
+        alarm.id,
+        config.name,
+        project.clock(),
+        status,
+        choice.name,
+        choice.reason,
+        tuple(watch._plain(dict(row)) for row in choice.rows),
+        watch._plain(action),
+        choice.benefit if status != "nothing" else None,
+    )
+    if dry_run:
+        return replace(remedy, status="tried")
+    with project.store.records.transaction(durable=True):
+        journal.fence()
+        project.store.records.put(remedy)
+        project.store.records.put(replace(alarm, status="answered"))
+        told = "decided to do nothing for" if status == "nothing" else "chose" if auto else "proposed"
+        record(project, told, config.name, f"{choice.name}: {choice.reason}", alarm=alarm.id, remedy=remedy.id)
+    project.tell(f"{config.name}: {choice.name}: {choice.reason}")
+    return _act(project, config, remedy) if status == "approved" else remedy
+
+
+def _answer_proposal(project: Project, config: ModelConfig, journal: Journal, *, approve: bool, reason: str) -> Remedy:
+    waiting = project.store.records.find(Remedy, order="-time", model=config.name, status="proposed")
+    if not waiting:
+        raise NotFound(f"no remedy of {config.name} waits for an answer", f"palan react {config.name}")
+    remedy = replace(waiting[0], status="approved" if approve else "rejected")
+    with project.store.records.transaction(durable=True):
+        journal.fence()
+        project.store.records.put(remedy)
+        record(project, remedy.status, config.name, reason or remedy.choice, remedy=remedy.id)
+    return _act(project, config, remedy) if approve else remedy
+
+
+def _act(project: Project, config: ModelConfig, remedy: Remedy) -> Remedy:
+    """Carry an approved remedy out. Every action is idempotent: after a crash it is done again, or found done."""
+    action = remedy.action
+    release = project.store.records.get(Release, config.name)
+    assert release is not None
+    try:
+        match action["action"]:
+            case "rework data":
+                releases.set_repairs(project, config.name, [*release.repairs, *_repairs(action)], remedy.reason)
+            case "end repair":
+                releases.set_repairs(project, config.name, _ended(release.repairs, action["columns"], _since(project, remedy)), remedy.reason)
+            case "roll back":
+                releases.release(project, config.name, roll_back=True, reason=remedy.reason)
+            case "retrain" | "change model":
+                releases.release(project, config.name, version=action["version"], reason=remedy.choice)
+            case other:
+                raise PalanError(f'"{other}" has to be carried out by a person', remedy.choice)
+    except Conflict as error:
+        kept = replace(remedy, status="rejected", reason=f"{remedy.reason}; not carried out: {error.what}")
+        project.store.records.put(kept)
+        return kept
+    done = replace(remedy, status="released")
+    project.store.records.put(done)
+    return done
+
+
+def _since(project: Project, remedy: Remedy) -> datetime:
+    alarm = project.store.records.get(Alarm, remedy.alarm)
+    return alarm.since if alarm else remedy.time
+
+
+def _repairs(action: Mapping[str, Any]) -> list[Repair]:
+    return [msgspec.convert(each, Repair, strict=False) for each in action["repairs"]]
+
+
+def _ended(repairs: Sequence[Repair], columns: Sequence[str], at: datetime) -> list[Repair]:
+    return [
+        replace(each, until=max(at, each.since)) if each.column in columns and each.until is None else each for each in repairs
+    ]
+
+
+# -- trials --------------------------------------------------------------------------------------------------------------
+
+
+def _choose(project: Project, config: ModelConfig, champion: Version, trials: Sequence[Trial], refused: Mapping[str, str]) -> Choice:
+    from palan.remedies.choose import choose
+
+    judged = [replace(each, refused=refused.get(each.candidate.name, each.refused)) for each in trials]
+    days = {day for each in judged for day in (each.days if each.days is not None else ())}
+    daily = max((len(each.losses) for each in judged), default=0) / max(len(days), 1)  # type: ignore[arg-type]
+    return choose(judged, costs=config.react.costs, horizon_decisions=daily * config.react.horizon.days, seed=champion.manifest["seed"])
+
+
+def _menu(project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, faults: Sequence[Any]) -> list[Candidate]:
+    from palan.remedies.menu import menu
+
+    @dataclass(frozen=True)
+    class Cause:
+        kind: str
+        since: datetime | None
+        columns: Sequence[str]
+
+    alternatives = [{"name": config.fallback, "action": "fallback"}] if config.fallback else []
+    return menu(
+        kind=champion.kind,
+        diagnosis=Cause(alarm.diagnosis, alarm.since, alarm.columns),
+        hypotheses=faults,
+        has_previous=bool(release.previous),
+        can_fit="fit" in champion.manifest["verbs"],
+        active_repairs=[each for each in release.repairs if each.until is None],
+        alternatives=alternatives,
+    )
+
+
+def _trials(
+    project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, journal: Journal
+) -> list[Trial]:
+    """Try every candidate on held-back decisions and return its losses against doing nothing."""
+    if SHAPE[champion.kind] == "instance":  # type: ignore[index]
+        return _instance_trials(project, config, release, champion, alarm)
+    import polars as pl
+
+    from palan.remedies.choose import Trial
+
+    rows = history.frame(project, config.name, history.schema_of(champion.manifest)).filter(pl.col("arm") != "shadow").sort("time")
+    known = rows.filter(pl.col("outcome").is_not_null())
+    candidates = _menu(project, config, release, champion, alarm, _faults(project, config, release, champion, alarm, journal))
+    newest: Any = known["time"].max() if known.height else None
+    held = known.filter(pl.col("time") > newest - config.react.holdout) if newest is not None else known
+    if alarm.diagnosis == "data fault":
+        held = held.filter(pl.col("time") >= alarm.since)
+    if held.height < FEWEST_ROWS or "score" not in champion.manifest["verbs"]:
+        why = f"only {held.height} decisions with a known outcome" if "score" in champion.manifest["verbs"] else "the model has no score()"
+        return [Trial(each, refused=f"not tried: {why}") for each in candidates]
+    start: Any = held["time"].min()
+    nothing = replay.answer(packages.warm_worker(project, champion), champion, held, release.repairs).losses
+    assert nothing is not None
+    days = held["time"].dt.date().to_list()
+    trials = []
+    for candidate in candidates:
+        if candidate.action == "nothing":
+            continue
+        began = perf_counter()
+        try:
+            losses = _try(project, config, release, champion, candidate, alarm, held, start, journal)
+        except (ModelFailed, NotFound) as error:
+            trials.append(Trial(candidate, refused=f"could not be tried: {error.what}"))
+            continue
+        seconds = perf_counter() - began
+        if losses is None:
+            trials.append(Trial(candidate, refused=_untried(candidate)))
+        else:
+            trials.append(Trial(candidate, (losses - nothing).to_numpy(), days, seconds))
+    return trials
+
+
+def _untried(candidate: Candidate) -> str:
+    return {
+        "retrain": "not tried: the change is younger than the held-back days",
+        "edit rule": "not tried: a person has to write the row",
+        "fallback": "not tried: the fallback takes other inputs",
+    }.get(candidate.action, "not tried: no replay can measure it")
+
+
+def _try(
+    project: Project,
+    config: ModelConfig,
+    release: Release,
+    champion: Version,
+    candidate: Candidate,
+    alarm: Alarm,
+    held: pl.DataFrame,
+    start: datetime,
+    journal: Journal,
+) -> pl.Series | None:
+    """Return what the held-back rows would have lost under a candidate, or None where replay cannot tell."""
+    worker, version, repairs = packages.warm_worker(project, champion), champion, tuple(release.repairs)
+    with ExitStack() as stack:
+        match candidate.action:
+            case "rework data":
+                repairs = (*repairs, *_repairs(candidate.detail))
+            case "end repair":
+                repairs = tuple(_ended(repairs, candidate.detail["columns"], alarm.since))
+            case "roll back":
+                version = packages.find_version(project, release.previous)
+                worker = packages.warm_worker(project, version)
+            case "retrain":
+                since = _learn_since(candidate.detail, start)
+                if since is not None and since > start - timedelta(days=7):
+                    return None
+                worker = stack.enter_context(
+                    replay.learnt_until(project, journal, champion, start, since=since, params={}, repairs=repairs)
+                )
+            case _:
+                return None
+        return replay.answer(worker, version, held, repairs).losses
+
+
+def _learn_since(detail: Mapping[str, Any], until: datetime) -> datetime | None:
+    """Read the window of a retraining: all, "recent 60d", or since a time."""
+    if detail["window"] == "since":
+        return unstamp(detail["since"])
+    found = re.fullmatch(r"recent (\d+)d", detail["window"])
+    return until - timedelta(days=int(found[1])) if found else None
+
+
+def _faults(
+    project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, journal: Journal
+) -> list[Any]:
+    """Ask the data doctor again, over the windows that the alarm spans."""
+    rows = watch.decided(project, config, champion, release)
+    if rows is None or alarm.diagnosis != "data fault":
+        return []
+    normal = watch.normal_of(project, config, champion, release, rows, journal)
+    since = watch.window_start(alarm.since, config.watch.window)
+    return watch.hypotheses(config, champion, release, normal, rows, since, alarm.until, {})
+
+
+def _instance_trials(
+    project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm
+) -> list[Trial]:
+    """Let each candidate solve the newest recorded instances again, and score its plans by what really happened."""
+    from palan.decisions import log
+    from palan.remedies.choose import Trial
+
+    by_id, by_key = log.told(history.outcomes(project, config.name))
+    told: Callable[[Any], Any] = lambda each: by_id.get(f"{each.id}-0", by_key.get(each.keys[0]) if each.keys else None)  # noqa: E731
+    logged = [each for each in history.decisions(project, config.name) if told(each) is not None and each.outputs is not None]
+    logged = logged[-replay.SOLVES :]
+    candidates = [each for each in _menu(project, config, release, champion, alarm, ()) if each.action != "nothing"]
+    if not logged or "score" not in champion.manifest["verbs"]:
+        return [Trial(each, refused="not tried: no solved instance has a known outcome") for each in candidates]
+    scorer = packages.warm_worker(project, champion)
+    nothing = [scorer.score(each.outputs, told(each))[0] for each in logged]
+    trials = []
+    for candidate in candidates:
+        ref = {"roll back": release.previous, "fallback": config.fallback}.get(candidate.action, "")
+        if not ref:
+            trials.append(Trial(candidate, refused=_untried(candidate)))
+            continue
+        began = perf_counter()
+        results = replay.solve_all(project, packages.find_version(project, ref), config, logged)
+        if any(each.output is None for each in results):
+            trials.append(Trial(candidate, refused="not every instance got a plan"))
+            continue
+        losses = [scorer.score(each.output, told(old))[0] - base for each, old, base in zip(results, logged, nothing, strict=True)]
+        trials.append(Trial(candidate, losses, [each.time.date() for each in logged], perf_counter() - began))
+    return trials
+
+
+def _candidate_version(project: Project, config: ModelConfig, candidate: Candidate, journal: Journal) -> tuple[str, str]:
+    """Build the version that a retraining needs and let the gates judge it; return its name, and the gate it fails."""
+    since = _learn_since(candidate.detail, project.clock())
+    params = {} if candidate.action == "retrain" else candidate.detail.get("params", {})
+    seed = config.params.get("seed", 0)
+    version, new = builds.make(project, config.name, journal, params=params, since=since, seed=seed if isinstance(seed, int) else 0)
+    if new:
+        record(project, "built", version.ref, candidate.name, id=version.id, run=journal.run.id)
+    findings, other = checks.judge(project, config, version, journal)
+    checks.keep(project, version, other, findings)
+    verdict = checks.overall(findings)
+    record(project, "checked", version.ref, f"{verdict}: " + ", ".join(f"{each.gate} {each.verdict}" for each in findings))
+    failed = next((f"{each.gate}: {each.text}" for each in findings if each.verdict == "fail"), "")
+    return version.ref.partition("@")[2], failed

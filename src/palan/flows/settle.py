@@ -1,0 +1,154 @@
+"""Judging what is on trial: canaries when their time is over, and repairs once outcomes tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from palan.data.nouns import Repair
+from palan.flows import history, packages, replay
+from palan.flows import release as releases
+from palan.flows.config import ModelConfig
+from palan.flows.project import Project, record
+from palan.models.contract import SHAPE
+from palan.releases.nouns import Release
+from palan.remedies.nouns import Remedy
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.gates.paired import Interval
+
+EXTENSIONS = 2
+"""How often a canary without enough outcomes is given its time again."""
+
+FEWEST = 100
+"""Outcomes, below which a trial is given more time."""
+
+
+def settle(project: Project, config: ModelConfig) -> list[Remedy]:
+    """Judge what is due: promote or drop a canary, confirm or undo a repair or a roll-back.
+
+    Both are judged by paired losses on decisions whose outcome is known: what the other side would have answered is
+    found by replay. Returns the remedies whose fate was decided.
+    """
+    release = project.store.records.get(Release, config.name)
+    if release is None or SHAPE[packages.find_version(project, release.champion.version).kind] == "instance":  # type: ignore[index]
+        return []
+    if release.canary is not None:
+        return _canary(project, config, release)
+    return _repair(project, config, release)
+
+
+def _canary(project: Project, config: ModelConfig, release: Release) -> list[Remedy]:
+    if release.until is None or release.canary is None or project.clock() < release.until:
+        return []
+    import polars as pl
+
+    canary = packages.find_version(project, release.canary.version)
+    champion = packages.find_version(project, release.champion.version)
+    rows = _known(project, config, canary.manifest).filter(pl.col("version") == canary.ref)
+    extended = int(release.detail.get("extended", "0"))
+    if rows.height < FEWEST and extended < EXTENSIONS:
+        length = config.release.canary[1] if config.release.canary else timedelta(days=7)
+        longer = replace(
+            release,
+            epoch=release.epoch + 1,
+            until=project.clock() + length,
+            detail={**release.detail, "extended": str(extended + 1)},
+        )
+        releases.change(project, config.name, "extended", lambda _: longer, f"only {rows.height} outcomes of the canary are known")
+        return []
+    found = _paired(project, rows, (canary, release.repairs), (champion, release.repairs))
+    margin = 0.0
+    better = found is not None and (found.high <= margin or found.mean <= 0)
+    said = _said(found)
+    if better:
+        releases.release(project, config.name, promote=True, reason=f"on its own requests it lost {said}")
+    else:
+        releases.release(project, config.name, roll_back=True, reason=f"on its own requests it lost {said}")
+    return _conclude(project, config, found, confirmed=better, said=said)
+
+
+def _said(found: Interval | None) -> str:
+    if found is None:
+        return "what nobody can tell: no outcome came"
+    return f"{found.mean:+.5f} a decision against the champion ({found.low:+.5f} to {found.high:+.5f}, {found.rows:,} outcomes)"
+
+
+def _repair(project: Project, config: ModelConfig, release: Release) -> list[Remedy]:
+    """Confirm a change of repairs once a window of outcomes after it is known; undo it if it did harm."""
+    pending = project.store.records.find(Remedy, order="-time", limit=1, model=config.name, status="released")
+    if not pending or pending[0].action.get("action") not in ("rework data", "end repair"):
+        return _confirm_others(project, config, pending)
+    import polars as pl
+
+    remedy = pending[0]
+    champion = packages.find_version(project, release.champion.version)
+    rows = _known(project, config, champion.manifest).filter(pl.col("time") >= remedy.time)
+    if rows.height < FEWEST or project.clock() < remedy.time + config.watch.window:
+        return []
+    before = _without(release.repairs, remedy)
+    found = _paired(project, rows, (champion, release.repairs), (champion, before))
+    said = _said(found).replace("the champion", "leaving the data as they came")
+    harmless = found is not None and found.mean <= 0
+    if not harmless:
+        releases.set_repairs(project, config.name, before, f"undone: it lost {said}")
+    return _conclude(project, config, found, confirmed=harmless, said=said)
+
+
+def _without(repairs: Sequence[Repair], remedy: Remedy) -> list[Repair]:
+    """Return the repairs as they were before a remedy changed them."""
+    if remedy.action["action"] == "rework data":
+        return list(repairs[: len(repairs) - len(remedy.action["repairs"])])
+    columns = remedy.action["columns"]
+    return [replace(each, until=None) if each.column in columns else each for each in repairs]
+
+
+def _confirm_others(project: Project, config: ModelConfig, pending: Sequence[Remedy]) -> list[Remedy]:
+    """A roll-back has nothing to be compared with but the watch itself: it is confirmed when a window has passed."""
+    if not pending or pending[0].action.get("action") != "roll back":
+        return []
+    if project.clock() < pending[0].time + config.watch.window:
+        return []
+    return _conclude(project, config, None, confirmed=True, said="no more than the version that it replaced")
+
+
+def _known(project: Project, config: ModelConfig, manifest: Any) -> pl.DataFrame:
+    import polars as pl
+
+    rows = history.frame(project, config.name, history.schema_of(manifest))
+    return rows.filter(pl.col("outcome").is_not_null()).sort("time") if rows.height else rows
+
+
+def _paired(project: Project, rows: pl.DataFrame, ours: Any, theirs: Any) -> Interval | None:
+    from palan.gates.paired import interval
+
+    if not rows.height:
+        return None
+    losses = [
+        replay.answer(packages.warm_worker(project, version), version, rows, repairs).losses for version, repairs in (ours, theirs)
+    ]
+    if losses[0] is None or losses[1] is None:
+        return None
+    return interval((losses[0] - losses[1]).to_numpy(), rows["time"].dt.date().to_list(), confidence=0.9)
+
+
+def _conclude(
+    project: Project, config: ModelConfig, found: Interval | None, *, confirmed: bool, said: str
+) -> list[Remedy]:
+    pending = project.store.records.find(Remedy, order="-time", limit=1, model=config.name, status="released")
+    if not pending:
+        return []
+    remedy = replace(
+        pending[0],
+        status="confirmed" if confirmed else "rolled back",
+        realised=-found.mean if found is not None else None,
+    )
+    with project.store.records.transaction(durable=True):
+        project.store.records.put(remedy)
+        record(project, remedy.status, config.name, f"{remedy.choice}: it lost {said}", remedy=remedy.id, realised=remedy.realised)
+    project.tell(f"{config.name}: {remedy.choice} {remedy.status}: it lost {said}")
+    return [remedy]

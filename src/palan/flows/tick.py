@@ -1,0 +1,105 @@
+"""`palan tick`: do whatever is due, once, however many machines call it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from palan.core import stamp
+from palan.drift.nouns import Alarm
+from palan.errors import Conflict, PalanError
+from palan.flows.journal import Journal, running
+from palan.flows.project import Project
+from palan.flows.watch import ANCHOR
+from palan.releases.nouns import Release
+
+SLOT = timedelta(days=1)
+"""The watch looks again at least this often, because outcomes come late; windows shorter than it set the pace."""
+
+
+def tick(project: Project) -> list[dict[str, Any]]:
+    """Ingest what was delivered, judge the windows that ended, judge canaries, and answer open pages.
+
+    Each duty has a slot: what was done in it is recorded, so a second call, or a second machine, does it not again.
+    A duty that fails is told of and does not keep the others from being done.
+
+    Returns one line a duty that was done: {"what", "text"}. Empty when nothing is due, or while another tick is at work.
+    """
+    try:
+        with running(project, "tick", project.config.name) as journal:
+            return _due(project, journal)
+    except Conflict:
+        return []
+
+
+def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
+    from palan.flows.ingest import ingest
+    from palan.flows.watch import watch
+
+    done = []
+    for name, config in project.config.data.items():
+        if config.source:
+            report = _told(f"ingest {name}", lambda name=name: ingest(project, name)[0]["text"]) if _delivered(project, name) else None  # type: ignore[misc]
+            if report is not None and report["text"] != "nothing new":
+                done.append(report)
+    for name in project.config.models:
+        if project.store.records.get(Release, name) is None:
+            continue
+        pace = min(project.config.models[name].watch.window, SLOT)
+        slot = ANCHOR + (project.clock() - ANCHOR) // pace * pace
+        parts = {"model": name, "slot": stamp(slot)}
+        if _first(project, journal, f"tick watch {name}", parts):
+            report = _told(f"watch {name}", lambda name=name: _news(watch(project, name)[0]))  # type: ignore[misc]
+            journal.step(f"tick watch {name}", parts, lambda report=report: report["text"])  # type: ignore[misc]
+            if report["text"]:
+                done.append(report)
+        done += _react(project, name)
+    return done
+
+
+def _news(report: dict[str, Any]) -> str:
+    """Return the sentence of a window that was judged for the first time, or an empty text."""
+    return str(report["text"]) if any(each["first"] for each in report["windows"]) else ""
+
+
+def _delivered(project: Project, name: str) -> bool:
+    return any(project.root.glob(project.config.data[name].source))
+
+
+def _first(project: Project, journal: Journal, name: str, parts: dict[str, Any]) -> bool:
+    from palan.core import digest_of
+    from palan.runs.run import Step
+
+    return project.store.records.get(Step, digest_of([name, parts])) is None
+
+
+def _react(project: Project, name: str) -> list[dict[str, Any]]:
+    """Judge what is on trial and answer open pages, when there is any of either."""
+    from palan.flows.react import react
+    from palan.remedies.nouns import Remedy
+
+    records = project.store.records
+    release = records.get(Release, name)
+    trial = release is not None and release.canary is not None
+    pending = records.find(Remedy, order="-time", limit=1, model=name, status="released")
+    pages = records.find(Alarm, model=name, lane="page", status="open")
+    if not (trial or pending or pages):
+        return []
+    reports: list[dict[str, Any]] = []
+
+    def answer() -> str:
+        report = react(project, name)
+        said = [f"{each['choice']}: {each['status']}" for each in (*report["settled"], *report["remedies"])]
+        return "; ".join(said)
+
+    report = _told(f"react {name}", answer)
+    if report["text"]:
+        reports.append(report)
+    return reports
+
+
+def _told(what: str, work: Any) -> dict[str, Any]:
+    try:
+        return {"what": what, "text": work()}
+    except PalanError as error:
+        return {"what": what, "text": f"failed: {error.what}", "hint": error.hint}
