@@ -137,23 +137,56 @@ def public_names() -> list[str]:
     return sorted(palan.__all__)
 
 
+def signature_text(name: str, value: Any) -> str:
+    """Return `def name(...) -> type` as it would be written in code, one argument a line where it is long."""
+    signature = inspect.signature(value)
+    parts, named_only = [], False
+    for each in signature.parameters.values():
+        if each.kind is each.KEYWORD_ONLY and not named_only:
+            parts.append("*")
+            named_only = True
+        annotation = "" if each.annotation is each.empty else f": {annotation_text(each.annotation)}"
+        default = "" if each.default is each.empty else f" = {value_text(each.default)}"
+        parts.append(f"{each.name}{annotation}{default}")
+    returns = "" if inspect.isclass(value) or signature.return_annotation is signature.empty else f" -> {annotation_text(signature.return_annotation)}"
+    word = "class" if inspect.isclass(value) else "def"
+    line = f"{word} {name}({', '.join(parts)}){returns}"
+    return line if len(line) <= 100 else f"{word} {name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
+
+
+def annotation_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def value_text(value: Any) -> str:
+    """A default as code; one that only a program can make (a function, a factory) by its name or as an ellipsis."""
+    if callable(value):
+        return getattr(value, "__name__", "...")
+    return "..." if repr(value).startswith("<") else repr(value).replace("'", '"')
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: its sections `Args:` and `Raises:` become lists."""
+    lines = []
+    for line in text.splitlines():
+        item = re.match(r"    (\w[\w, ]*): (.*)", line)
+        if item:
+            lines.append(f"- `{item[1]}`: {item[2]}")
+        elif line.startswith("        "):
+            lines.append(f"  {line.strip()}")
+        else:
+            lines += [line, ""] if re.fullmatch(r"(Args|Raises|Returns|Yields):", line) else [line]
+    return "\n".join(lines)
+
+
 def python() -> str:
     import palan
 
     parts = []
     for name in public_names():
         value = getattr(palan, name)
-        if inspect.ismodule(value) or isinstance(value, str):
-            first = (inspect.getdoc(value) or "").split("\n\n")[0] if inspect.ismodule(value) else f"`{value!r}`"
-            parts.append(f"## palan.{name}\n\n{' '.join(first.split())}\n")
-            continue
-        signature = re.sub(r"<([\w.]+) object at 0x[0-9a-f]+>|<factory>", "…", str(inspect.signature(value)))
-        signature = re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", signature)
-        word = "class" if inspect.isclass(value) else "def"
-        text = (inspect.getdoc(value) or "").strip()
-        if dataclasses.is_dataclass(value) and text.startswith(f"{value.__name__}("):
-            text = ""  # dataclasses write their own signature where nobody wrote a sentence
-        parts.append(f"## palan.{name}\n\n```python\n{word} {name}{signature}\n```\n\n{text}\n")
+        text = inspect.getdoc(value) or ""
+        parts.append(f"## palan.{name}\n\n```python\n{signature_text(name, value)}\n```\n\n{prose(text)}\n")
     return "\n".join(parts)
 
 
