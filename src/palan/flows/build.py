@@ -110,7 +110,7 @@ def make(
             raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
         if data is not None and "fit" in about["verbs"]:
             learnt = journal.step("fit", basis, lambda: fit(project, model, worker(), data, repairs, since=since, seed=seed))
-        reference = {"blob": "", "metrics": {}}
+        reference: dict[str, Any] = {"blob": "", "metrics": {}}
         if data is not None and SHAPE[kind] == "rows":
             reference = journal.step(
                 "reference", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, worker(), data, repairs, since, seed)
@@ -274,7 +274,7 @@ def _answer(
 
     inputs = rows.select(config.inputs) if config.inputs else rows
     outputs = worker.decide(inputs)
-    kept = [name for name in (time, config.key) if name and name not in config.inputs]
+    kept = [name for name in dict.fromkeys((time, config.key)) if name and name not in config.inputs]
     answer = pl.concat([rows.select(kept), inputs, outputs.rename({name: f"output.{name}" for name in outputs.columns})], how="horizontal")
     if time and time != "time":
         answer = answer.rename({time: "time"}) if time in kept else answer.with_columns(pl.col(time).alias("time"))

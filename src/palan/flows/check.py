@@ -121,11 +121,11 @@ class _Bench:
         time = tables.contract_of(self.project, self.config.data).time
         names = history.schema_of(self.version.manifest).names
         return rows.select(
+            *names,
             id=pl.int_range(pl.len()).cast(pl.String),
             key=pl.col(self.config.key).cast(pl.String) if self.config.key else pl.lit(None, pl.String),
             time=pl.col(time) if time else pl.lit(self.project.clock()),
             outcome=pl.col(self.config.outcome) if self.config.outcome else pl.lit(None),
-            *names,  # type: ignore[misc]
         ).sort("time")
 
     def solved(self, version: Version) -> dict[str, Result]:
@@ -179,7 +179,7 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not known:
             return Finding("champion", "cannot tell", "no instance that both solve")
-        return rules.champion([a for a, _ in known], [b for _, b in known], **spec.options)
+        return rules.champion([a for a, _ in known], [b for _, b in known], margin=spec.options.get("margin", 0.0))
     if "score" not in bench.version.manifest["verbs"]:
         return Finding("champion", "cannot tell", "the model has no score(), so its decisions have no loss")
     rows = held_back(bench)
@@ -195,7 +195,12 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
         return Finding("champion", "cannot tell", "no outcome is known to compare on")
     segments = {name: rows[name].to_list() for name in bench.config.segments if name in rows.columns}
     return rules.champion(
-        candidate.to_numpy(), champion.to_numpy(), days=rows["time"].dt.date().to_list(), segments=segments, **spec.options
+        candidate.to_numpy(),
+        champion.to_numpy(),
+        margin=spec.options.get("margin", 0.0),
+        confidence=spec.options.get("confidence", 0.95),
+        days=rows["time"].dt.date().to_list(),
+        segments=segments,
     )
 
 
@@ -225,7 +230,6 @@ def held_back(bench: _Bench) -> pl.DataFrame:
 
 
 def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
-    import polars as pl
 
     from palan.data.inputs import to_frame
     from palan.gates import rules

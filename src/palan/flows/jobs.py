@@ -303,6 +303,11 @@ class Runner:
         now = project.clock()
         result: dict[str, Any] = {**job.result, **answered.result, "seconds": answered.seconds, "violations": [msgspec.to_builtins(each) for each in answered.violations]}
         result.pop("incumbents", None)  # they are in the job's own stream
+        last = {"seconds": answered.seconds, "objective": answered.result.get("objective"), "bound": answered.result.get("bound")}
+        seen = incumbents(project, job.id)
+        if last["bound"] is not None and (not seen or {**seen[-1], "seconds": 0} != {**last, "seconds": 0}):
+            # The proof often comes after the best answer: without this the chart would end with the gap still open.
+            project.store.blocks.append(f"jobs/{job.id}", [msgspec.msgpack.encode(last)])
         decision = ""
         if answered.outputs is not None:
             result["output"] = project.store.blobs.put(msgspec.json.encode(answered.outputs))
@@ -363,5 +368,5 @@ class Runner:
 def about(instance: Mapping[str, Any]) -> str:
     """Return an instance in a few words: its short top-level values, and how many items its lists hold."""
     words = [str(value) for value in instance.values() if isinstance(value, str) and len(value) <= 20]
-    counts = [f"{len(value)} {name}" for name, value in instance.items() if isinstance(value, list | dict)]
+    counts = [f"{len(value)} {name}" for name, value in instance.items() if isinstance(value, list)]
     return ", ".join([" ".join(words), *counts] if words else counts)[:120]

@@ -107,7 +107,7 @@ def _rows(project: Project, config: ModelConfig, version: Version, on: str) -> p
         rows = parse_file(path.read_bytes(), path.suffix, contract)
         columns = [name for name in schema.names if name in rows.columns]
         return rows.select(
-            id=pl.int_range(pl.len()).cast(pl.String), key=pl.lit(None, pl.String), time=pl.lit(project.clock()), *columns  # type: ignore[misc]
+            *columns, id=pl.int_range(pl.len()).cast(pl.String), key=pl.lit(None, pl.String), time=pl.lit(project.clock())
         ).with_columns(outcome=pl.lit(None))
     last, since, until = window(on, project)
     rows = history.frame(project, config.name, schema, since=since, until=until).sort("time", maintain_order=True)

@@ -40,6 +40,7 @@ class Site:
     """What the application is made of. No host means any; `csrf` is the secret of this process's forms."""
 
     project: Project
+    url: str
     deciders: Deciders
     runner: Runner
     hosts: tuple[str, ...]
@@ -64,14 +65,14 @@ def serve(
     """
     import uvicorn
 
-    listener, site, url = _open(project, host, port, token)
+    listener, site = _open(project, host, port, token)
     try:
         server = uvicorn.Server(_config(site))
         site.deciders.follow()
         site.runner.start()
         if ready:
-            ready(Server(url, site.deciders, site.runner))
-        project.tell(f"serving {project.config.name} at {url}")
+            ready(Server(site.url, site.deciders, site.runner))
+        project.tell(f"serving {project.config.name} at {site.url}")
         with _ended_by_signals(server):
             server.run(sockets=[listener])
         project.tell("stopped")
@@ -107,7 +108,7 @@ def serving(project: Project, host: str = "", port: int | None = None, *, token:
     """
     import uvicorn
 
-    listener, site, url = _open(project, host, port, token)
+    listener, site = _open(project, host, port, token)
     server = uvicorn.Server(_config(site))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="serve", daemon=True)
     try:
@@ -116,9 +117,9 @@ def serving(project: Project, host: str = "", port: int | None = None, *, token:
         thread.start()
         while not server.started:
             if not thread.is_alive():
-                raise PalanError(f"the server at {url} did not start", "look at the log above")
+                raise PalanError(f"the server at {site.url} did not start", "look at the log above")
             time.sleep(0.005)
-        yield Server(url, site.deciders, site.runner)
+        yield Server(site.url, site.deciders, site.runner)
     finally:
         server.should_exit = True
         if thread.ident:
@@ -128,7 +129,7 @@ def serving(project: Project, host: str = "", port: int | None = None, *, token:
         site.deciders.close()
 
 
-def _open(project: Project, host: str, port: int | None, token: str | None) -> tuple[socket.socket, Site, str]:
+def _open(project: Project, host: str, port: int | None, token: str | None) -> tuple[socket.socket, Site]:
     host = host or os.environ.get("PALAN_HOST", "127.0.0.1")
     token = os.environ.get("PALAN_TOKEN", "") if token is None else token
     number = _port(port)
@@ -140,8 +141,8 @@ def _open(project: Project, host: str, port: int | None, token: str | None) -> t
     shown = f"[{host}]" if ":" in host else host
     # Behind a token any name will do: who has no token gets no further, whatever name was made to resolve here.
     hosts = ("localhost", "127.0.0.1", "::1", host) if local else ()
-    site = Site(project, Deciders(project), Runner(project), hosts, token, secrets.token_urlsafe(24))
-    return listener, site, f"http://{shown}:{number}"
+    site = Site(project, f"http://{shown}:{number}", Deciders(project), Runner(project), hosts, token, secrets.token_urlsafe(24))
+    return listener, site
 
 
 def _port(port: int | None) -> int:

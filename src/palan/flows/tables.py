@@ -209,7 +209,7 @@ def training(
     frame = read(project, version)
     if config.outcome:
         frame = frame.filter(pl.col(config.outcome).is_not_null())
-    newest = frame[time].max() if time and frame.height else None
+    newest: Any = frame[time].max() if time and frame.height else None
     logged = history.learnable(project, model, since=newest) if time and config.outcome and key else None
     if logged is not None and logged.height:
         names = {key: "palan_key", time: "palan_time", config.outcome: "palan_outcome", **{name: name for name in config.inputs}}

@@ -39,7 +39,7 @@ def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
     done = []
     for name, config in project.config.data.items():
         if config.source:
-            report = _told(f"ingest {name}", lambda name=name: ingest(project, name)[0]["text"]) if _delivered(project, name) else None  # type: ignore[misc]
+            report = _told(f"ingest {name}", lambda name=name: ingest(project, name)[0]["text"]) if _delivered(project, name) else None
             if report is not None and report["text"] != "nothing new":
                 done.append(report)
     for name in project.config.models:
@@ -49,8 +49,8 @@ def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
         slot = ANCHOR + (project.clock() - ANCHOR) // pace * pace
         parts = {"model": name, "slot": stamp(slot)}
         if _first(project, journal, f"tick watch {name}", parts):
-            report = _told(f"watch {name}", lambda name=name: _news(watch(project, name)[0]))  # type: ignore[misc]
-            journal.step(f"tick watch {name}", parts, lambda report=report: report["text"])  # type: ignore[misc]
+            report = _told(f"watch {name}", lambda name=name: _news(watch(project, name)[0]))
+            journal.step(f"tick watch {name}", parts, lambda report=report: report["text"])
             if report["text"]:
                 done.append(report)
         done += _react(project, name)

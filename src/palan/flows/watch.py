@@ -33,6 +33,9 @@ ANCHOR = datetime(1970, 1, 5, tzinfo=UTC)
 AGAIN = 8
 """How many windows back late outcomes are still looked for."""
 
+SLACK = timedelta(days=1)
+"""How late into a window the first decision may come for it to count as whole."""
+
 HISTORY_WEEKS = 6
 """How far back the data doctor looks for what is usual."""
 
@@ -130,6 +133,8 @@ def _due(project: Project, rows: pl.DataFrame, length: timedelta, seen: Mapping[
 
     first: Any = rows["time"].min()
     start, now, due = window_start(first, length), project.clock(), []
+    if first - start >= min(SLACK, length / 7):
+        start += length  # it went live in the middle of this one: half a window is unlike any whole one
     ended = int((now - start) / length)
     for place in range(ended):
         since = start + place * length

@@ -74,7 +74,7 @@ def _version(project: Project, subject: str) -> dict[str, Any]:
 
     version = find_version(project, subject)
     before = project.store.records.find(Version, model=version.model, number=version.number - 1)
-    entries = [each for each in project.store.records.find(Entry, subject=version.ref)]
+    entries = list(project.store.records.find(Entry, subject=version.ref))
     return {
         "kind": "version",
         "version": version.ref,

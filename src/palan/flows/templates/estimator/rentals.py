@@ -32,9 +32,9 @@ class Rentals:
         for place in (decisions["output"] < 0).arg_true():
             yield Violation("never negative", f"row {place}", float(-decisions["output"][place]))
 
-    def score(self, decisions: pl.DataFrame, outcomes: pl.Series) -> Numbers:
+    def score(self, decisions: pl.DataFrame, outcomes: Numbers) -> Numbers:
         """Return how much each answer lost, now that the outcome is known: bicycles too many or too few."""
-        return np.asarray(np.abs(decisions["output"].to_numpy() - outcomes.to_numpy()))
+        return np.asarray(np.abs(decisions["output"].to_numpy() - outcomes))
 
 
 def features(rows: pl.DataFrame) -> Numbers:
