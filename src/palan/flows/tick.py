@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from palan.core import stamp
+from palan.core import digest_of, stamp
 from palan.drift.nouns import Alarm
 from palan.errors import Conflict, PalanError
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project
 from palan.flows.watch import ANCHOR
 from palan.releases.nouns import Release
+from palan.runs.run import Step
 
 SLOT = timedelta(days=1)
 """The watch looks again at least this often, because outcomes come late; windows shorter than it set the pace."""
@@ -33,28 +35,35 @@ def tick(project: Project) -> list[dict[str, Any]]:
 
 
 def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
+    duties = [_ingest(project, name) for name, config in project.config.data.items() if config.source and _delivered(project, name)]
+    for name in project.config.models:
+        if project.store.records.get(Release, name) is not None:
+            duties += [_watch(project, journal, name), _react(project, name)]
+    return [each for each in duties if each is not None and each["text"]]
+
+
+def _ingest(project: Project, name: str) -> dict[str, Any]:
     from palan.flows.ingest import ingest
+
+    def work() -> str:
+        text = str(ingest(project, name)[0]["text"])
+        return "" if text == "nothing new" else text
+
+    return _told(f"ingest {name}", work)
+
+
+def _watch(project: Project, journal: Journal, name: str) -> dict[str, Any] | None:
+    """Watch a model once in each slot, whoever is first."""
     from palan.flows.watch import watch
 
-    done = []
-    for name, config in project.config.data.items():
-        if config.source:
-            report = _told(f"ingest {name}", lambda name=name: ingest(project, name)[0]["text"]) if _delivered(project, name) else None
-            if report is not None and report["text"] != "nothing new":
-                done.append(report)
-    for name in project.config.models:
-        if project.store.records.get(Release, name) is None:
-            continue
-        pace = min(project.config.models[name].watch.window, SLOT)
-        slot = ANCHOR + (project.clock() - ANCHOR) // pace * pace
-        parts = {"model": name, "slot": stamp(slot)}
-        if _first(project, journal, f"tick watch {name}", parts):
-            report = _told(f"watch {name}", lambda name=name: _news(watch(project, name)[0]))
-            journal.step(f"tick watch {name}", parts, lambda report=report: report["text"])
-            if report["text"]:
-                done.append(report)
-        done += _react(project, name)
-    return done
+    pace = min(project.config.models[name].watch.window, SLOT)
+    slot = ANCHOR + (project.clock() - ANCHOR) // pace * pace
+    what, parts = f"tick watch {name}", {"model": name, "slot": stamp(slot)}
+    if project.store.records.get(Step, digest_of([what, parts])) is not None:
+        return None
+    report = _told(f"watch {name}", lambda: _news(watch(project, name)[0]))
+    journal.step(what, parts, lambda: report["text"])
+    return report
 
 
 def _news(report: dict[str, Any]) -> str:
@@ -66,14 +75,7 @@ def _delivered(project: Project, name: str) -> bool:
     return any(project.root.glob(project.config.data[name].source))
 
 
-def _first(project: Project, journal: Journal, name: str, parts: dict[str, Any]) -> bool:
-    from palan.core import digest_of
-    from palan.runs.run import Step
-
-    return project.store.records.get(Step, digest_of([name, parts])) is None
-
-
-def _react(project: Project, name: str) -> list[dict[str, Any]]:
+def _react(project: Project, name: str) -> dict[str, Any] | None:
     """Judge what is on trial and answer open pages, when there is any of either."""
     from palan.flows.react import react
     from palan.remedies.nouns import Remedy
@@ -84,21 +86,17 @@ def _react(project: Project, name: str) -> list[dict[str, Any]]:
     pending = records.find(Remedy, order="-time", limit=1, model=name, status="released")
     pages = records.find(Alarm, model=name, lane="page", status="open")
     if not (trial or pending or pages):
-        return []
-    reports: list[dict[str, Any]] = []
+        return None
 
     def answer() -> str:
         report = react(project, name)
         said = [f"{each['choice']}: {each['status']}" for each in (*report["settled"], *report["remedies"])]
         return "; ".join(said)
 
-    report = _told(f"react {name}", answer)
-    if report["text"]:
-        reports.append(report)
-    return reports
+    return _told(f"react {name}", answer)
 
 
-def _told(what: str, work: Any) -> dict[str, Any]:
+def _told(what: str, work: Callable[[], str]) -> dict[str, Any]:
     try:
         return {"what": what, "text": work()}
     except PalanError as error:
