@@ -35,7 +35,8 @@ def tick(project: Project) -> list[dict[str, Any]]:
 
 
 def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
-    duties = [_ingest(project, name) for name, config in project.config.data.items() if config.source and _delivered(project, name)]
+    duties: list[dict[str, Any] | None] = []
+    duties += [_ingest(project, name) for name, config in project.config.data.items() if config.source and _delivered(project, name)]
     for name in project.config.models:
         if project.store.records.get(Release, name) is not None:
             duties += [_watch(project, journal, name), _react(project, name)]
