@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import msgspec
 import polars as pl
 import pytest
 
@@ -23,6 +25,7 @@ from palan.decisions.nouns import Decision
 from palan.errors import Conflict, NotFound, PalanError
 from palan.flows.decide import decide
 from palan.flows.history import decisions
+from palan.flows.packages import find_version
 from palan.flows.release import change, release, set_repairs
 from palan.flows.serve import serving
 from palan.http.guard import Door, refuse
@@ -292,6 +295,9 @@ def test_what_is_served_is_described_exactly(served: Served) -> None:
     assert row["properties"]["desk"]["enum"] == ["A", "B", "C"]
     assert row["properties"]["temp"] == {"type": ["number", "null"], "minimum": -30, "maximum": 120, "description": "in °F"}
     assert set(row["properties"]) == {"people", "desk", "temp", "id"}
+    for name in ("wait", "plan"):
+        example = document["paths"][f"/v1/models/{name}/decide"]["post"]["requestBody"]["content"]["application/json"]["example"]
+        assert served.server.deciders.models[name].inputs.read(msgspec.json.encode(example)).rows == 1
     models = {each["name"]: each for each in served.http.get("/v1/models").json()["models"]}
     assert (models["wait"]["champion"], models["wait"]["kind"], models["plan"]["kind"]) == ("wait@1", "estimator", "heuristic")
     one = served.http.get("/v1/models/wait").json()
@@ -428,3 +434,23 @@ def test_sigterm_lets_requests_end_and_leaves_no_process(served: Served) -> None
     assert "Traceback" not in errors
     assert len(workers) == 3
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_version_that_cannot_be_opened_keeps_the_others_from_nothing(tmp_path: Path) -> None:
+    project = make(tmp_path / "queue", "plan", "plan_fast")
+    code = find_version(project, "plan@1").manifest["code"]["plan.py"]
+    shutil.rmtree(project.folder / "cache")
+    blob = next(path for path in (project.folder / "blobs").rglob(code))
+    whole = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(whole.replace(b"Fill a bag", b"Burn a bag"))
+    with serving(project, port=0) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        response = client.post("/v1/models/plan/decide", json={"instance": INSTANCE})
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert "cannot be served" in response.json()["error"]
+        assert client.get("/v2/health/ready").status_code == 503
+        assert client.get("/healthz").status_code == 200
+        blob.write_bytes(whole)
+        server.deciders.refresh()
+        assert client.post("/v1/models/plan/decide", json={"instance": INSTANCE}).status_code == 200
+        assert client.get("/v2/health/ready").json() == {"ready": True}

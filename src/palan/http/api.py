@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from palan.core import Field, Schema, Version, stamp
-from palan.errors import Invalid, NotFound, PalanError, nearest
+from palan.errors import Busy, Invalid, NotFound, PalanError, nearest
 from palan.flows import jobs
 from palan.flows.decide import Serving
 from palan.flows.release import summary
@@ -110,7 +110,9 @@ def routes(site: Site) -> list[Route]:
         return {"live": True}
 
     async def ready(_request: Request) -> Any:
-        return {"ready": not site.deciders.trouble}
+        if site.deciders.trouble:
+            raise Busy(f"not every released model can answer: {', '.join(site.deciders.trouble)}", "GET /v1/models says why")
+        return {"ready": True}
 
     async def infer(request: Request) -> Any:
         caller = request.client.host if request.client else ""
@@ -254,7 +256,7 @@ def description(site: Site) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of exactly the models that are served now."""
     paths: dict[str, Any] = {}
     for name, serving in sorted(site.deciders.models.items()):
-        paths[f"/v1/models/{name}/decide"] = {"post": _operation(f"decide_{name}", f"Ask {name}", request_schema(serving), answer_schema(serving))}
+        paths[f"/v1/models/{name}/decide"] = {"post": _operation(f"decide_{name}", f"Ask {name}", request_schema(serving), answer_schema(serving), example=example(serving.inputs.schema))}
         paths[f"/v1/models/{name}/outcomes"] = {"post": _operation(f"outcomes_{name}", f"Tell what became of decisions of {name}", _OUTCOMES, _TOLD)}
         if serving.inputs.schema.shape == "instance":
             paths[f"/v1/models/{name}/jobs"] = {"post": _operation(f"submit_{name}", f"Queue a solve of {name}", request_schema(serving), {"type": "object"}, status="202")}
@@ -305,12 +307,12 @@ _OUTCOMES = {
 _TOLD = {"type": "object", "properties": {"model": {"type": "string"}, "told": {"type": "integer"}}}
 
 
-def _operation(id: str, summary: str, request: dict[str, Any], answer: dict[str, Any], status: str = "200") -> dict[str, Any]:
+def _operation(id: str, summary: str, request: dict[str, Any], answer: dict[str, Any], status: str = "200", example: Any = None) -> dict[str, Any]:
     errors = {code: {"description": what, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}} for code, what in _FAILURES.items()}
     return {
         "operationId": id,
         "summary": summary,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": request, **({"example": example} if example else {})}}},
         "responses": {status: {"description": "ok", "content": {"application/json": {"schema": answer}}}, **errors},
     }
 
@@ -418,8 +420,9 @@ def _verb_schema(verb: str) -> dict[str, Any]:
 
 
 def example(schema: Schema) -> Any:
-    """Return one input that fits the schema: the middle of each range, the first value of each set."""
-    return {each.name: _example(each) for each in schema.fields}
+    """Return a request that fits the schema: the middle of each range, the first value of each set."""
+    one = {each.name: _example(each) for each in schema.fields}
+    return {"instance": one} if schema.shape == "instance" else {"rows": [one]}
 
 
 def _example(each: Field) -> Any:

@@ -163,7 +163,7 @@ def jobs_view(site: Site) -> views.JobsPage:
     """Return the newest jobs, and a command that submits one."""
     names = [name for name, serving in site.deciders.models.items() if serving.inputs.schema.shape == "instance"]
     name = names[0] if names else ""
-    command = f'curl -X POST http://127.0.0.1:7070/v1/models/{name}/jobs -d @request.json   # {{"instance": {{...}}}}' if name else "palan status"
+    command = f'curl -X POST {site.url}/v1/models/{name}/jobs -d @request.json   # {{"instance": {{...}}}}' if name else "palan status"
     return {"frame": _frame(site), "jobs": [cast(views.JobLine, each) for each in jobs.jobs(site.project)], "command": command}
 
 
@@ -191,7 +191,7 @@ def job_view(site: Site, id: str) -> views.JobPage:
         "reason": found["reason"],
         "decision": found["decision"],
         "plan": found["outputs"],
-        "command": f"curl http://127.0.0.1:7070/v1/jobs/{id}",
+        "command": f"curl {site.url}/v1/jobs/{id}",
         "actions": [{"do": "stop", "subject": id, "label": "Stop and keep the best"}] if running else [],
     }
 
@@ -232,7 +232,7 @@ def confirm_view(site: Site, do: str, subject: str) -> views.Confirm:
         found = jobs.job(project, subject)
         if found["fate"] not in ("queued", "running"):
             raise Conflict(f"job {subject} is {found['fate']} already", f"/jobs/{subject}")
-        command = f"curl -X POST http://127.0.0.1:7070/v1/jobs/{subject}/stop"
+        command = f"curl -X POST {site.url}/v1/jobs/{subject}/stop"
         return cast(views.Confirm, {**base, "question": f"Stop this solve of {found['model']}?", "effects": ["The best answer so far is kept, checked and logged."], "label": "Stop", "danger": True, "command": command, "back": f"/jobs/{quote(subject)}"})
     raise NotFound(f'nothing is called "{do}" here', "approve, reject, rollback or stop")
 
