@@ -203,6 +203,8 @@ def fit(
     """Let a worker learn from the rows of `since <= time < until`; return the state as blobs, rows and seconds."""
     from time import perf_counter
 
+    from palan.data.verdict import read_time
+
     rows = tables.training(project, model, data, repairs=repairs, since=since, until=until)
     if not rows.height:
         raise NotFound(f"there are no rows for {model} to learn from", f"palan ingest   (then: palan build {model})")
@@ -211,7 +213,7 @@ def fit(
     state = worker.fit(rows, seed=seed)
     seconds = perf_counter() - started
     time = tables.contract_of(project, data.data).time
-    newest = rows[time].max() if time else None
+    newest = rows.select(read_time(time, rows.schema[time])).to_series().max() if time else None
     return {
         "state": {name: project.store.blobs.put(file) for name, file in state.items()},
         "rows": rows.height,
@@ -272,12 +274,14 @@ def _answer(
 ) -> pl.DataFrame:
     import polars as pl
 
+    from palan.data.verdict import read_time
+
     inputs = rows.select(config.inputs) if config.inputs else rows
     outputs = worker.decide(inputs)
     kept = [name for name in dict.fromkeys((time, config.key)) if name and name not in config.inputs]
     answer = pl.concat([rows.select(kept), inputs, outputs.rename({name: f"output.{name}" for name in outputs.columns})], how="horizontal")
-    if time and time != "time":
-        answer = answer.rename({time: "time"}) if time in kept else answer.with_columns(pl.col(time).alias("time"))
+    if time:
+        answer = answer.with_columns(read_time(time, answer.schema[time]).alias("time"))
     if config.outcome and "score" in about["verbs"]:
         answer = answer.with_columns(pl.Series("loss", worker.score(outputs, rows[config.outcome]), dtype=pl.Float64))
     return answer

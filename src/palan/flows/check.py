@@ -116,6 +116,8 @@ class _Bench:
         """Rows of the model's data in the shape of the log."""
         import polars as pl
 
+        from palan.data.verdict import read_time
+
         data = tables.current(self.project, self.config.data, self.journal)
         rows = tables.training(self.project, self.config.name, data)
         time = tables.contract_of(self.project, self.config.data).time
@@ -124,7 +126,7 @@ class _Bench:
             *names,
             id=pl.int_range(pl.len()).cast(pl.String),
             key=pl.col(self.config.key).cast(pl.String) if self.config.key else pl.lit(None, pl.String),
-            time=pl.col(time) if time else pl.lit(self.project.clock()),
+            time=read_time(time, rows.schema[time]) if time else pl.lit(self.project.clock()),
             outcome=pl.col(self.config.outcome) if self.config.outcome else pl.lit(None),
         ).sort("time")
 
