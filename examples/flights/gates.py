@@ -35,7 +35,7 @@ class Gates:
         """Minimise bus rides, walks from another terminal and expected waiting, in minutes."""
         columns = list(choices(instance))
         flights, capacity = instance["flights"], gate_counts(instance)
-        moments = sorted({flight["ready"] for flight in flights})
+        moments = sorted({flight["ready"] for flight in flights}) or [0]
         first_row = {group: len(flights) + position * len(moments) for position, group in enumerate(capacity)}
         rows = len(flights) + len(capacity) * len(moments)
         right = np.zeros(rows)
@@ -134,7 +134,8 @@ def starting_point(instance: Mapping[str, Any], columns: Sequence[Choice], progr
         entries = slice(begins[position], begins[position + 1])
         np.add.at(taken, rows[entries], values[entries])
     balance = (np.array(program.row_lower_) - taken)[len(instance["flights"]) :]
-    free = balance.reshape(len(gate_counts(instance)), -1).cumsum(axis=1)
+    terminals = len(gate_counts(instance))
+    free = balance.reshape(terminals, balance.size // max(terminals, 1)).cumsum(axis=1)
     solution = highspy.HighsSolution()
     solution.col_value = [*chosen, *free.ravel()]
     return solution

@@ -34,8 +34,8 @@ class GatesFast:
     """
 
     moves: int = 120_000
-    warmest: float = 6.0  # minutes of objective: what a move may cost at the start
-    coldest: float = 0.2
+    warmest: float = 2.0  # minutes of objective that a move may cost: at the start
+    coldest: float = 0.2  # and at the end
 
     def decide(self, instance: Mapping[str, Any], ctx: Context) -> dict[str, Any]:
         """Return a plan; better ones are published while the search goes on."""
