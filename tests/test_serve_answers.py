@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -313,7 +314,9 @@ def test_who_may_not_pass_is_refused_at_the_door(served: Served) -> None:
     assert status(host="localhost") == 200
     assert status(host="evil.example") == 421
     assert status(host="127.0.0.1.evil.example:7070") == 421
-    assert status(origin="http://localhost:7070") == 200
+    assert status(origin=served.server.url) == 200
+    assert status(origin="http://127.0.0.1:1") == 403
+    assert status(origin="http://localhost:7070") == 403
     for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
         assert status(method, origin="https://evil.example") == 403
     assert status(origin="null") == 403
@@ -454,3 +457,19 @@ def test_a_version_that_cannot_be_opened_keeps_the_others_from_nothing(tmp_path:
         server.deciders.refresh()
         assert client.post("/v1/models/plan/decide", json={"instance": INSTANCE}).status_code == 200
         assert client.get("/v2/health/ready").json() == {"ready": True}
+
+
+def test_a_person_rolls_back_in_a_real_browser(restored: Served, chromium: Any) -> None:
+    release(restored.project, "wait", version="2", share=1.0, force=True, reason="to be taken back by hand")
+    restored.server.deciders.refresh()
+    page = chromium.new_page(java_script_enabled=False)
+    try:
+        page.goto(f"{restored.server.url}/models/wait")
+        page.get_by_role("link", name=re.compile("Roll back")).first.click()
+        page.get_by_label("Reason").fill("seen on the page")
+        page.get_by_role("button", name="Roll back").click()
+        assert page.url == f"{restored.server.url}/models/wait"
+        assert "seen on the page" in page.content()
+    finally:
+        page.close()
+    assert restored.decide("wait", rows=[GOOD]).json()["version"] == "wait@1"

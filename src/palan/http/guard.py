@@ -8,7 +8,6 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +24,8 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
         b"default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    # Not "no-referrer": under it browsers send "Origin: null" with our own forms.
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
@@ -88,14 +88,15 @@ class TooLarge(PalanError):
 def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1) -> tuple[int, str, str] | None:
     """Return (status, what, hint) for a request that may not pass, else None.
 
-    The Host list stops DNS rebinding: a page of evil.example that resolves to 127.0.0.1 still says its own name. The
-    Origin list stops other sites' forms and scripts, on every method, because a GET may be costly too.
+    The Host list stops DNS rebinding: a page of evil.example that resolves to 127.0.0.1 still says its own name. A
+    request that a browser says comes from another origin is refused on every method, also from another port of this
+    machine: whatever runs there has no say here.
     """
     host = _name(headers.get(b"host", ""))
     if hosts != 1 or not host or (door.hosts and host not in door.hosts):
         return 421, f'this server does not answer for the host "{headers.get(b"host", "")}"', f"use {', '.join(door.hosts) or 'one Host header'}"
     origin = headers.get(b"origin")
-    if origin is not None and _origin_name(origin) not in (door.hosts or (host,)):
+    if origin is not None and _authority(origin) != headers[b"host"].strip().lower():
         return 403, f'requests from the site "{origin}" are not let in', "call from your own page, or without a browser"
     if door.token and path not in _OPEN and not _carries(headers.get(b"authorization", ""), door.token):
         return 401, "this server asks for a token", 'send the header "Authorization: Bearer <token>"'
@@ -116,12 +117,10 @@ def _name(host: str) -> str:
     return host.rpartition(":")[0] if host.count(":") == 1 else host
 
 
-def _origin_name(origin: str) -> str:
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
-        return ""
-    return (parts.hostname or "") if parts.scheme in ("http", "https") else ""
+def _authority(origin: str) -> str:
+    """Return host and port of an http(s) origin as a Host header would have them, else an empty string."""
+    scheme, _, authority = origin.strip().lower().partition("://")
+    return authority if scheme in ("http", "https") else ""
 
 
 def _carries(authorization: str, token: str) -> bool:
