@@ -97,12 +97,33 @@ def to_frame(decisions: Sequence[Decision], outcomes: Sequence[Outcome] = (), sc
                 series.append(_series(label, values, types.get(name) if prefix == "input" else None))
     series.append(spread("degraded", [each.degraded for each in decisions], pl.String()))
     series.append(_violations(decisions, rows, total))
-    return with_outcomes(pl.DataFrame(series), outcomes)
+    return with_outcomes(pl.DataFrame(series), told_frame(outcomes))
 
 
-def with_outcomes(frame: pl.DataFrame, outcomes: Sequence[Outcome]) -> pl.DataFrame:
-    """Return the rows with `outcome` as it was told last, by the row's id or by its key."""
-    return frame.with_columns(_joined(frame, outcomes))
+def told_frame(outcomes: Sequence[Outcome]) -> pl.DataFrame:
+    """Return one row per outcome that was told, in order: `by_id`, `by_key` ("" where it was not by that), `value`."""
+    values = list(chain.from_iterable(each.values for each in outcomes))
+    return pl.DataFrame(
+        [
+            pl.Series("by_id", list(chain.from_iterable(each.ids or repeat("", len(each.values)) for each in outcomes)), dtype=pl.String),
+            pl.Series("by_key", list(chain.from_iterable(each.keys or repeat("", len(each.values)) for each in outcomes)), dtype=pl.String),
+            _series("value", values, None),
+        ]
+    )
+
+
+def with_outcomes(frame: pl.DataFrame, told: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows with `outcome` as it was told last, by the row's id or by its key; null where nothing was."""
+    if not told.height:
+        return frame.with_columns(outcome=pl.lit(None))
+    numbered = told.with_row_index("told")
+
+    def last(column: str, target: str) -> pl.Series:
+        table = numbered.lazy().filter(pl.col(column) != "").group_by(column).agg(pl.col("told").max())
+        return frame.lazy().select(target).join(table, left_on=target, right_on=column, how="left", maintain_order="left").collect()["told"]
+
+    index = pl.select(pl.max_horizontal(last("by_id", "id"), last("by_key", "key"))).to_series()
+    return frame.with_columns(told["value"].gather(index).alias("outcome"))
 
 
 def _stacked(parts: Sequence[Any], decisions: Sequence[Decision]) -> dict[str, list[Any]]:
@@ -142,20 +163,3 @@ def _violations(decisions: Sequence[Decision], rows: np.ndarray[Any, Any], total
             if row < each.rows:
                 counts[starts[index] + row] += 1
     return pl.Series("violations", counts)
-
-
-def _joined(frame: pl.DataFrame, outcomes: Sequence[Outcome]) -> pl.Series:
-    values = list(chain.from_iterable(each.values for each in outcomes))
-    known = _series("outcome", values, None)
-    if not values:
-        return pl.Series("outcome", [None] * frame.height, dtype=pl.Null())
-    ids = list(chain.from_iterable(each.ids or repeat("", len(each.values)) for each in outcomes))
-    keys = list(chain.from_iterable(each.keys or repeat("", len(each.values)) for each in outcomes))
-    numbered = pl.DataFrame({"by_id": ids, "by_key": keys}).with_row_index("told")
-
-    def last(column: str, target: str) -> pl.Series:
-        table = numbered.filter(pl.col(column) != "").group_by(column).agg(pl.col("told").max())
-        return frame.select(target).join(table, left_on=target, right_on=column, how="left", maintain_order="left")["told"]
-
-    index = pl.select(pl.max_horizontal(last("by_id", "id"), last("by_key", "key"))).to_series()
-    return known.gather(index).alias("outcome")

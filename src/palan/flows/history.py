@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ class _Read:
 
 
 _cache: WeakKeyDictionary[Blocks, dict[str, _Read]] = WeakKeyDictionary()
-_tables: WeakKeyDictionary[Blocks, dict[tuple[str, str], tuple[int, Any]]] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[Blocks, dict[str, tuple[int, Any]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -42,10 +43,10 @@ def decisions(
 
 
 def outcomes(project: Project, model: str) -> list[Outcome]:
-    """Return what was told of this model's decisions, in order of telling."""
+    """Return what was told of this model's decisions, in the order in which it was read from the log."""
     from palan.decisions import log
 
-    return sorted(_stream(project, f"outcomes/{model}", log.decode_outcome), key=lambda each: each.time)
+    return _stream(project, f"outcomes/{model}", log.decode_outcome)
 
 
 def _stream(project: Project, stream: str, decode: Any) -> list[Any]:
@@ -76,20 +77,31 @@ def frame(
 
     from palan.decisions import log
 
-    logged = decisions(project, model)
-    with _lock:
-        tables = _tables.setdefault(project.store.blocks, {})
-        name = (model, digest_of(schema))
-        count, table = tables.get(name, (0, None))
-        if table is None or count < len(logged):
-            new = log.to_frame(logged[count:], (), schema).drop("outcome")
-            table = new if table is None or not table.height else pl.concat([table, new], how="diagonal_relaxed")
-            tables[name] = (len(logged), table)
+    table = _laid_out(project, f"{model} {digest_of(schema)}", decisions(project, model), lambda new: log.to_frame(new, (), schema).drop("outcome"))
     if since is not None:
         table = table.filter(pl.col("time") >= since)
     if until is not None:
         table = table.filter(pl.col("time") < until)
-    return log.with_outcomes(table, outcomes(project, model))
+    return log.with_outcomes(table, _laid_out(project, f"{model} outcomes", outcomes(project, model), log.told_frame))
+
+
+def _laid_out(project: Project, name: str, items: list[Any], lay_out: Callable[[list[Any]], pl.DataFrame]) -> pl.DataFrame:
+    """Return the items as one table; what was laid out before is kept."""
+    import polars as pl
+
+    with _lock:
+        tables = _tables.setdefault(project.store.blocks, {})
+        count: int
+        table: pl.DataFrame | None
+        count, table = tables.get(name, (0, None))
+        if table is None or count < len(items):
+            new = lay_out(items[count:])
+            try:
+                table = new if table is None or not table.height else pl.concat([table, new], how="diagonal_relaxed")
+            except pl.exceptions.PolarsError:  # a column changed its type on the way: lay all of it out again
+                table = lay_out(items)
+            tables[name] = (len(items), table)
+        return table
 
 
 def learnable(project: Project, model: str, since: datetime | None = None) -> pl.DataFrame | None:

@@ -18,7 +18,6 @@ from palan.core import Version, canonical, digest_of
 from palan.errors import Corrupt, NotFound, PalanError, nearest
 from palan.flows.project import Project, key
 from palan.runs.closure import Closure, closure
-from palan.stores.files import write_atomically
 
 if TYPE_CHECKING:
     from palan.engines.lanes import Worker
@@ -27,13 +26,20 @@ _NOT_SOURCES = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 
 
 def sources(root: Path) -> dict[str, str]:
-    """Return the project's own Python files: path relative to the root -> text."""
+    """Return the project's own Python files: path relative to the root -> text.
+
+    Raises:
+        PalanError: a file or a folder that cannot be read, or a file that is not UTF-8 text.
+    """
     found = {}
-    for path in _python_files(root, root):
-        try:
-            found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise PalanError(f"{path} is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
+    try:
+        for path in _python_files(root, root):
+            try:
+                found[path.relative_to(root).as_posix()] = path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise PalanError(f"{path} is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
+    except OSError as error:
+        raise PalanError(f"{error.filename} cannot be read: {error.strerror}", f"chmod u+r {error.filename}") from error
     return found
 
 
@@ -56,8 +62,11 @@ def _distributions() -> Mapping[str, list[str]]:
 
 def version_of(name: str) -> tuple[str, str] | None:
     """Return the distribution and version that an import name comes from."""
-    found = _distributions().get(name)
-    return (found[0], metadata.version(found[0])) if found else None
+    found = _distributions().get(name, [name])  # a distribution that is installed in place lists no files of its own
+    try:
+        return found[0], metadata.version(found[0])
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def code_of(project: Project, entry: str) -> Closure:
@@ -134,13 +143,12 @@ def _state_files(state: Mapping[str, str]) -> dict[str, str]:
 
 
 def unpack(project: Project, name: str, files: Mapping[str, str]) -> Path:
-    """Lay blobs out as files below the cache folder `name`, once, whole or not at all."""
+    """Lay blobs out as files below the cache folder `name`; what is there already is checked, and put right."""
     folder = project.folder / "cache" / "versions" / name[:32]
-    done = folder / ".whole"
-    if not done.exists():
-        for path, blob in files.items():
-            project.store.blobs.get(blob, folder / path)
-        write_atomically(done, b"")
+    for path, blob in files.items():
+        place = folder / path
+        if not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != blob:
+            project.store.blobs.get(blob, place)
     return folder
 
 

@@ -7,8 +7,8 @@ import hashlib
 import hmac
 import os
 import secrets
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,21 +122,25 @@ def key(project: Project) -> bytes:
     """Return the project's signing key, made at first use and readable by its owner alone."""
     path = project.folder / "key"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return _settled(path)  # another process was first
-        with os.fdopen(fd, "wb") as file:
+        _make_key(path)
+    found = path.read_bytes()
+    if len(found) != KEY_BYTES:
+        raise Corrupt(
+            f"{path} is damaged: {KEY_BYTES} bytes were written, {len(found)} are there",
+            "restore it from a backup; versions and ledger are signed with it",
+        )
+    return found
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".key-{secrets.token_hex(8)}.tmp")
+    try:
+        with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))
-    return _settled(path)
-
-
-def _settled(path: Path) -> bytes:
-    """Read the key, waiting for another process that is just writing it."""
-    for _ in range(100):
-        found = path.read_bytes()
-        if len(found) == KEY_BYTES:
-            return found
-        time.sleep(0.01)
-    raise Corrupt(f"{path} is not a whole key", "restore it from a backup; versions and ledger are signed with it")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was first: its key is the one
+            os.link(temp, path)  # whole or not at all, and never over a key that is there
+    finally:
+        temp.unlink(missing_ok=True)

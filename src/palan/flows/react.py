@@ -35,7 +35,11 @@ if TYPE_CHECKING:
     from palan.remedies.menu import Candidate
 
 FEWEST_ROWS = 200
-"""Held-back decisions with a known outcome, below which no remedy can be told from luck."""
+FEWEST_DAYS = 5
+"""Held-back decisions with a known outcome, and days of them, below which no remedy can be told from luck."""
+
+PATIENCE = 4
+"""How many windows a page waits for such outcomes before it is answered without them."""
 
 
 def react(
@@ -68,7 +72,7 @@ def react(
             raise NotFound(f"{model} is not released, so nothing can be wrong with it", f"palan release {model}")
         settled = [] if dry_run else settle(project, config)
         alarms = project.store.records.find(Alarm, order="-time", model=model, lane="page", status="open")
-        waits = _waits(project, config) if not dry_run else ""
+        waits = _waits(project, config, alarms[0]) if alarms and not dry_run else ""
         if not alarms or waits:
             text = f"{len(alarms)} page(s) wait: {waits}" if alarms else f"{model} has no open page: nothing to react to"
             return {"model": model, "text": text, "remedies": [], "settled": [plain(each) for each in settled]}
@@ -85,7 +89,7 @@ def plain(remedy: Remedy) -> dict[str, Any]:
     return msgspec.json.decode(msgspec.json.encode(remedy))  # type: ignore[no-any-return]
 
 
-def _waits(project: Project, config: ModelConfig) -> str:
+def _waits(project: Project, config: ModelConfig, alarm: Alarm) -> str:
     """Say why the model must not be touched now, or an empty string."""
     release = project.store.records.get(Release, config.name)
     if release is not None and release.canary is not None:
@@ -93,9 +97,39 @@ def _waits(project: Project, config: ModelConfig) -> str:
     last = project.store.records.find(Remedy, order="-time", limit=1, model=config.name)
     if last and last[0].status == "proposed":
         return f"a proposal waits for an answer: palan react {config.name} --approve"
-    if last and last[0].time + config.react.cooldown > project.clock():
-        return f"the last remedy is younger than {config.react.cooldown.days} d"
+    # Each answer that did not end the same alarm doubles the rest: palan does not flap.
+    tried = len(project.store.records.find(Remedy, alarm=alarm.id))
+    rest = config.react.cooldown * 2 ** max(tried - 1, 0)
+    if last and last[0].status in ("released", "nothing", "confirmed", "rolled back") and last[0].time + rest > project.clock():
+        return f"the last remedy is younger than {rest.days} d"
+    held = held_back(project, config, alarm)
+    if held is not None and project.clock() < alarm.time + PATIENCE * config.watch.window:
+        days = held["time"].dt.date().n_unique()
+        if held.height < FEWEST_ROWS or days < FEWEST_DAYS:
+            return f"outcomes of {days} day(s) are known, {FEWEST_DAYS} are needed to tell a remedy from luck"
     return ""
+
+
+def held_back(project: Project, config: ModelConfig, alarm: Alarm) -> pl.DataFrame | None:
+    """Return the newest decided rows with a known outcome, over the model's `holdout`; of a data fault those since it began.
+
+    None for a model of instances, or one that nothing can score.
+    """
+    import polars as pl
+
+    release = project.store.records.get(Release, config.name)
+    assert release is not None
+    champion = packages.find_version(project, release.champion.version)
+    if SHAPE[champion.kind] == "instance" or "score" not in champion.manifest["verbs"]:  # type: ignore[index]
+        return None
+    rows = history.frame(project, config.name, history.schema_of(champion.manifest))
+    known = rows.filter(pl.col("outcome").is_not_null(), pl.col("arm") != "shadow").sort("time") if rows.height else rows
+    if known.height:
+        newest: Any = known["time"].max()
+        known = known.filter(pl.col("time") > newest - config.react.holdout)
+    if alarm.diagnosis == "data fault" and known.height:
+        known = known.filter(pl.col("time") >= alarm.since)
+    return known
 
 
 def _react(project: Project, config: ModelConfig, alarm: Alarm, journal: Journal, *, dry_run: bool) -> Remedy:
@@ -233,19 +267,12 @@ def _trials(
     """Try every candidate on held-back decisions and return its losses against doing nothing."""
     if SHAPE[champion.kind] == "instance":  # type: ignore[index]
         return _instance_trials(project, config, release, champion, alarm)
-    import polars as pl
-
     from palan.remedies.choose import Trial
 
-    rows = history.frame(project, config.name, history.schema_of(champion.manifest)).filter(pl.col("arm") != "shadow").sort("time")
-    known = rows.filter(pl.col("outcome").is_not_null())
     candidates = _menu(project, config, release, champion, alarm, _faults(project, config, release, champion, alarm, journal))
-    newest: Any = known["time"].max() if known.height else None
-    held = known.filter(pl.col("time") > newest - config.react.holdout) if newest is not None else known
-    if alarm.diagnosis == "data fault":
-        held = held.filter(pl.col("time") >= alarm.since)
-    if held.height < FEWEST_ROWS or "score" not in champion.manifest["verbs"]:
-        why = f"only {held.height} decisions with a known outcome" if "score" in champion.manifest["verbs"] else "the model has no score()"
+    held = held_back(project, config, alarm)
+    if held is None or held.height < FEWEST_ROWS:
+        why = "the model has no score()" if held is None else f"only {held.height} decisions with a known outcome"
         return [Trial(each, refused=f"not tried: {why}") for each in candidates]
     start: Any = held["time"].min()
     nothing = replay.answer(packages.warm_worker(project, champion), champion, held, release.repairs).losses
@@ -326,7 +353,7 @@ def _faults(
     rows = watch.decided(project, config, champion, release)
     if rows is None or alarm.diagnosis != "data fault":
         return []
-    normal = watch.normal_of(project, config, champion, release, rows, journal)
+    normal = watch.normal_of(project, config, champion, rows, journal)
     since = watch.window_start(alarm.since, config.watch.window)
     return watch.hypotheses(config, champion, release, normal, rows, since, alarm.until, {})
 

@@ -10,6 +10,7 @@ import os
 import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,12 +32,16 @@ from palan.models.contract import SHAPE
 from palan.releases.nouns import Arm, Release
 from palan.remedies.nouns import Remedy
 from palan.stores.contract import Blocks
+from palan.stores.files import write_atomically
 
 DAYS = 28
 """Days of traffic that are shown."""
 
 WALKED = 1000
 """The ledger is walked for every page up to this many entries; beyond, `palan log --verify` does it when asked."""
+
+SAVED_AFTER = 1 << 20
+"""Bytes of log after which the count of it is kept in the cache folder."""
 
 LATELY = 8
 RECENT_ENTRIES = 500
@@ -430,9 +435,11 @@ class _Traffic:
     position: dict[str, int] = field(default_factory=dict)
     hours: dict[datetime, _Counts] = field(default_factory=dict)
     newest: list[_Request] = field(default_factory=list)
+    unsaved: int = 0  # bytes that were read since the count was last kept
 
     def add(self, segment: str, end: int, data: bytes) -> None:
         begin, self.position[segment] = self.position.get(segment, 0), end
+        self.unsaved += end - begin
         each = _glance.decode(data)
         if each.arm == "shadow":
             return
@@ -472,18 +479,36 @@ class _Traffic:
         return f"{len(failed)} of its last {len(tried)} requests got no answer ({failed[-1].status.replace('_', ' ')})"
 
 
-_cache: WeakKeyDictionary[Blocks, dict[str, Any]] = WeakKeyDictionary()
+_cache: WeakKeyDictionary[Blocks, dict[str, _Traffic]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def _traffic(project: Project, model: str) -> _Traffic:
-    """Return the model's traffic; only what was logged since the last call is read."""
-    stream = f"decisions/{model}"
+    """Return the model's traffic; only what was logged since the last call, also of another process, is read."""
     with _lock:
-        found: _Traffic = _cache.setdefault(project.store.blocks, {}).setdefault(stream, _Traffic())
-        for each in project.store.blocks.scan(stream, found.position):
+        known = _cache.setdefault(project.store.blocks, {})
+        if model not in known:
+            known[model] = _kept(project, model)
+        found = known[model]
+        for each in project.store.blocks.scan(f"decisions/{model}", found.position):
             found.add(each.segment, each.end, each.data)
+        if found.unsaved > SAVED_AFTER:
+            _keep(project, model, found)
         return found
+
+
+def _kept(project: Project, model: str) -> _Traffic:
+    """Return the count that an earlier process kept, so that a command need not read the whole log; else an empty one."""
+    try:
+        return msgspec.msgpack.decode((project.folder / "cache" / "traffic" / model).read_bytes(), type=_Traffic)
+    except (OSError, msgspec.DecodeError):
+        return _Traffic()
+
+
+def _keep(project: Project, model: str, traffic: _Traffic) -> None:
+    traffic.unsaved = 0
+    with suppress(OSError):  # a full or read-only disk: it is counted again next time
+        write_atomically(project.folder / "cache" / "traffic" / model, msgspec.msgpack.encode(traffic))
 
 
 def _last_decisions(project: Project, model: str, count: int) -> list[dict[str, Any]]:

@@ -79,11 +79,12 @@ def _watch(project: Project, config: ModelConfig, release: Release, journal: Jou
     version = packages.find_version(project, release.champion.version)
     length = config.watch.window
     seen = frames(project, config.name)
-    rows = decided(project, config, version, release)
     judged, alarms = [], []
+    due = _due(project, config, version, seen)
+    rows = decided(project, config, version, release, since=None if _own_reference(version) else _enough(due[0])) if due else None
     if rows is not None and rows.height:
-        normal = normal_of(project, config, version, release, rows, journal)
-        for since in _due(project, rows, length, seen):
+        normal = normal_of(project, config, version, rows, journal)
+        for since in due:
             frame, alarm = _judge(project, config, version, release, normal, rows, since, since + length, seen)
             project.store.blocks.append(f"watch/{config.name}", [msgspec.msgpack.encode(frame)])
             seen[frame["since"]] = frame
@@ -127,12 +128,28 @@ def window_start(time: datetime, length: timedelta) -> datetime:
     return ANCHOR + (time - ANCHOR) // length * length
 
 
-def _due(project: Project, rows: pl.DataFrame, length: timedelta, seen: Mapping[str, Mapping[str, Any]]) -> list[datetime]:
+def _own_reference(version: Version) -> bool:
+    """Tell whether what is normal has to be learnt from the model's own first windows."""
+    return not version.manifest["reference"]
+
+
+def _enough(due: datetime) -> datetime:
+    """Return how far back decisions are needed to judge a window: the doctor's history, and a month for the diagnosis."""
+    return due - timedelta(weeks=HISTORY_WEEKS + 1)
+
+
+def _due(project: Project, config: ModelConfig, version: Version, seen: Mapping[str, Mapping[str, Any]]) -> list[datetime]:
     """Return the starts of the windows to judge: ended, with decisions, new or with outcomes told since."""
     import polars as pl
 
-    first: Any = rows["time"].min()
-    start, now, due = window_start(first, length), project.clock(), []
+    logged = history.decisions(project, config.name)
+    if not logged:
+        return []
+    length, now, due = config.watch.window, project.clock(), []
+    first = min(each.time for each in logged)
+    start = window_start(first, length)
+    oldest = max(start, window_start(now, length) - AGAIN * length)
+    rows = history.frame(project, config.name, history.schema_of(version.manifest), since=oldest).select("time", "outcome")
     if first - start >= min(SLACK, length / 7):
         start += length  # it went live in the middle of this one: half a window is unlike any whole one
     ended = int((now - start) / length)
@@ -148,14 +165,16 @@ def _due(project: Project, rows: pl.DataFrame, length: timedelta, seen: Mapping[
     return due
 
 
-def decided(project: Project, config: ModelConfig, version: Version, release: Release) -> pl.DataFrame | None:
-    """Return every decision with inputs as the model saw them, outputs, and `loss` where the outcome is known."""
+def decided(
+    project: Project, config: ModelConfig, version: Version, release: Release, *, since: datetime | None = None
+) -> pl.DataFrame | None:
+    """Return every decision (since a time) with inputs as the model saw them, outputs, and `loss` where the outcome is known."""
     import polars as pl
 
     schema = history.schema_of(version.manifest)
     if SHAPE[version.kind] == "instance":  # type: ignore[index]
-        return _solves(project, config, version)
-    rows = history.frame(project, config.name, schema)
+        return _solves(project, config, version, since)
+    rows = history.frame(project, config.name, schema, since=since)
     if not rows.height:
         return None
     rows = tables.repaired(rows.filter(pl.col("arm") != "shadow"), release.repairs, "time").sort("time")
@@ -166,21 +185,23 @@ def decided(project: Project, config: ModelConfig, version: Version, release: Re
     return rows.with_columns(loss=losses if losses is not None else pl.lit(None, pl.Float64))
 
 
-def _solves(project: Project, config: ModelConfig, version: Version) -> pl.DataFrame | None:
+def _solves(project: Project, config: ModelConfig, version: Version, since: datetime | None) -> pl.DataFrame | None:
     """Return one row a solve: its size, verdict, objective, gap, time and KPIs, and its realised loss."""
     import polars as pl
 
     from palan.decisions import log
 
-    logged = history.decisions(project, config.name)
+    logged = history.decisions(project, config.name, since=since)
     if not logged:
         return None
     outcomes = history.outcomes(project, config.name)
     frame = log.to_frame(logged, outcomes, history.schema_of(version.manifest))
     by_id, by_key = log.told(outcomes)
     losses: list[float | None] = []
+    known_outcome: list[int | None] = []
     for each in logged:
         outcome = by_id.get(f"{each.id}-0", by_key.get(each.keys[0]) if each.keys else None)
+        known_outcome.append(None if outcome is None else 1)
         known = outcome is not None and each.outputs is not None and "score" in version.manifest["verbs"]
         losses.append(packages.warm_worker(project, version).score(each.outputs, outcome)[0] if known else None)
     sizes = {
@@ -189,7 +210,6 @@ def _solves(project: Project, config: ModelConfig, version: Version) -> pl.DataF
         if any(isinstance(each.inputs.get(name), list) for each in logged)
     }
     gap = (pl.col("objective") - pl.col("bound")).abs() / pl.max_horizontal(pl.col("objective").abs(), pl.lit(1e-9))
-    known_outcome = [None if loss is None else 1 for loss in losses]
     return frame.drop("outcome").with_columns(
         gap.alias("gap"),
         pl.Series("seconds", [each.seconds for each in logged]),
@@ -209,7 +229,7 @@ def watched_columns(version: Version, rows: pl.DataFrame) -> list[str]:
 
 
 def normal_of(
-    project: Project, config: ModelConfig, version: Version, release: Release, rows: pl.DataFrame, journal: Journal
+    project: Project, config: ModelConfig, version: Version, rows: pl.DataFrame, journal: Journal
 ) -> Normal:
     """Return what is normal for this version: learnt from its build's reference, else from its first own windows."""
     from palan.drift.calibrate import Thresholds
@@ -433,18 +453,15 @@ def _raise(
     records = project.store.records
     now = project.clock()
     evidence = {**_plain(diagnosis.evidence), "because": diagnosis.text}
-    same = [
-        each
-        for each in records.find(Alarm, order="-time", model=config.name, status="open")
-        if each.lane == judged.lane and (judged.lane == "digest" or each.diagnosis == diagnosis.kind)
-    ]
+    before = _continued(project, config, judged.lane, diagnosis.kind, since)
     with records.transaction(durable=True):
-        if same:
-            before = same[0]
+        if before is not None:
             changed = replace(
                 before,
+                # An answered alarm opens again when it goes on, not when late outcomes only say the same again.
+                status="open" if until > before.until else before.status,
                 until=max(before.until, until),
-                what=judged.text,
+                what=judged.text if until >= before.until else before.what,
                 diagnosis=diagnosis.kind,
                 columns=diagnosis.columns,
                 evidence=evidence,
@@ -470,6 +487,14 @@ def _raise(
         )
     project.tell(f"{config.name}: {judged.lane}: {judged.text}")
     return alarm
+
+
+def _continued(project: Project, config: ModelConfig, lane: str, diagnosis: str, since: datetime) -> Alarm | None:
+    """Return the alarm that a window goes on with: the open digest, or a page of the same kind that reached this window."""
+    for each in project.store.records.find(Alarm, order="-time", model=config.name, lane=lane, status=["open", "answered"]):
+        if lane == "digest" or (each.diagnosis == diagnosis and each.until >= since):
+            return each
+    return None
 
 
 def _calm(project: Project, config: ModelConfig, until: datetime) -> None:
