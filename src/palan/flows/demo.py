@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -25,6 +26,8 @@ from palan.releases.nouns import Release
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from palan.flows.serve import Server
 
 MARK = ".palan-demo"
 FIRST = 4
@@ -92,7 +95,7 @@ def demo(
 
         with serving(project, port=port) as server:
             tell(f"answering at {server.url}")
-            _year(stage, server.url)
+            _year(stage, server)
             summary = _summary(stage)
             summary["seconds"] = round(perf_counter() - began, 1)
             done(summary)
@@ -192,14 +195,14 @@ def _deliver(stage: _Stage, month: str) -> None:
         stage.tell(f"{month} {line}")
 
 
-def _year(stage: _Stage, url: str) -> None:
+def _year(stage: _Stage, server: Server) -> None:
     """Play the days after the first months: callers ask, outcomes come late, files arrive, and palan ticks."""
     months = stage.world.months()
     year, number = (int(part) for part in months[FIRST].split("-"))
     day, last = date(year, number, 1), date(year + 1, 1, 1)
     while day < last:
         stage.clock.now = _noon(day)
-        told = stage.journal.step("demo day", {"day": day.isoformat()}, lambda day=day: _day(stage, url, day))  # type: ignore[misc]
+        told = stage.journal.step("demo day", {"day": day.isoformat()}, partial(_day, stage, server, day))
         for line in told:
             stage.tell(line)
         tomorrow = day + timedelta(days=1)
@@ -208,12 +211,12 @@ def _year(stage: _Stage, url: str) -> None:
         day = tomorrow
 
 
-def _day(stage: _Stage, url: str, day: date) -> list[str]:
+def _day(stage: _Stage, server: Server, day: date) -> list[str]:
     """One day: requests, outcomes of the days before, a plan of the gates once a week, and a tick."""
     from palan.flows.tick import tick
 
     world = stage.world
-    client = _Client(url)
+    client = _Client(server.url)
     requests = world.requests(day)
     probabilities = _ask_delay(stage, client, day, requests)
     if day.weekday() == SOLVE_ON:
@@ -224,7 +227,9 @@ def _day(stage: _Stage, url: str, day: date) -> list[str]:
         client.post("/v1/models/delay/outcomes", {"keys": known["id"].to_list(), "values": known["late"].to_list()})
         if past.weekday() == SOLVE_ON:
             client.post("/v1/models/gates/outcomes", {"keys": [_plan_key(past)], "values": [world.realised(past, AIRPORT)]})
-    return [f"{day} {each['what']}: {each['text']}" for each in tick(stage.project)]
+    done = tick(stage.project)
+    server.deciders.refresh()  # tomorrow is a moment away: the server need not look for itself
+    return [f"{day} {each['what']}: {each['text']}" for each in done]
 
 
 def _plan_key(day: date) -> str:
