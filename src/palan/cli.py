@@ -133,7 +133,7 @@ def _verdict(verdict: str) -> str:
 def _where(folder: str | None) -> None:
     """Say where the user is and what to do next."""
     from palan.errors import NotFound
-    from palan.flows.project import find_root
+    from palan.flows.root import find_root
 
     try:
         root = find_root(folder)
@@ -168,6 +168,8 @@ def init(source: str | None, kind: str | None, into: str, as_json: bool) -> None
     def show(made: dict[str, Any]) -> None:
         for path in made["files"]:
             click.echo(f"made {path}")
+        for each in made["missing"]:
+            click.echo(f"missing: {each}")
         click.echo(f"next: {made['next']}")
 
     _print(verb(into, source=source or "", kind=kind or ""), as_json, show)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palan.errors import PalanError, nearest
+from palan.flows.root import FILE
 from palan.models.contract import KINDS
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
 
-FILE = "palan.toml"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 

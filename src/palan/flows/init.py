@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palan.errors import NotFound, PalanError, nearest
-from palan.flows.config import FILE
+from palan.flows.root import FILE
 from palan.models.contract import KINDS, SHAPE
 from palan.stores.files import write_atomically
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from palan.core import Clock, utcnow
 from palan.errors import Corrupt, NotFound, PalanError, nearest
-from palan.flows.config import FILE, Config, DataConfig, ModelConfig, load
+from palan.flows.config import Config, DataConfig, ModelConfig, load
+from palan.flows.root import FILE, find_root
 from palan.ledger import Entry, Head, link
 from palan.stores import open_store
 from palan.stores.contract import Store
@@ -59,22 +60,6 @@ class Project:
     def folder(self) -> Path:
         """The store's own folder, where caches and the key may lie."""
         return self.root / self.config.store
-
-
-def find_root(start: Path | str | None = None) -> Path:
-    """Return the nearest folder, from `start` upwards, that holds a palan.toml.
-
-    Raises:
-        NotFound: there is none.
-    """
-    given = start or os.environ.get("PALAN_PROJECT")
-    folder = Path(given or ".").resolve()
-    if folder.is_file():
-        folder = folder.parent
-    for place in (folder, *folder.parents) if not given else (folder,):
-        if (place / FILE).is_file():
-            return place
-    raise NotFound(f"there is no palan project in {folder}", "palan init   (or: cd to a folder with a palan.toml)")
 
 
 def open_project(
