@@ -11,13 +11,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
-from palan.core import digest_of, new_id, utcnow
-from palan.errors import Conflict, LeaseLost
+import msgspec
+
+from palan.core import canonical, digest_of, new_id, utcnow
+from palan.errors import Conflict, LeaseLost, PalanError
 from palan.flows.project import Project
 from palan.runs.run import Run, Step
 from palan.stores.contract import Lease
@@ -30,7 +34,28 @@ LEASE = timedelta(seconds=6)
 
 def holder() -> str:
     """Name this process among all that share the store."""
-    return f"{socket.gethostname()}:{os.getpid()}:{threading.get_ident()}"
+    return f"{_machine()}:{os.getpid()}:{threading.get_ident()}"
+
+
+@cache
+def _machine() -> str:
+    """Name what process numbers are unique in: the machine, and the container where there is one."""
+    room = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{room.readlink().name.strip('pid:[]')}" if room.is_symlink() else socket.gethostname()
+
+
+def _died(holder: str) -> bool:
+    """Tell whether a holder was a process of this machine that is no more. False where nobody can know."""
+    machine, pid, *_ = [*holder.split(":"), ""]
+    if machine != _machine() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 class Journal:
@@ -58,11 +83,14 @@ class Journal:
             self.replayed.append(name)
             return found.value  # type: ignore[no-any-return]
         started = time.perf_counter()
-        value = work()
+        # As it will be read back: the first time gives what every later time gives.
+        value: T = msgspec.json.decode(canonical(work()))
         seconds = time.perf_counter() - started
         with records.transaction():
             self.fence()
-            records.add(Step(key, self.run.id, name, value, dict(parts), self.project.clock(), seconds))
+            new = records.add(Step(key, self.run.id, name, value, dict(parts), self.project.clock(), seconds))
+            if not new:  # another run did the same at the same time: what stands is what it recorded
+                value = records.find(Step, id=key)[0].value
         self.executed.append(name)
         return value
 
@@ -92,6 +120,7 @@ def running(
     records = project.store.records
     name = exclusive or f"{flow}:{subject}"
     me = f"{holder()}:{new_id(utcnow())}"
+    _release_the_dead(project, flow, subject, name)
     lease = _take(project, name, me, wait)
     _bury(project, flow, subject)
     now = project.clock()
@@ -128,6 +157,13 @@ def _take(project: Project, name: str, me: str, wait: float) -> Lease:
         time.sleep(0.05)
 
 
+def _release_the_dead(project: Project, flow: str, subject: str, name: str) -> None:
+    """Free the lease of a process of this machine that was killed: nobody has to wait until it ends."""
+    for run in project.store.records.find(Run, flow=flow, subject=subject, status="running"):
+        if _died(run.holder):
+            project.store.records.free(Lease(name, run.holder, run.token, run.time))
+
+
 def _bury(project: Project, flow: str, subject: str) -> None:
     """Whoever holds the lease knows that earlier runs of the same thing are dead: say so."""
     for run in project.store.records.find(Run, flow=flow, subject=subject, status="running"):
@@ -137,10 +173,14 @@ def _bury(project: Project, flow: str, subject: str) -> None:
 
 
 def _beat(project: Project, lease: Lease, stop: threading.Event) -> None:
+    records = project.store.records
     while not stop.wait(LEASE.total_seconds() / 3):
-        mine = project.store.records.lease(lease.name, lease.holder, LEASE, now=utcnow())
-        if mine is None or mine.token != lease.token:
-            return  # the next step finds out, and refuses
+        with suppress(PalanError):  # the store is locked or full: tried again at the next beat
+            mine = records.lease(lease.name, lease.holder, LEASE, now=utcnow())
+            if mine is not None and mine.token != lease.token:
+                records.free(mine)  # it had passed on and was free again: not ours to take back
+            if mine is None or mine.token != lease.token:
+                return  # the next step finds out, and refuses
 
 
 def _end(journal: Journal, status: str, reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
-from palan.core import stamp
+from palan.core import Version, stamp
 from palan.flows.project import Project, head_seal
 from palan.ledger import Entry, Head, sentence
 from palan.ledger import verify as walk
@@ -26,6 +26,8 @@ def log(project: Project, subject: str = "", *, limit: int = 50, verify: bool = 
         breaks = [{"seq": each.seq, "what": each.what} for each in walk(entries, head)]
         if entries and (head is None or not hmac.compare_digest(head.seal, head_seal(project, head.seq, head.digest))):
             breaks.append({"seq": total, "what": "the note of where the ledger ends was not written by this project"})
+        if not entries and head is None and records.find(Version, limit=1):
+            breaks.append({"seq": 0, "what": "the whole ledger is gone: there are versions, but not the entries of their builds"})
         newest = list(reversed(entries))
     else:
         newest = records.find(Entry, order="-seq", limit=None if subject else limit)

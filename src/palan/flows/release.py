@@ -43,14 +43,29 @@ def release(
     config = project.model(model)
     if promote and roll_back:
         raise PalanError("promote and roll back are opposites", "give one of --promote and --roll-back")
+    ref = version if "@" in version else f"{model}@{version or 'latest'}"
+    named = packages.find_version(project, ref).ref if version else ""
     if promote:
-        return change(project, model, "promoted", lambda now: route.promote(now, model, time=project.clock(), reason=reason), reason)
+        return change(
+            project,
+            model,
+            "promoted",
+            lambda now: route.promote(_still(now, named, "canary"), model, time=project.clock(), reason=reason),
+            reason,
+        )
     if roll_back:
         return change(
-            project, model, "rolled back", lambda now: route.roll_back(now, model, time=project.clock(), reason=reason), reason
+            project,
+            model,
+            "rolled back",
+            lambda now: route.roll_back(_still(now, named, "answering"), model, time=project.clock(), reason=reason),
+            reason,
         )
-    ref = version if "@" in version else f"{model}@{version or 'latest'}"
     chosen = packages.find_version(project, ref)
+    if wait and share is None and config.release.canary is None:
+        raise PalanError("a canary's time needs its share", f"palan release {ref} --share 20% --for 7d")
+    if share is not None and share < 1 and project.store.records.get(Release, model) is None:
+        raise PalanError(f"{model} has no champion yet, which would answer the rest", f"palan release {ref}")
     if not force:
         _admit(project, chosen)
     elif not reason:
@@ -75,6 +90,21 @@ def release(
         lambda now: route.canary(now, model, chosen.ref, share, until, time=project.clock(), reason=reason),
         reason,
     )
+
+
+def _still(now: Release | None, named: str, part: str) -> Release | None:
+    """Return the release if the version that was named is the one that would move.
+
+    Raises:
+        Conflict: another one is there by now: what was meant is not what would happen.
+    """
+    if now is None or not named:
+        return now
+    moving = now.canary or (now.champion if part == "answering" else None)
+    if moving is None or moving.version != named:
+        there = moving.version if moving else f"no canary, {now.champion.version} is champion"
+        raise Conflict(f"{named} is not the one that would change: there is {there}", f"palan status {now.model}")
+    return now
 
 
 def set_repairs(project: Project, model: str, repairs: Sequence[Repair], reason: str) -> dict[str, Any]:
@@ -131,10 +161,8 @@ def _admit(project: Project, version: Version) -> None:
     evidence = project.store.records.find(Evidence, version=version.ref)
     if not evidence:
         raise PalanError(f"{version.ref} was never checked", f"palan check {version.ref}")
-    newest: dict[str, Evidence] = {}
-    for each in sorted(evidence, key=lambda each: each.time):
-        newest[each.gate] = each
-    failed = [each for each in newest.values() if each.verdict == "fail"]
+    newest = max(each.time for each in evidence)  # the last check counts, with the gates that it asked
+    failed = [each for each in evidence if each.time == newest and each.verdict == "fail"]
     if failed:
         raise PalanError(
             f"{version.ref} does not pass its gate {failed[0].gate}: {failed[0].text}",

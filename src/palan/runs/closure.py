@@ -1,8 +1,9 @@
 """The code that a definition depends on, found by reading the sources, never by running them.
 
 The closure of `file.py:Name` is the normalised syntax tree of Name and of all first-party code that it can reach:
-helpers, methods, constants, base classes, decorators. Comments, docstrings and layout do not count. Third-party code
-enters as distribution and version. Where reading cannot tell, more is included rather than less.
+helpers, methods, constants, base classes, decorators, and what the modules on the way do when they are imported.
+Comments, docstrings and layout do not count. Third-party code enters as distribution and version. Where reading cannot
+tell, more is included rather than less.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from palan.core import digest, digest_of
 from palan.errors import NotFound, PalanError, nearest
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_BY_NAME = {"globals", "vars", "eval", "exec"}  # reach any name of the module
+_BY_MODULE = {"import_module", "__import__"}  # reach any module
+_REGISTERING = ("__init_subclass__", "__subclasses__", "metaclass")  # a class counts without being named
+
+_MODULE, _ALL = "(module)", "*"
+
+_Import = tuple[str, str]
+"""(module, what is taken from it, or "" for the module itself)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +45,19 @@ class Closure:
 
 @dataclass(slots=True)
 class _Module:
-    """What one source file binds at its top level."""
+    """What one source file binds at its top level, and what runs when it is imported."""
 
     bound: dict[str, list[ast.stmt]] = field(default_factory=dict)
     effects: list[ast.stmt] = field(default_factory=list)
-    imports: dict[str, tuple[str, str]] = field(default_factory=dict)  # alias -> (module, attribute or "")
+    imports: dict[str, list[_Import]] = field(default_factory=dict)  # alias -> where it may come from
     stars: list[str] = field(default_factory=list)
 
 
 def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], tuple[str, str] | None]) -> Closure:
     """Return the closure of `entry` ("file.py:Name") over `sources` (path relative to the project -> text).
 
-    `version_of` maps a top-level import name to (distribution, version), or None for what is not installed.
+    `version_of` maps a top-level import name to (distribution, version), or None for what is not installed. Imports are
+    looked up from the project's folder, then from the folder of the entry's file, as where the model runs.
 
     Raises:
         NotFound: no such file or no such name in it, with the nearest one.
@@ -55,7 +66,7 @@ def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], 
     file, _, name = entry.partition(":")
     if file not in sources:
         raise NotFound(f"there is no {file} in the project", nearest(file, sources) or "check `model =` in palan.toml")
-    walk = _Walk(sources, version_of)
+    walk = _Walk(sources, version_of, PurePosixPath(file).parent)
     module = walk.module(file)
     if name not in module.bound and name not in module.imports:
         raise NotFound(f"{file} defines no {name}", nearest(name, module.bound) or f"define {name} in {file}")
@@ -66,9 +77,13 @@ def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], 
 class _Walk:
     """A walk over names, each visited once."""
 
-    def __init__(self, sources: Mapping[str, str], version_of: Callable[[str], tuple[str, str] | None]) -> None:
+    def __init__(
+        self, sources: Mapping[str, str], version_of: Callable[[str], tuple[str, str] | None], beside: PurePosixPath
+    ) -> None:
         self.sources = sources
         self.version_of = version_of
+        self.roots = list(dict.fromkeys(["", "" if str(beside) == "." else f"{beside}/"]))
+        self.registering = any(word in text for text in sources.values() for word in _REGISTERING)
         self.parts: dict[str, str] = {}
         self.files: set[str] = set()
         self.third: dict[str, str] = {}
@@ -81,6 +96,8 @@ class _Walk:
                 tree = ast.parse(self.sources[file])
             except SyntaxError as error:
                 raise PalanError(f"{file} line {error.lineno}: {error.msg}", "put that line right") from error
+            except ValueError as error:
+                raise PalanError(f"{file} is not Python: {error}", "save it again as plain text") from error
             self._modules[file] = _read(tree, file)
         return self._modules[file]
 
@@ -97,59 +114,128 @@ class _Walk:
         module = self.module(file)
         if file not in self.files:
             self.files.add(file)
-            yield from self._visit_nodes(file, "(module)", module.effects)
-            package = PurePosixPath(file).parent
-            while str(package) != ".":  # importing a.b runs a/__init__.py
-                if f"{package}/__init__.py" in self.sources:
-                    yield f"{package}/__init__.py", "(module)"
-                package = package.parent
-        if name == "*":
+            yield from self._load(file, module)
+        if name == _MODULE:
+            return
+        if name == _ALL:
             for each in (*module.bound, *module.imports):
                 yield file, each
-        elif name in module.bound:
-            yield from self._visit_nodes(file, name, module.bound[name])
-        elif name in module.imports:
-            yield from self._import(file, *module.imports[name])
-        else:
             for star in module.stars:
-                yield from self._import(file, star, name)
+                yield from self._import(star, _ALL)
+            return
+        if name in module.bound:
+            yield from self._visit_nodes(file, name, module.bound[name])
+        if name in module.imports:
+            # What a name is imported from is code as well: mean and median come from one distribution.
+            self.parts[f"{file}:import {name}"] = digest_of(module.imports[name])
+            for source, attribute in module.imports[name]:
+                yield from self._import(source, attribute or _ALL)
+        if name not in module.bound and name not in module.imports:
+            for star in module.stars:
+                yield from self._import(star, name)
+            if "__getattr__" in module.bound:
+                yield file, "__getattr__"
+
+    def _load(self, file: str, module: _Module) -> Iterator[tuple[str, str]]:
+        """Yield what importing a file runs: its effects, the packages that hold it, and every module it imports."""
+        registering = [
+            node
+            for nodes in module.bound.values()
+            for node in nodes
+            if self._registers(node, module) and node not in module.effects
+        ]
+        yield from self._visit_nodes(file, _MODULE, [*module.effects, *registering])
+        package = PurePosixPath(file).parent
+        while str(package) != ".":  # importing a.b runs a/__init__.py
+            if f"{package}/__init__.py" in self.sources:
+                yield f"{package}/__init__.py", _MODULE
+            package = package.parent
+        for source, attribute in [*(each for found in module.imports.values() for each in found), *((star, "") for star in module.stars)]:
+            for place, _ in self._import(source, attribute or _MODULE):
+                yield place, _MODULE
+
+    def _registers(self, node: ast.stmt, module: _Module) -> bool:
+        """Tell whether a definition may be found without its name: by a decorator of ours, or through its base class."""
+        if not isinstance(node, _DEFINITIONS):
+            return False
+        if isinstance(node, ast.ClassDef) and self.registering and (node.bases or node.keywords):
+            return True
+        names = {each.id for decorator in node.decorator_list for each in ast.walk(decorator) if isinstance(each, ast.Name)}
+        return any(
+            name in module.bound or any(True for source, attribute in module.imports.get(name, ()) for _ in self._places(source, attribute))
+            for name in names
+        )
 
     def _visit_nodes(self, file: str, name: str, nodes: list[ast.stmt]) -> Iterator[tuple[str, str]]:
         module = self.module(file)
         if nodes:
             self.parts[f"{file}:{name}"] = digest("".join(_dump(node) for node in nodes).encode())
         for node in nodes:
-            aliases = dict(module.imports)
+            local = _Module()
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Import | ast.ImportFrom):
-                    local = _Module()
                     _read_import(inner, file, local)
-                    aliases.update(local.imports)
-                    for module_name, attribute in local.imports.values():
-                        yield from self._import(file, module_name, attribute)
-            whole = _whole_uses(node)
-            for used, attribute in _uses(node):
-                if used in aliases:
-                    source, member = aliases[used]
-                    if not member and used not in whole:
-                        if attribute:  # a bare module name reaches nothing by itself
-                            yield from self._import(file, source, attribute)
-                    else:
-                        yield from self._import(file, source, member or "*")
-                elif used in module.bound or module.stars:
-                    yield file, used
+            for found in local.imports.values():
+                for source, attribute in found:
+                    yield from self._import(source, attribute or _MODULE)
+            for star in local.stars:
+                yield from self._import(star, _ALL)
+            for path in _uses(node):
+                yield from self._use(file, module, local, path)
 
-    def _import(self, file: str, source: str, attribute: str) -> Iterator[tuple[str, str]]:
-        """Yield what `from source import attribute` ("" or "*": all of it) brings in."""
-        path = source.replace(".", "/")
-        submodule = f"{path}/{attribute}.py" if path else f"{attribute}.py"
-        if submodule in self.sources:
-            yield submodule, "*"
+    def _use(self, file: str, module: _Module, local: _Module, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        """Yield what `a` or `a.b.c` may reach: path is ("a",) or ("a", "b", "c")."""
+        name = path[0]
+        if name in _BY_NAME and name not in module.bound:
+            yield file, _ALL
+        if path[-1] in _BY_MODULE or path[:2] == ("sys", "modules"):
+            for each in self.sources:
+                yield each, _ALL
+        for source, attribute in local.imports.get(name, ()):
+            yield from self._follow(source, attribute, path[1:])
+        if name in module.imports and len(path) > 1 and all(not attribute for _, attribute in module.imports[name]):
+            # Of a whole module only what is taken from it counts.
+            self.parts[f"{file}:import {name}"] = digest_of(module.imports[name])
+            for source, _ in module.imports[name]:
+                yield from self._follow(source, "", path[1:])
+            if name in module.bound:
+                yield file, name
+        elif name in module.imports or name in module.bound or (name and module.stars):
+            yield file, name
+
+    def _follow(self, source: str, attribute: str, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        """Yield what `source.attribute` followed by attributes reaches: as deep as the path names modules."""
+        if attribute:
+            yield from self._import(source, attribute)
             return
-        for candidate in (f"{path}.py", f"{path}/__init__.py"):
-            if candidate in self.sources:
-                yield candidate, attribute or "*"
-                return
+        while path and any(True for _ in self._places(".".join([source, path[0]]), "")):
+            yield from self._import(source, _MODULE)
+            source, path = ".".join([source, path[0]]), path[1:]
+        yield from self._import(source, path[0] if path else _ALL)
+
+    def _places(self, source: str, attribute: str) -> Iterator[str]:
+        """Yield the file that holds a first-party module, at the first root that has it."""
+        path = "/".join(part for part in (source.replace(".", "/"), attribute) if part)
+        for root in self.roots:
+            for candidate in (f"{root}{path}.py", f"{root}{path}/__init__.py"):
+                if path and candidate in self.sources:
+                    yield candidate
+                    return
+
+    def _import(self, source: str, attribute: str) -> Iterator[tuple[str, str]]:
+        """Yield what `from source import attribute` brings in ("*": all of it, "(module)": what its import runs)."""
+        plain = attribute not in (_ALL, _MODULE)
+        for file in self._places(source, attribute) if plain else ():
+            yield file, _ALL  # a submodule
+            return
+        for file in self._places(source, ""):
+            yield file, attribute
+            return
+        inside = [file for root in self.roots for file in self.sources if source and file.startswith(f"{root}{source.replace('.', '/')}/")]
+        if inside:  # a folder without __init__.py
+            for file in inside if attribute != _MODULE else ():
+                yield file, _ALL
+            return
         top = source.partition(".")[0]
         if top and top not in sys.stdlib_module_names:
             found = self.version_of(top)
@@ -167,18 +253,36 @@ def _read(tree: ast.Module, file: str) -> _Module:
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a docstring or an ellipsis
         else:
-            names = {
-                each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-            }
-            names |= {each.name for each in ast.walk(node) if isinstance(each, _DEFINITIONS)}
-            for each in ast.walk(node):
+            outside = list(_outside_functions(node))
+            names = {each.id for each in outside if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+            names |= {each.name for each in outside if isinstance(each, _DEFINITIONS)}
+            for each in outside:
                 if isinstance(each, ast.Import | ast.ImportFrom):
                     _read_import(each, file, module)
             for name in names:
                 module.bound.setdefault(name, []).append(node)
-            if not names and not _is_main_guard(node):
+            if not _only_binds(node) and not _is_main_guard(node):
                 module.effects.append(node)
     return module
+
+
+def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a statement without the insides of the functions in it."""
+    yield node
+    if not isinstance(node, _FUNCTIONS):
+        for child in ast.iter_child_nodes(node):
+            yield from _outside_functions(child)
+
+
+def _only_binds(node: ast.stmt) -> bool:
+    """Tell whether a statement does no more than give names to values."""
+    if isinstance(node, ast.Assign):
+        parts = [part for target in node.targets for part in ast.walk(target)]
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+        parts = list(ast.walk(node.target))
+    else:
+        return isinstance(node, ast.Pass)
+    return not any(isinstance(part, ast.Attribute | ast.Subscript) for part in parts)
 
 
 def _is_main_guard(node: ast.stmt) -> bool:
@@ -188,43 +292,44 @@ def _is_main_guard(node: ast.stmt) -> bool:
 def _read_import(node: ast.Import | ast.ImportFrom, file: str, module: _Module) -> None:
     if isinstance(node, ast.Import):
         for alias in node.names:
-            # `import a.b` binds a; `import a.b as c` binds a.b
+            # `import a.b` binds a, and loads a.b; `import a.b as c` binds a.b
             name = alias.name if alias.asname else alias.name.partition(".")[0]
-            module.imports[alias.asname or name] = (name, "")
-            if not alias.asname and "." in alias.name:
-                module.imports[f"{alias.name}"] = (alias.name, "")
+            module.imports.setdefault(alias.asname or name, []).append((name, ""))
+            if name != alias.name:
+                module.imports.setdefault(alias.name, []).append((alias.name, ""))
         return
     source = node.module or ""
     if node.level:
-        package = PurePosixPath(file).parents[node.level - 1]
+        parents = PurePosixPath(file).parents
+        package = parents[min(node.level, len(parents)) - 1]
         source = ".".join([*package.parts, *([source] if source else [])])
     for alias in node.names:
         if alias.name == "*":
             module.stars.append(source)
         else:
-            module.imports[alias.asname or alias.name] = (source, alias.name)
+            module.imports.setdefault(alias.asname or alias.name, []).append((source, alias.name))
 
 
-def _uses(node: ast.AST) -> Iterator[tuple[str, str]]:
-    """Yield (name, attribute taken from it or "") for every name that is read; dotted paths in full as well."""
+def _uses(node: ast.AST) -> Iterator[tuple[str, ...]]:
+    """Yield every name that is read, each with the attributes taken from it: ("a",) or ("a", "b", "c")."""
+    owned: set[int] = set()
     for inner in ast.walk(node):
+        if id(inner) in owned:
+            continue
         if isinstance(inner, ast.Name):
-            yield inner.id, ""
+            yield (inner.id,)
         elif isinstance(inner, ast.Attribute):
             path: list[str] = []
             value: ast.expr = inner
             while isinstance(value, ast.Attribute):
+                owned.add(id(value))
                 path.append(value.attr)
                 value = value.value
             if isinstance(value, ast.Name):
-                names = [value.id, *reversed(path)]
-                yield ".".join(names[:-1]), names[-1]
-
-
-def _whole_uses(node: ast.AST) -> set[str]:
-    """Return the names that are used otherwise than by taking an attribute: the object itself travels."""
-    owners = {id(inner.value) for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
-    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name) and id(inner) not in owners}
+                owned.add(id(value))
+                yield (value.id, *reversed(path))
+            else:
+                yield ("", *reversed(path))
 
 
 class _Normalise(ast.NodeTransformer):

@@ -104,7 +104,7 @@ class Blocks(ABC):
 
     @abstractmethod
     def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
-        """Write all frames in one call, in the kernel before it returns; with `durable`, on the disk. Return the offset."""
+        """Write all frames (one byte each at least), in the kernel before it returns; with `durable`, on the disk. Return the offset."""
 
     @abstractmethod
     def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:

@@ -16,7 +16,7 @@ CHUNK = 1 << 20
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Temp, fsync, rename, fsync of the folder: the file is there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temp = path.with_name(f".{new_id(utcnow())}.tmp")
     try:
         with temp.open("wb") as file:
@@ -30,7 +30,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _settle(temp: Path, path: Path) -> None:
     temp.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Take the names in a folder to the disk: without this a new file may be lost although its bytes are not."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
@@ -55,6 +66,8 @@ class FileBlobs(Blobs):
         return self.root / key[:2] / key
 
     def put(self, data: bytes | Path) -> str:
+        if isinstance(data, Path) and not data.is_file():
+            raise NotFound(f"there is no file {data}", "give the path of a file")
         try:
             return self._put(data)
         except OSError as error:
@@ -65,7 +78,7 @@ class FileBlobs(Blobs):
     def _put(self, data: bytes | Path) -> str:
         if isinstance(data, bytes):
             key = hashlib.sha256(data).hexdigest()
-            if not self.has(key):
+            if not self._sound(key):
                 write_atomically(self._path(key), data)
             return key
         self.root.mkdir(parents=True, exist_ok=True)
@@ -79,12 +92,22 @@ class FileBlobs(Blobs):
                 file.flush()
                 os.fsync(file.fileno())
             path = self._path(sha.hexdigest())
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
+            if not self._sound(sha.hexdigest()):
+                _make_folder(path.parent)
                 _settle(temp, path)
         finally:
             temp.unlink(missing_ok=True)
         return sha.hexdigest()
+
+    def _sound(self, key: str) -> bool:
+        """Tell whether the blob is there and whole: one that was damaged is written again."""
+        path = self._path(key)
+        if not path.is_file():
+            return False
+        sha = hashlib.sha256()
+        for chunk in _chunks(path):
+            sha.update(chunk)
+        return sha.hexdigest() == key
 
     def get(self, key: str, into: Path | None = None) -> bytes:
         path = self._path(key)

@@ -1,4 +1,4 @@
-"""Blocks as framed segment files: length, CRC-32, data; one file per writing process and stream.
+"""Blocks as framed segment files: length, CRC-32 of the data, CRC-32 of these two, data; one file per writing process and stream.
 
 A frame is in the kernel when `append` returns, so no death of the process loses it; a background thread takes what was
 written to the disk a few milliseconds later, or `durable=True` waits for that. Readers never lock.
@@ -7,6 +7,7 @@ written to the disk a few milliseconds later, or `durable=True` waits for that. 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import os
 import re
@@ -15,14 +16,16 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from palan.core import new_id, utcnow
 from palan.errors import Corrupt, PalanError
 from palan.stores.contract import Blocks, Frame, Position
-from palan.stores.files import write_atomically
+from palan.stores.files import sync_folder, write_atomically
 
-HEADER = struct.Struct("<II")
+_PREFIX = struct.Struct("<II")
+HEADER = struct.Struct("<III")
 SEGMENT_BYTES = 64 << 20
 SYNC_SECONDS = 0.02
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+(/[A-Za-z0-9_.@-]+)*")
@@ -34,8 +37,12 @@ class _Writer:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{new_id(utcnow())}.seg"
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        # It gets its name once it is locked: a compaction must not take a new segment for one that nobody writes.
+        unlocked = self.path.with_suffix(".new")
+        self.fd = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         fcntl.flock(self.fd, fcntl.LOCK_EX)
+        unlocked.rename(self.path)
+        sync_folder(folder)
         self.size = 0
         self.dirty = False
 
@@ -54,7 +61,9 @@ class SegmentBlocks(Blocks):
 
     def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
         folder = self._folder(stream)
-        buffer = b"".join(HEADER.pack(len(data), zlib.crc32(data)) + data for data in frames)
+        if not all(frames):
+            raise ValueError("a frame holds at least one byte")
+        buffer = b"".join(_framed(data) for data in frames)
         with self._lock:
             if self._failed:
                 raise PalanError(
@@ -68,7 +77,7 @@ class SegmentBlocks(Blocks):
                 if writer:
                     self._sync(writer)
                     os.close(writer.fd)
-                writer = self._writers[stream] = _Writer(folder)
+                writer = self._writers[stream] = self._open(folder)
             self._write(writer, buffer)
             if durable:
                 self._sync(writer)
@@ -76,6 +85,12 @@ class SegmentBlocks(Blocks):
                 writer.dirty = True
                 self._wake_syncer()
             return writer.size
+
+    def _open(self, folder: Path) -> _Writer:
+        try:
+            return _Writer(folder)
+        except OSError as error:
+            raise PalanError(f"{folder} cannot be written: {error.strerror}", f"check its space and rights: df {self.root}") from error
 
     def _write(self, writer: _Writer, buffer: bytes) -> None:
         try:
@@ -96,7 +111,9 @@ class SegmentBlocks(Blocks):
             writer.dirty = False
         except OSError as error:
             self._failed = error  # a failed fsync is never retried: the kernel may have dropped the pages
-            raise
+            raise PalanError(
+                f"the disk refused {writer.path}: {error.strerror}", "put the disk right, then start palan again"
+            ) from error
 
     def _wake_syncer(self) -> None:
         if self._syncer is None:
@@ -126,35 +143,53 @@ class SegmentBlocks(Blocks):
         if not folder.is_dir():
             return
         after = after or {}
-        compacted: set[str] = set()
-        for path in sorted(folder.glob("*.parquet")):
-            frames = _read_compacted(path)
-            compacted.update(frame.segment for frame in frames)
+        # A compaction may move segments while we read. It writes its file before it removes theirs, so segments are
+        # listed first, and for one that is gone the compacted files are looked at again.
+        segments = sorted(folder.glob("*.seg"))
+        read: set[Path] = set()
+        done: set[str] = set()
+        yield from self._compacted(folder, after, read, done)
+        for path in segments:
+            if path.stem in done:
+                continue
+            try:
+                data = _bytes_past(path, after.get(path.stem, 0))
+            except FileNotFoundError:
+                yield from self._compacted(folder, after, read, done)
+                continue
+            done.add(path.stem)
+            yield from _frames(path, after.get(path.stem, 0), data)
+
+    def _compacted(self, folder: Path, after: Position, read: set[Path], done: set[str]) -> Iterator[Frame]:
+        """Yield what compacted files hold of segments that are not `done`; the files go to `read`, the segments to `done`."""
+        for path in sorted(set(folder.glob("*.parquet")) - read):
+            read.add(path)
+            frames = [frame for frame in _read_compacted(path) if frame.segment not in done]
+            done.update(frame.segment for frame in frames)
             yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
-        for path in sorted(folder.glob("*.seg")):
-            if path.stem not in compacted:
-                yield from _read_segment(path, after.get(path.stem, 0))
 
     def compact(self, stream: str) -> int:
         import polars as pl
 
         folder = self._folder(stream)
-        closed = [path for path in sorted(folder.glob("*.seg")) if _is_closed(path)]
-        frames = [frame for path in closed for frame in _read_segment(path, 0)]
-        if frames:
-            table = pl.DataFrame(
-                {
-                    "segment": [frame.segment for frame in frames],
-                    "end": [frame.end for frame in frames],
-                    "crc": [zlib.crc32(frame.data) for frame in frames],
-                    "data": [frame.data for frame in frames],
-                }
-            )
-            buffer = io.BytesIO()
-            table.write_parquet(buffer, compression="zstd")
-            write_atomically(folder / f"{closed[-1].stem}.parquet", buffer.getvalue())
-        for path in closed:
-            path.unlink()
+        with ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
+            closed = [path for path in sorted(folder.glob("*.seg")) if _claim(path, stack)]
+            frames = [frame for path in closed for frame in _frames(path, 0, _bytes_past(path, 0))]
+            if frames:
+                table = pl.DataFrame(
+                    {
+                        "segment": [frame.segment for frame in frames],
+                        "end": [frame.end for frame in frames],
+                        "data": [frame.data for frame in frames],
+                    }
+                )
+                buffer = io.BytesIO()
+                table.write_parquet(buffer, compression="zstd")
+                # The name holds the digest of the content: every read is checked against it.
+                digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+                write_atomically(folder / f"{closed[-1].stem}.{digest}.parquet", buffer.getvalue())
+            for path in closed:
+                path.unlink()
         return len(frames)
 
     def close(self) -> None:
@@ -171,27 +206,42 @@ class SegmentBlocks(Blocks):
         return self.root / stream
 
 
-def _is_closed(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-def _read_segment(path: Path, start: int) -> Iterator[Frame]:
+def _claim(path: Path, stack: ExitStack) -> bool:
+    """Lock a segment that no process writes, until the stack ends; False if one does, or if it is gone."""
     try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read()
-    except FileNotFoundError:  # compacted while we listed: the next scan reads it from there
-        return
+        file = stack.enter_context(path.open("rb"))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return path.exists()  # another compaction may have finished with it while we opened it
+
+
+def _framed(data: bytes) -> bytes:
+    prefix = _PREFIX.pack(len(data), zlib.crc32(data))
+    return prefix + zlib.crc32(prefix).to_bytes(4, "little") + data
+
+
+def _bytes_past(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()
+
+
+def _frames(path: Path, start: int, data: bytes) -> Iterator[Frame]:
     at = 0
     while at + HEADER.size <= len(data):
-        length, crc = HEADER.unpack_from(data, at)
+        length, crc, header_crc = HEADER.unpack_from(data, at)
         begin, end = at + HEADER.size, at + HEADER.size + length
-        if length == 0 or end > len(data):
+        header = data[at : at + _PREFIX.size]
+        if length == crc == header_crc == 0:
+            return  # room that a loss of power left empty: it was never on the disk
+        if zlib.crc32(header) != header_crc:  # a length that cannot be trusted says nothing about the tail
+            raise Corrupt(
+                f"{path} is damaged at bytes {start + at} to {start + begin}: checksum {header_crc:08x} was written, "
+                f"{zlib.crc32(header):08x} is there",
+                "restore the file from a backup",
+            )
+        if end > len(data):
             return  # torn: it was never acknowledged
         payload = data[begin:end]
         if zlib.crc32(payload) != crc:
@@ -207,17 +257,8 @@ def _read_segment(path: Path, start: int) -> Iterator[Frame]:
 def _read_compacted(path: Path) -> list[Frame]:
     import polars as pl
 
-    try:
-        table = pl.read_parquet(path.read_bytes())
-    except pl.exceptions.PolarsError as error:
-        raise Corrupt(f"{path} is damaged: {error}", "restore the file from a backup") from error
-    frames = []
-    for segment, end, crc, data in table.iter_rows():
-        if zlib.crc32(data) != crc:
-            raise Corrupt(
-                f"{path} is damaged: frame {segment} ending at {end} has checksum {zlib.crc32(data):08x}, "
-                f"{crc:08x} was written",
-                "restore the file from a backup",
-            )
-        frames.append(Frame(segment, end, data))
-    return frames
+    content = path.read_bytes()
+    written, found = path.stem.rpartition(".")[2], hashlib.sha256(content).hexdigest()
+    if found != written:
+        raise Corrupt(f"{path} is damaged: it should have digest {written}, and has {found}", "restore the file from a backup")
+    return [Frame(*row) for row in pl.read_parquet(content).iter_rows()]

@@ -71,8 +71,13 @@ def _codec(hint: Any) -> tuple[Encode, Encode]:
     return (lambda v: encoder.encode(v).decode()), (lambda v: decoder.decode(v))
 
 
-@cache
 def table(noun: type) -> Table:
+    """Return the table of a noun, worked out once."""
+    return _table(noun)
+
+
+@cache
+def _table(noun: Any) -> Table:
     """Return the table of a noun: its class name in snake case, its first field the key."""
     hints = typing.get_type_hints(noun)
     columns = tuple(field.name for field in dataclasses.fields(noun))

@@ -80,8 +80,8 @@ class SQLiteRecords(Records):
         return self._run(of.insert_new, of.row(noun)).rowcount == 1
 
     def get(self, noun: type[T], key: str | int) -> T | None:
-        of = sql.table(noun)
-        found = self.find(noun, limit=1, **{of.key: key})
+        where: dict[str, Any] = {sql.table(noun).key: key}
+        found = self.find(noun, limit=1, **where)
         return found[0] if found else None
 
     def find(
@@ -117,30 +117,21 @@ class SQLiteRecords(Records):
                 finally:
                     self._depth -= 1
                 return
-            with _explained(self.path):
-                if durable:
-                    self._db.execute("pragma synchronous = full")
-                self._db.execute("begin immediate")
-            self._depth = 1
             try:
-                yield
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            else:
                 with _explained(self.path):
-                    self._commit()
+                    if durable:
+                        self._db.execute("pragma synchronous = full")
+                    self._db.execute("begin immediate")
+                self._depth = 1
+                yield
+                with _explained(self.path):
+                    self._db.execute("commit")
             finally:
                 self._depth = 0
+                if self._db.in_transaction:  # something was raised: a full disk may have ended it already
+                    self._db.execute("rollback")
                 if durable:
                     self._db.execute("pragma synchronous = normal")
-
-    def _commit(self) -> None:
-        try:
-            self._db.execute("commit")
-        except sqlite3.Error:
-            self._db.execute("rollback")
-            raise
 
     def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
         expires = now + ttl
