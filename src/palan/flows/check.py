@@ -174,7 +174,7 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
     from palan.gates import rules
 
     if bench.champion is None:
-        return None
+        return Finding("champion", "cannot tell", "there is no champion to compare with yet")
     if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
         ours, theirs = bench.solved(bench.version), bench.solved(bench.champion)
         pairs = [(_cost(ours[name]), _cost(theirs[name])) for name in ours]
