@@ -230,8 +230,9 @@ def _of_object(node: ast.Assign) -> Found | None:
 
 
 def _columns(node: ast.FunctionDef) -> Iterator[str]:
-    """Yield the columns that a method names: rows["x"], pl.col("x"), rows.select("x", ...)."""
-    for inner in ast.walk(node):
+    """Yield the columns that a method names, as they come: rows["x"], pl.col("x"), rows.select("x", ...)."""
+    expressions = [each for each in ast.walk(node) if isinstance(each, ast.expr)]
+    for inner in sorted(expressions, key=lambda each: (each.lineno, each.col_offset)):
         texts: Sequence[ast.expr] = ()
         if isinstance(inner, ast.Subscript) and isinstance(inner.ctx, ast.Load):
             texts = inner.slice.elts if isinstance(inner.slice, ast.List | ast.Tuple) else [inner.slice]

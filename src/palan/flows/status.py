@@ -615,7 +615,7 @@ def _loss(
         return {"times": [], "values": [], "threshold": None, "unit": UNIT, "marks": []}
     thresholds = [each["threshold"] for each in frames if each["threshold"] is not None]
     begin, end = frames[0]["since"], max(frames[-1]["until"], stamp(project.clock()) if until is None else "")
-    marks = [_mark(each) for each in entries if _is_release(each) and _model_of(each) == model]
+    marks = [_mark(each) for each in sorted(entries, key=lambda each: each.seq) if _is_release(each) and _model_of(each) == model]
     for alarm in project.store.records.find(Alarm, model=model, lane="page"):
         kind = "fault" if alarm.diagnosis == "data fault" else "alarm"
         marks.append({"time": stamp(alarm.since), "kind": kind, "label": alarm.diagnosis})

@@ -34,7 +34,7 @@ class Stock:
 
 
 class Shop(gymnasium.Env[Numbers, np.int64]):
-    """Thirty days of the shop. A customer who finds nothing costs 3, a piece that stays a night costs 0.2."""
+    """Two weeks of the shop. A customer who finds nothing costs 3, a piece that stays a night costs 0.2."""
 
     def __init__(self, sold: list[list[int]]) -> None:
         self.sold = sold
@@ -51,4 +51,4 @@ class Shop(gymnasium.Env[Numbers, np.int64]):
         stock = self.on_hand + BOX * int(action)
         self.on_hand, self.day = max(stock - wanted, 0), self.day + 1
         cost = 3.0 * max(wanted - stock, 0) + 0.2 * self.on_hand
-        return np.array([1.0 + self.day % 7, self.on_hand]), -cost, self.day == 30, False, {}
+        return np.array([1.0 + self.day % 7, self.on_hand]), -cost, self.day == 14, False, {}

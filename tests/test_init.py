@@ -1,0 +1,325 @@
+"""Beginning a project: from a template of each kind, around code that is there, around a decision table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from palan.errors import NotFound, PalanError
+from palan.flows.config import load
+from palan.flows.init import TEMPLATES, found_in, init
+from palan.models.contract import KINDS
+
+BIN = Path(sys.executable).parent
+
+
+def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Type a line into a shell, with this palan first on the path."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def needs(kind: str) -> None:
+    for library in {"program": ["highspy"], "policy": ["gymnasium"]}.get(kind, []):
+        pytest.importorskip(library)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_template_runs_as_its_own_last_line_says(kind: str, tmp_path: Path) -> None:
+    needs(kind)
+    made = run(f"palan init --kind {kind} --into shop", tmp_path)
+    assert made.returncode == 0, made.stderr
+    line = made.stdout.splitlines()[-1].removeprefix("next: ")
+    assert line.startswith("cd shop && palan ingest && palan build ")
+    assert [part.split()[1] for part in line.split(" && ")[1:]] == ["ingest", "build", "check", "release", "decide"]
+    done = run(line, tmp_path)
+    assert done.returncode == 0, done.stderr
+    verdicts = [part.split()[0] for part in done.stdout.splitlines() if part.startswith("  ") and part.split()[:1] in (["pass"], ["fail"])]
+    assert "fail" not in verdicts
+    assert verdicts.count("pass") >= 2, done.stdout
+    assert "cannot tell" not in done.stdout, done.stdout
+    answered = done.stdout[done.stdout.rindex("of the requests") :].partition("\n")[2]
+    assert json.loads(answered), answered
+    status = run("palan status --json", tmp_path / "shop")
+    assert status.returncode == 0, status.stderr
+    model = json.loads(status.stdout)["models"][0]
+    assert (model["kind"], model["verdict"], model["decisions"] >= 1) == (kind, "learning", True)
+
+
+def test_templates_are_short_and_know_no_foreign_file() -> None:
+    for kind in KINDS:
+        folder = TEMPLATES / kind
+        files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert {path.name for path in files} >= {"palan.toml", "example.json"}
+        for path in files:
+            if path.suffix in (".py", ".toml"):
+                assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 50, path
+        assert sum(path.stat().st_size for path in files) < 60_000
+
+
+def test_default_is_an_estimator_named_after_its_folder(tmp_path: Path) -> None:
+    made = init(tmp_path / 'a "quoted" name')
+    config = load(tmp_path / 'a "quoted" name' / "palan.toml")
+    assert config.name == 'a "quoted" name'
+    assert list(config.models) == ["rentals"]
+    assert sorted(Path(each) for each in made["files"]) == sorted(path for path in (tmp_path / 'a "quoted" name').rglob("*") if path.is_file())
+
+
+def test_missing_library_comes_first_in_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("palan.flows.init.find_spec", lambda name: None)
+    assert 'pip install "palan[highs]" && palan ingest' in init(tmp_path / "van", kind="program")["next"]
+    assert "pip install" not in init(tmp_path / "rentals")["next"]
+
+
+# -- nothing is lost -------------------------------------------------------------------------------------------------
+
+
+def test_existing_project_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "palan.toml").write_text("[project]\n")
+    with pytest.raises(PalanError, match="overwrites nothing") as refused:
+        init(tmp_path)
+    assert "palan init --into" in refused.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["palan.toml"]
+    done = run("palan init", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2)
+
+
+def test_a_file_in_the_way_is_kept_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "rentals.py").write_text("mine = True\n")
+    with pytest.raises(PalanError, match=r"rentals\.py is there already"):
+        init(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["rentals.py"]
+    assert (tmp_path / "rentals.py").read_text() == "mine = True\n"
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_killed_init_is_simply_done_again(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import palan.flows.init as module
+
+    real, count = module.write_atomically, [0]
+
+    def dies(path: Path, data: bytes) -> None:
+        if count[0] == after:
+            raise KeyboardInterrupt
+        count[0] += 1
+        real(path, data)
+
+    monkeypatch.setattr(module, "write_atomically", dies)
+    with pytest.raises(KeyboardInterrupt):
+        init(tmp_path)
+    assert not (tmp_path / "palan.toml").exists()  # written last: a half-made project is none
+    monkeypatch.setattr(module, "write_atomically", real)
+    init(tmp_path)
+    assert load(tmp_path / "palan.toml").models
+
+
+def test_own_gitignore_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("*.log\n")
+    init(tmp_path)
+    assert (tmp_path / ".gitignore").read_text() == "*.log\n"
+
+
+def test_folder_that_is_a_file_is_a_clear_mistake(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(PalanError, match="cannot be used") as refused:
+            init(folder)
+        assert refused.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_rights_is_a_clear_mistake(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(PalanError, match="cannot be used") as refused:
+            init(tmp_path / "new")
+        assert "chmod" in refused.value.hint
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_disk_that_refuses_is_a_clear_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path, data: bytes) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("palan.flows.init.write_atomically", refuses)
+    with pytest.raises(PalanError, match="Permission denied") as refused:
+        init(tmp_path)
+    assert "chmod" in refused.value.hint
+
+
+def test_unknown_kind_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(PalanError) as refused:
+        init(tmp_path, kind="heuristics")
+    assert refused.value.hint == 'did you mean "heuristic"?'
+
+
+# -- around Python ---------------------------------------------------------------------------------------------------
+
+NOTEBOOK = '''
+"""Somebody's notebook, exported."""
+from dataclasses import dataclass
+import polars as pl
+raise SystemExit("this file must be read, never run")
+
+def helper(rows): return rows
+
+@dataclass
+class Demand:
+    """How much will be sold."""
+    extra: float = 0.0
+
+    def fit(self, data):
+        self.mean_ = data.group_by("weekday").agg(pl.col("sold").mean())
+
+    def decide(self, rows):
+        return rows["weekday"] * 0 + rows.select("fair") + self.extra
+'''
+
+
+def test_python_file_is_read_not_run_and_its_columns_are_found(tmp_path: Path) -> None:
+    (tmp_path / "notebook.py").write_text(NOTEBOOK)
+    made = init(tmp_path, source=str(tmp_path / "notebook.py"))
+    config = load(tmp_path / "palan.toml")
+    model = config.models["demand"]
+    assert (model.model, model.data, model.inputs) == ("notebook.py:Demand", "history", ("weekday", "fair"))
+    assert set(config.data["history"].columns) == {"weekday", "fair", "sold"}
+    assert {each.partition(":")[0] for each in made["missing"]} == {"data", "score", "check", "golden"}
+    text = (tmp_path / "palan.toml").read_text()
+    assert '# outcome = "sold"' in text
+    assert "Demand has no score(" in text
+    assert (tmp_path / "notebook.py").read_text() == NOTEBOOK
+
+
+def test_project_around_code_runs_once_the_gaps_are_filled(tmp_path: Path) -> None:
+    """The file that init wrote is right as it stands but for the data: with data it builds."""
+    (tmp_path / "notebook.py").write_text(NOTEBOOK.replace('raise SystemExit("this file must be read, never run")', "").replace(' + rows.select("fair")', ' + rows["fair"]'))
+    run("palan init notebook.py", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sold.csv").write_text("weekday,fair,sold\n" + "".join(f"{day % 7},{day % 2},{80 + day}\n" for day in range(40)))
+    done = run("palan ingest && palan build demand", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "demand@1 (estimator)" in done.stdout
+
+
+def test_source_elsewhere_is_copied_in(tmp_path: Path) -> None:
+    (tmp_path / "models.py").write_text("def decide(rows):\n    return rows['x']\n")
+    made = init(tmp_path / "project", source=str(tmp_path / "models.py"))
+    assert (tmp_path / "project" / "models.py").read_text() == (tmp_path / "models.py").read_text()
+    assert str(tmp_path / "project" / "models.py") in made["files"]
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("class A:\n def formulate(self, instance): ...", [("A", "program", False)]),
+        ("class A:\n def act(self, observation): ...", [("A", "policy", False)]),
+        ("class A:\n def decide(self, instance, ctx): ...", [("A", "heuristic", False)]),
+        ("class A:\n def decide(self, rows, verbose=False): ...", [("A", "rules", False)]),
+        ("class B:\n def fit(self, data): ...\nclass A(B):\n def decide(self, rows): ...", [("A", "estimator", False)]),
+        ("class A:\n def fit(self, X, y): ...\n def predict(self, X): ...", [("A", "estimator", False)]),
+        ("class _Hidden:\n def decide(self, rows): ...\nclass Plan: ...", []),
+        ("class A(A):\n def decide(self, rows): ...", [("A", "rules", False)]),
+        ("def solve(instance, ctx): ...\ndef _inner(rows): ...", [("solve", "heuristic", False)]),
+        ("def offer(rows): ...", [("offer", "rules", False)]),
+        ("def predict(table): ...\ndef mean(numbers): ...", [("predict", "rules", True)]),
+        ("import sklearn.ensemble as e\nmodel = e.HistGradientBoostingClassifier()", [("model", "estimator", False)]),
+        ("x = 1\nprint(x)", []),
+    ],
+)
+def test_verbs_tell_the_kind_as_the_adapter_will(code: str, found: list[tuple[str, str, bool]]) -> None:
+    assert [(each.name, each.kind, each.declare) for each in found_in(code)] == found
+
+
+@pytest.mark.parametrize("kind", ["estimator", "program", "heuristic", "policy"])
+def test_reading_a_template_agrees_with_building_it(kind: str) -> None:
+    (code,) = TEMPLATES.joinpath(kind).glob("*.py")
+    (model,) = load(TEMPLATES / kind / "palan.toml").models.values()
+    found = {each.name: each.kind for each in found_in(code.read_text())}
+    assert found[model.model.partition(":")[2]] == kind
+
+
+def test_model_of_instances_asks_for_instances(tmp_path: Path) -> None:
+    (tmp_path / "plan.py").write_text("class Plan:\n    def formulate(self, instance): ...\n")
+    made = init(tmp_path, source=str(tmp_path / "plan.py"))
+    config = load(tmp_path / "palan.toml")
+    assert (config.models["plan"].instances, dict(config.data)) == ("instances/*.json", {})
+    assert any(each.startswith("instances:") for each in made["missing"])
+    assert made["next"].endswith("palan build plan")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.py", "", "defines nothing that decides"),
+        ("broken.py", "def decide(rows:\n", "line 1 is not Python"),
+        ("latin.py", "x = 'ä'".encode("latin-1"), "is not UTF-8"),
+        ("nul.py", b"x = 1\x00", "is not Python"),
+        ("table.csv", "a,b\n1,2\n", "names no output"),
+        ("notes.txt", "hello", "neither Python nor a decision table"),
+    ],
+)
+def test_source_that_is_no_model_says_why_and_writes_nothing(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:
+    source = tmp_path / name
+    source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(PalanError, match=said) as refused:
+        init(tmp_path / "project", source=str(source))
+    assert refused.value.hint
+    assert not (tmp_path / "project").exists()
+
+
+def test_missing_source_names_the_nearest_file(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text("")
+    with pytest.raises(NotFound) as refused:
+        init(tmp_path, source=str(tmp_path / "modle.py"))
+    assert refused.value.hint == 'did you mean "model.py"?'
+
+
+# -- around a decision table -----------------------------------------------------------------------------------------
+
+TABLE = '''# hit: unique
+delay,origin,member,-> offer,-> amount
+>= 180,-,-,hotel,250
+(60..180),"EWR,JFK",true,meal,20
+(60..180),"EWR,JFK",false,voucher,10
+(60..180),"not(EWR,JFK)",-,voucher,10
+<= 60,-,-,nothing,0
+'''
+
+
+def test_decision_table_becomes_a_project_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "care.csv").write_text(TABLE)
+    made = init(tmp_path, source=str(tmp_path / "care.csv"))
+    cases = json.loads((tmp_path / "golden" / "care.json").read_text())
+    assert [case["output"] for case in cases] == [
+        {"offer": "hotel", "amount": 250},
+        {"offer": "meal", "amount": 20},
+        {"offer": "voucher", "amount": 10},
+        {"offer": "voucher", "amount": 10},
+        {"offer": "nothing", "amount": 0},
+    ]
+    assert made["missing"]
+    done = run(made["next"], tmp_path.parent)
+    assert done.returncode == 0, done.stderr
+    assert "pass  table_checks" in done.stdout
+    assert '"offer": "hotel"' in done.stdout
+
+
+def test_golden_cases_of_odd_cells_are_answers_of_the_table(tmp_path: Path) -> None:
+    """null, lone negations, open ends, a column that nothing depends on."""
+    (tmp_path / "odd.csv").write_text("a,b,c,-> x\nnull,!= other,-,1\n< 5,\"not(other, other 0)\",-,2\n> 5,-,-,3\n(1..2),u,-,4\n")
+    init(tmp_path, source=str(tmp_path / "odd.csv"))
+    cases = json.loads((tmp_path / "golden" / "odd.json").read_text())
+    assert [case["output"]["x"] for case in cases][:3] == [1, 2, 3]
+    assert cases[0]["input"]["a"] is None
+
+
+def test_table_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "care.csv").write_text(TABLE)
+    with pytest.raises(PalanError, match="of kind rules, not policy"):
+        init(tmp_path, source=str(tmp_path / "care.csv"), kind="policy")
