@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest
 
@@ -22,11 +26,16 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from palan.errors import PalanError
+from palan.core import digest
+from palan.errors import Corrupt, NotFound, PalanError
+from palan.ledger import link
 from palan.models import user
 from palan.models.adapt import Adapter, Heuristic, InstanceAdapter, Program, RowsAdapter, adapter
 from palan.models.contract import KINDS, SHAPE, STATUSES, Context, Result, Violation
 from palan.models.table import Table
+from palan.releases.nouns import Arm, Release
+from palan.runs.run import Run, Step
+from palan.stores.contract import Blobs, Blocks, Records
 
 # --- models ---
 
@@ -249,3 +258,249 @@ def same(one: Any, two: Any) -> bool:
 
 
 # --- stores ---
+
+
+# --- stores ---
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+
+
+class RecordsSuite:
+    """What holds for records of any kind of store. Give `open`: each call opens the same store once more.
+
+        class TestMine(RecordsSuite):
+            def open(self, folder): return MyRecords(folder / "mine.db")
+    """
+
+    def open(self, folder: Path) -> Records:
+        """Open the store that lives at `folder`, a folder of the one test."""
+        raise SkipTest("give open(folder)")
+
+    def test_a_noun_comes_back_as_it_was_put(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        run = Run("r1", "build", "delay", "done", NOON, ended=NOON + SECOND, params={"rate": 0.1, "deep": {"é": [1, None]}}, data={"w": 3})
+        assert records.get(Run, "r1") is None
+        records.put(run)
+        assert records.get(Run, "r1") == run
+        assert self.open(tmp_path).get(Run, "r1") == run
+        records.put(replace(run, status="failed"))
+        assert records.find(Run) == [replace(run, status="failed")]
+
+    def test_add_never_replaces(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        step = Step("s1", "r1", "fit", {"rows": 3}, {}, NOON, 0.5)
+        assert records.add(step)
+        assert not records.add(replace(step, value=None))
+        assert records.get(Step, "s1") == step
+
+    def test_find_by_fields_time_order_and_limit(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        for number in range(6):
+            records.put(Run(f"r{number}", "build", "ab"[number % 2], "done", NOON + number * SECOND, ended=NOON if number == 3 else None))
+
+        def ids(**where: Any) -> list[str]:
+            return [run.id for run in records.find(Run, **where)]
+
+        assert ids() == ["r0", "r1", "r2", "r3", "r4", "r5"]
+        assert ids(subject="b") == ["r1", "r3", "r5"]
+        assert ids(subject="b", ended=None) == ["r1", "r5"]
+        assert ids(id=["r4", "r0", "none"]) == ["r0", "r4"]
+        assert ids(id=()) == []
+        assert ids(order="-time", limit=2) == ["r5", "r4"]
+        assert ids(since=NOON + SECOND, until=NOON + 3 * SECOND) == ["r1", "r2"]
+
+    def test_a_transaction_is_all_or_nothing(self, tmp_path: Path) -> None:
+        records, other = self.open(tmp_path), self.open(tmp_path)
+        run = Run("r1", "build", "delay", "done", NOON)
+        try:
+            with records.transaction():
+                records.put(run)
+                with records.transaction(durable=True):
+                    records.put(replace(run, id="r2"))
+                assert other.find(Run) == []
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        assert records.find(Run) == other.find(Run) == []
+        with records.transaction(durable=True):
+            records.put(run)
+        assert other.find(Run) == [run]
+
+    def test_swap_succeeds_for_one_of_many(self, tmp_path: Path) -> None:
+        first = Release("delay", 1, NOON, (Arm("delay@1", "champion", 1.0),))
+        stores = [self.open(tmp_path) for _ in range(8)]
+        assert stores[0].swap(first, epoch=0)
+        assert not stores[1].swap(first, epoch=0)
+        assert not stores[1].swap(replace(first, epoch=3), epoch=2)
+        won: list[list[int]] = [[] for _ in stores]
+        start = threading.Barrier(len(stores))
+
+        def compete(place: int) -> None:
+            start.wait()
+            for epoch in range(1, 11):
+                if stores[place].swap(replace(first, epoch=epoch + 1, reason=str(place)), epoch=epoch):
+                    won[place].append(epoch)
+
+        threads = [threading.Thread(target=compete, args=(place,)) for place in range(len(stores))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(epoch for each in won for epoch in each) == list(range(1, 11))
+        found = stores[0].get(Release, "delay")
+        assert found is not None and found.epoch == 11
+
+    def test_a_lease_has_one_holder_and_its_token_rises(self, tmp_path: Path) -> None:
+        one, two = self.open(tmp_path), self.open(tmp_path)
+        ttl = 5 * SECOND
+        lease = one.lease("build", "a", ttl, now=NOON)
+        assert lease is not None and lease.expires == NOON + ttl
+        assert two.lease("build", "b", ttl, now=NOON + SECOND) is None
+        again = one.lease("build", "a", ttl, now=NOON + 2 * SECOND)
+        assert again is not None and again.token == lease.token
+        assert two.lease("build", "b", ttl, now=NOON + 6 * SECOND) is None  # it was extended
+        taken = two.lease("build", "b", ttl, now=NOON + 7 * SECOND)
+        assert taken is not None and taken.token > lease.token
+        assert one.lease("build", "a", ttl, now=NOON + 8 * SECOND) is None
+        one.free(lease)  # not its own any more: nothing happens
+        assert one.lease("build", "a", ttl, now=NOON + 8 * SECOND) is None
+        two.free(taken)
+        back = one.lease("build", "a", ttl, now=NOON + 8 * SECOND)
+        assert back is not None and back.token > taken.token
+
+    def test_the_ledger_only_grows(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        entry = link(None, time=NOON, actor="ada", verb="built", subject="delay@1", reason="first")
+        assert records.add(entry) and not records.add(entry)
+        refused = False
+        try:
+            records.put(replace(entry, reason="edited"))
+        except Exception:  # noqa: BLE001  # each store refuses in its own words
+            refused = True
+        assert refused and records.find(type(entry)) == [entry]
+
+    def test_close_twice(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        records.close()
+        records.close()
+
+
+class BlocksSuite:
+    """What holds for blocks of any kind of store. Give `open`: each call opens the same store once more."""
+
+    def open(self, folder: Path) -> Blocks:
+        """Open the store that lives at `folder`, a folder of the one test."""
+        raise SkipTest("give open(folder)")
+
+    def test_frames_come_back_whole_and_in_order(self, tmp_path: Path) -> None:
+        blocks = self.open(tmp_path)
+        frames = [b"a", b"\0" * 9, bytes(range(256)) * 300]
+        assert list(blocks.scan("decisions/delay")) == []
+        blocks.append("decisions/delay", frames[:1])
+        blocks.append("decisions/delay", frames[1:], durable=True)
+        blocks.append("decisions/other", [b"else"])
+        assert [frame.data for frame in blocks.scan("decisions/delay")] == frames
+        assert [frame.data for frame in self.open(tmp_path).scan("decisions/delay")] == frames
+
+    def test_a_scan_goes_on_where_the_last_one_ended(self, tmp_path: Path) -> None:
+        one, two = self.open(tmp_path), self.open(tmp_path)
+        position: dict[str, int] = {}
+        seen: list[bytes] = []
+        for number in range(6):
+            (one, two)[number % 2].append("s", [b"%d" % number, b"!"])
+            for frame in one.scan("s", position):
+                seen.append(frame.data)
+                position[frame.segment] = frame.end
+        assert seen == [part for number in range(6) for part in (b"%d" % number, b"!")]
+
+    def test_an_empty_frame_is_refused(self, tmp_path: Path) -> None:
+        blocks = self.open(tmp_path)
+        for frames in ([b""], [b"a", b""]):
+            try:
+                blocks.append("s", frames)
+            except ValueError:
+                continue
+            raise AssertionError("an empty frame was taken")
+        assert list(blocks.scan("s")) == []
+
+    def test_names_that_would_leave_the_store_are_refused(self, tmp_path: Path) -> None:
+        blocks = self.open(tmp_path)
+        for stream in ("", "/etc", "../up", "a/../b", "a//b", "a b", "a\0b"):
+            try:
+                blocks.append(stream, [b"x"])
+            except PalanError:
+                continue
+            raise AssertionError(f"{stream!r} was taken as the name of a stream")
+
+    def test_compaction_changes_nothing_that_is_read(self, tmp_path: Path) -> None:
+        old, live = self.open(tmp_path), self.open(tmp_path)
+        old.append("s", [b"%d" % number for number in range(50)])
+        position = {frame.segment: frame.end for frame in list(old.scan("s"))[:20]}
+        getattr(old, "close", lambda: None)()  # its process ends
+        live.append("s", [b"live"])
+        before = sorted(frame.data for frame in live.scan("s"))
+        assert live.compact("s") == 50
+        assert live.compact("s") == 0
+        live.append("s", [b"later"])
+        assert sorted(frame.data for frame in live.scan("s")) == sorted([*before, b"later"])
+        assert sorted(frame.data for frame in live.scan("s", position)) == sorted([*(b"%d" % number for number in range(20, 50)), b"live", b"later"])
+
+
+class BlobsSuite:
+    """What holds for blobs of any kind of store. Give `open`; `damage` makes one stored blob differ from what was put."""
+
+    def open(self, folder: Path) -> Blobs:
+        """Open the store that lives at `folder`, a folder of the one test."""
+        raise SkipTest("give open(folder)")
+
+    def damage(self, folder: Path, key: str) -> None:
+        """Change the stored bytes of a blob behind the store's back."""
+        raise SkipTest("give damage(folder, key)")
+
+    def test_bytes_come_back_under_their_digest(self, tmp_path: Path) -> None:
+        blobs = self.open(tmp_path)
+        for data in (b"", b"plan", bytes(range(256)) * 9000):
+            key = blobs.put(data)
+            assert key == digest(data) == blobs.put(data)
+            assert blobs.has(key) and blobs.get(key) == data
+            assert self.open(tmp_path).get(key) == data
+
+    def test_files_are_streamed_in_and_out(self, tmp_path: Path) -> None:
+        blobs = self.open(tmp_path / "store")
+        given, back = tmp_path / "given", tmp_path / "deep" / "back"
+        given.write_bytes(b"x" * 3_000_001)
+        key = blobs.put(given)
+        assert blobs.get(key, back) == b"" and back.read_bytes() == given.read_bytes()
+        try:
+            blobs.put(tmp_path / "none")
+        except NotFound:
+            return
+        raise AssertionError("a file that is not there was put")
+
+    def test_what_is_not_there_is_not_found(self, tmp_path: Path) -> None:
+        blobs = self.open(tmp_path)
+        for key in ("0" * 64, "", "../../etc/passwd", "A" * 64):
+            try:
+                assert not blobs.has(key)
+                blobs.get(key)
+            except NotFound:
+                continue
+            raise AssertionError(f"{key!r} was found")
+
+    def test_damage_is_refused_with_both_digests_and_healed_by_a_put(self, tmp_path: Path) -> None:
+        blobs = self.open(tmp_path)
+        key = blobs.put(b"a model")
+        self.damage(tmp_path, key)
+        into = tmp_path / "into"
+        for place in (None, into):
+            try:
+                blobs.get(key, place)
+            except Corrupt as error:
+                found = [word for word in error.what.replace(",", " ").split() if len(word) == 64]
+                assert key in found and len(set(found)) == 2, error.what
+                continue
+            raise AssertionError("damaged bytes were returned")
+        assert not into.exists()
+        blobs.put(b"a model")
+        assert blobs.get(key) == b"a model"

@@ -1,0 +1,400 @@
+"""What is kept is kept: the suites on what palan ships, then damage, kills, many processes, locks and migrations."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from palan.errors import Conflict, Corrupt, PalanError
+from palan.ledger import Entry, link
+from palan.releases.nouns import Arm, Release
+from palan.runs.run import Run
+from palan.stores import open_store
+from palan.stores.files import FileBlobs
+from palan.stores.segments import HEADER, SegmentBlocks
+from palan.stores.sqlite import SQLiteRecords
+from palan.testing import BlobsSuite, BlocksSuite, RecordsSuite
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+
+
+class TestSQLite(RecordsSuite):
+    def open(self, folder: Path) -> SQLiteRecords:
+        return SQLiteRecords(folder / "palan.db")
+
+
+class TestSegments(BlocksSuite):
+    def open(self, folder: Path) -> SegmentBlocks:
+        return SegmentBlocks(folder / "blocks")
+
+
+class TestFiles(BlobsSuite):
+    def open(self, folder: Path) -> FileBlobs:
+        return FileBlobs(folder / "blobs")
+
+    def damage(self, folder: Path, key: str) -> None:
+        flip(folder / "blobs" / key[:2] / key, 3)
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(bytes(data))
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+# --- damage ---
+
+
+def test_every_flipped_byte_of_a_segment_is_found(tmp_path: Path) -> None:
+    blocks = SegmentBlocks(tmp_path)
+    frames = [b"first", b"second frame", b"third"]
+    blocks.append("s", frames)
+    (path,) = tmp_path.glob("s/*.seg")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flip(path, at)
+        with pytest.raises(Corrupt) as refused:
+            list(SegmentBlocks(tmp_path).scan("s"))
+        first, last = [int(word.rstrip(":")) for word in refused.value.what.split("bytes ")[1].split()[0:3:2]]
+        assert first <= at < last and path.name in refused.value.what
+        path.write_bytes(whole)
+
+
+def test_whole_frames_before_the_damage_are_still_given(tmp_path: Path) -> None:
+    SegmentBlocks(tmp_path).append("s", [b"good", b"bad", b"after"])
+    (path,) = tmp_path.glob("s/*.seg")
+    flip(path, HEADER.size + 4 + HEADER.size + 1)
+    scan = SegmentBlocks(tmp_path).scan("s")
+    assert next(scan).data == b"good"
+    with pytest.raises(Corrupt):
+        next(scan)
+
+
+def test_a_torn_tail_is_left_out_wherever_it_was_torn(tmp_path: Path) -> None:
+    SegmentBlocks(tmp_path).append("s", [b"first", b"second"])
+    (path,) = tmp_path.glob("s/*.seg")
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        expected = [b"first"] if size >= HEADER.size + 5 else []
+        assert [frame.data for frame in SegmentBlocks(tmp_path).scan("s")] == expected
+    path.write_bytes(whole + bytes(100))  # room that a loss of power left empty
+    assert [frame.data for frame in SegmentBlocks(tmp_path).scan("s")] == [b"first", b"second"]
+
+
+def test_a_damaged_compacted_file_names_both_digests(tmp_path: Path) -> None:
+    blocks = SegmentBlocks(tmp_path)
+    blocks.append("s", [b"%d" % number for number in range(100)])
+    blocks.close()
+    assert blocks.compact("s") == 100
+    (path,) = tmp_path.glob("s/*.parquet")
+    whole = path.read_bytes()
+    for at in random.Random(5).sample(range(len(whole)), 40):
+        flip(path, at)
+        with pytest.raises(Corrupt, match=r"digest [0-9a-f]{64}, and has [0-9a-f]{64}"):
+            list(blocks.scan("s"))
+        path.write_bytes(whole)
+    path.write_bytes(whole[:-7])
+    with pytest.raises(Corrupt, match=path.stem.rpartition(".")[2]):
+        list(blocks.scan("s"))
+
+
+def test_a_truncated_blob_names_both_digests(tmp_path: Path) -> None:
+    blobs = FileBlobs(tmp_path)
+    key = blobs.put(b"0123456789")
+    (tmp_path / key[:2] / key).write_bytes(b"01234")
+    with pytest.raises(Corrupt, match=rf"{key}, and has [0-9a-f]{{64}}"):
+        blobs.get(key)
+
+
+def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "palan.db"
+    records = SQLiteRecords(path)
+    with records.transaction():
+        for number in range(200):
+            records.put(Run(f"r{number}", "build", "delay", "done", NOON, params={"padding": "x" * 200}))
+    records.close()
+    whole = path.read_bytes()
+    path.write_bytes(b"not a database at all" + whole[21:])
+    with pytest.raises(Corrupt, match=r"palan\.db is damaged"):
+        SQLiteRecords(path)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Corrupt, match=r"palan\.db is damaged"):
+        SQLiteRecords(path).find(Run)
+
+
+def test_a_failed_write_leaves_no_torn_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = SegmentBlocks(tmp_path)
+    blocks.append("s", [b"before"])
+    real = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) > 20:
+            return real(fd, bytes(data)[:20])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(PalanError, match="No space left"):
+            blocks.append("s", [b"x" * 100])
+    blocks.append("s", [b"after"])
+    assert [frame.data for frame in SegmentBlocks(tmp_path).scan("s")] == [b"before", b"after"]
+
+
+def test_after_a_failed_fsync_nothing_is_acknowledged_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = SegmentBlocks(tmp_path)
+    blocks.append("s", [b"before"])
+
+    def broken(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(PalanError, match="Input/output error"):
+            blocks.append("s", [b"lost"], durable=True)
+    with pytest.raises(PalanError, match="refused an earlier write"):
+        blocks.append("s", [b"later"])
+
+
+# --- kills and many processes ---
+
+WRITER = """
+import sys
+from pathlib import Path
+from palan.stores.segments import SegmentBlocks
+blocks = SegmentBlocks(Path(sys.argv[1]))
+name = sys.argv[2]
+for number in range(10**9):
+    data = f"{name}:{number}:".encode() * (1 + number % 50)
+    blocks.append("s", [data], durable=number % 100 == 0)
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_no_acknowledged_frame(tmp_path: Path) -> None:
+    chance = random.Random(11)
+    expected: set[bytes] = set()
+    for round in range(6):
+        writer = python(WRITER, tmp_path, round)
+        assert writer.stdout is not None
+        last = int(writer.stdout.readline())
+        time.sleep(chance.uniform(0.0, 0.05))
+        writer.send_signal(signal.SIGKILL)
+        for line in writer.stdout:
+            last = int(line)  # acknowledged before the kill
+        writer.wait()
+        expected |= {f"{round}:{number}:".encode() * (1 + number % 50) for number in range(last + 1)}
+        reader = SegmentBlocks(tmp_path)
+        found = [frame.data for frame in reader.scan("s")]
+        assert expected <= set(found) and len(found) <= len(expected) + round + 1  # at most one written, not acknowledged
+        if round % 2:
+            reader.compact("s")
+            assert sorted(frame.data for frame in reader.scan("s")) == sorted(found)
+
+
+TOGETHER = """
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from palan.runs.run import Run
+from palan.stores import open_store
+store, name = open_store(".palan", Path(sys.argv[1])), sys.argv[2]
+for number in range(40):
+    store.records.put(Run(f"{name}-{number}", "build", name, "done", datetime(2026, 3, 1, tzinfo=UTC)))
+    store.blocks.append("s", [f"{name}-{number}".encode()])
+    store.blobs.put(f"shared {number}".encode())
+    if number % 10 == 0:
+        store.blocks.compact("s")
+"""
+
+
+def test_processes_open_a_new_store_and_write_it_at_once(tmp_path: Path) -> None:
+    writers = [python(TOGETHER, tmp_path, name) for name in "abcd"]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=60)
+        assert writer.returncode == 0, errors
+    store = open_store(".palan", tmp_path)
+    names = sorted(f"{name}-{number}" for name in "abcd" for number in range(40))
+    assert sorted(run.id for run in store.records.find(Run)) == names
+    assert sorted(frame.data.decode() for frame in store.blocks.scan("s")) == names
+
+
+SWAPPER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from palan.releases.nouns import Release
+from palan.stores.sqlite import SQLiteRecords
+records, won = SQLiteRecords(Path(sys.argv[1])), 0
+while (now := records.get(Release, "delay")).epoch < 60:
+    won += records.swap(replace(now, epoch=now.epoch + 1), epoch=now.epoch)
+print(won)
+"""
+
+
+def test_swap_is_a_compare_and_set_between_processes(tmp_path: Path) -> None:
+    path = tmp_path / "palan.db"
+    SQLiteRecords(path).put(Release("delay", 1, NOON, (Arm("delay@1", "champion", 1.0),)))
+    swappers = [python(SWAPPER, path) for _ in range(4)]
+    won = [int(swapper.communicate(timeout=60)[0]) for swapper in swappers]
+    assert sum(won) == 59  # each epoch was won once
+
+
+def test_a_scan_during_a_compaction_misses_nothing(tmp_path: Path) -> None:
+    for number in range(5):
+        blocks = SegmentBlocks(tmp_path)
+        blocks.append("s", [b"%d" % number])
+        blocks.close()
+    scan = SegmentBlocks(tmp_path).scan("s")
+    seen = [next(scan).data]
+    assert SegmentBlocks(tmp_path).compact("s") == 5
+    seen += [frame.data for frame in scan]
+    assert sorted(seen) == [b"%d" % number for number in range(5)]
+
+
+def test_what_an_interrupted_compaction_left_behind_is_read_once(tmp_path: Path) -> None:
+    blocks = SegmentBlocks(tmp_path)
+    blocks.append("s", [b"a", b"b"])
+    blocks.close()
+    (path,) = tmp_path.glob("s/*.seg")
+    copy = path.read_bytes()
+    blocks.compact("s")
+    path.write_bytes(copy)  # it was killed before it removed the segment
+    assert [frame.data for frame in blocks.scan("s")] == [b"a", b"b"]
+
+
+# --- locks, migrations, rights ---
+
+
+def test_a_foreign_lock_is_told_with_the_command_that_finds_it(tmp_path: Path) -> None:
+    path = tmp_path / "palan.db"
+    records = SQLiteRecords(path, wait=0.05)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("begin exclusive")
+    with pytest.raises(Conflict, match=r"locked .*palan\.db") as refused:
+        records.put(Run("r1", "build", "delay", "done", NOON))
+    assert refused.value.hint.startswith(f"find it with: fuser {path}")
+    with pytest.raises(Conflict), records.transaction(durable=True):
+        pass
+    other.execute("rollback")
+    records.put(Run("r1", "build", "delay", "done", NOON))
+    assert records.get(Run, "r1") is not None
+
+
+def test_a_newer_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "palan.db"
+    SQLiteRecords(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("pragma user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(PalanError, match="newer palan \\(schema 99") as refused:
+        SQLiteRecords(path)
+    assert refused.value.hint == "pip install --upgrade palan"
+    assert path.read_bytes() == before
+
+
+def test_a_migration_keeps_a_copy_of_the_store_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from palan.stores import sqlite
+
+    path = tmp_path / "palan.db"
+    first = SQLiteRecords(path)
+    run = Run("r1", "build", "delay", "done", NOON)
+    first.put(run)
+    first.close()
+    newest = max(sqlite._migrations())
+    later = {**sqlite._migrations(), newest + 1: "create table later (id text primary key);\ninsert into later values ('x');\n"}
+    broken = {**later, newest + 1: "create table later (id text primary key);\nthis is no sql;\n"}
+    monkeypatch.setattr(sqlite, "_migrations", lambda: broken)
+    with pytest.raises(PalanError):
+        SQLiteRecords(path)
+    monkeypatch.setattr(sqlite, "_migrations", lambda: later)  # half of the broken one is not there
+    assert SQLiteRecords(path).get(Run, "r1") == run
+    with sqlite3.connect(path) as db:
+        assert db.execute("select id from later").fetchall() == [("x",)]
+    copy = path.with_suffix(f".schema-{newest}.backup")
+    with sqlite3.connect(copy) as db:
+        assert db.execute("pragma user_version").fetchone() == (newest,)
+        assert db.execute("select id from run").fetchall() == [("r1",)]
+
+
+READER = """
+import sys
+from pathlib import Path
+from palan.errors import PalanError
+from palan.stores import open_store
+from palan.runs.run import Run
+from datetime import UTC, datetime
+try:
+    store = open_store(".palan", Path(sys.argv[1]))
+    store.records.put(Run("r", "f", "s", "done", datetime.now(UTC)))
+except PalanError as error:
+    print(error.what, "|", error.hint)
+try:
+    from palan.stores.files import FileBlobs
+    FileBlobs(Path(sys.argv[1]) / "blobs").put(b"x")
+except PalanError as error:
+    print(error.what, "|", error.hint)
+"""
+
+
+@pytest.mark.parametrize("made_before", [False, True])
+def test_a_folder_that_may_not_be_written(tmp_path: Path, made_before: bool) -> None:
+    if made_before:
+        open_store(".palan", tmp_path).records.close()
+    for path in [*tmp_path.rglob("*"), tmp_path]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    if os.getuid() == 0:  # the superuser may write anything: give that right up
+        if not shutil.which("setpriv"):
+            pytest.skip("root writes everywhere, and there is no setpriv")
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search", *command]
+    made = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)}, check=True)
+    for path in [tmp_path, *tmp_path.rglob("*")]:
+        path.chmod(0o755)
+    records, blobs = made.stdout.splitlines()
+    assert "cannot be written" in records and "| chmod" in records
+    assert "cannot be written" in blobs
+
+
+# --- the ledger's own table ---
+
+
+def test_the_database_itself_refuses_to_change_the_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "palan.db"
+    records = SQLiteRecords(path)
+    entry = link(None, time=NOON, actor="ada", verb="built", subject="delay@1", reason="first")
+    records.add(entry)
+    db = sqlite3.connect(path, isolation_level=None)
+    for statement in ("update entry set reason = 'x'", "delete from entry", "update entry set seq = 7"):
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            db.execute(statement)
+    with pytest.raises(sqlite3.IntegrityError):
+        records.put(replace(entry, reason="x"))
+    assert records.find(Entry) == [entry]
+
+
+def test_a_lease_that_ran_out_passes_on_between_processes_with_one_holder(tmp_path: Path) -> None:
+    stores = [SQLiteRecords(tmp_path / "palan.db") for _ in range(3)]
+    ttl = timedelta(seconds=1)
+    for minute in range(20):
+        now = NOON + timedelta(minutes=minute)
+        held = [store.lease("x", str(place), ttl, now=now) for place, store in enumerate(stores)]
+        assert sum(lease is not None for lease in held) == 1
