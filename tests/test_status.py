@@ -320,6 +320,19 @@ def test_champion_that_could_not_be_opened_is_wrong(fault: str, project: Project
     assert found["next"]["command"].startswith("pip install" if fault == "library" else "palan build demand")
 
 
+def test_damaged_log_of_one_model_hides_no_other(project: Project) -> None:
+    (project.root / "palan.toml").write_text(TOML + '[models.other]\nmodel = "demand.py:Demand"\n')
+    released(project)
+    decided(project)
+    (segment,) = (project.folder / "blocks" / "decisions" / "demand").glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(bytes(data))
+    damaged, other = fits(status(open_project(project.root)), views.Home)["models"]
+    assert (damaged["verdict"], other["verdict"]) == ("wrong", "not released")
+    assert "is damaged" in damaged["why"]
+
+
 def test_requests_without_an_answer_are_wrong(project: Project) -> None:
     released(project)
     watched(project)

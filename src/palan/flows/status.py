@@ -22,7 +22,7 @@ from palan.core import Field, Schema, Version, canonical, digest_of, stamp, unst
 from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
-from palan.errors import NotFound, PalanError
+from palan.errors import Corrupt, NotFound, PalanError
 from palan.flows.config import ModelConfig
 from palan.flows.log import as_dict, log
 from palan.flows.project import Project
@@ -168,10 +168,14 @@ def alarm_page(project: Project, id: str) -> dict[str, Any]:
 def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry]) -> dict[str, Any]:
     own = [each for each in entries if _model_of(each) == config.name]
     release = project.store.records.get(Release, config.name)
-    traffic = _traffic(project, config.name)
     now = project.clock()
+    try:
+        traffic, loss = _traffic(project, config.name), _loss(project, config.name, own)
+        verdict, why, alarm, step = _verdict(project, config, release, traffic, own)
+    except Corrupt as error:  # one damaged log must not hide the other models
+        traffic, loss = _Traffic(), _no_loss()
+        verdict, why, alarm, step = "wrong", error.what, None, _step(error.hint, error.what, f"palan status {config.name}")
     counts = traffic.since(now - config.watch.window, now)
-    verdict, why, alarm, step = _verdict(project, config, release, traffic, own)
     return {
         "name": config.name,
         "kind": kind_of(project, config),
@@ -185,7 +189,7 @@ def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry])
         "degraded": counts.degraded,
         "violations": counts.violations,
         "traffic": traffic.daily(now) if release else {"times": [], "values": []},
-        "loss": _loss(project, config.name, own),
+        "loss": loss,
         "alarm": alarm,
         "last": _done(own[0]) if own else None,
         "next": step,
@@ -612,7 +616,7 @@ def _loss(
         if (since is None or unstamp(each["since"]) >= since) and (until is None or unstamp(each["until"]) <= until)
     ]
     if not any(each["loss"] is not None for each in frames):
-        return {"times": [], "values": [], "threshold": None, "unit": UNIT, "marks": []}
+        return _no_loss()
     thresholds = [each["threshold"] for each in frames if each["threshold"] is not None]
     begin, end = frames[0]["since"], max(frames[-1]["until"], stamp(project.clock()) if until is None else "")
     marks = [_mark(each) for each in sorted(entries, key=lambda each: each.seq) if _is_release(each) and _model_of(each) == model]
@@ -626,6 +630,10 @@ def _loss(
         "unit": UNIT,
         "marks": sorted((each for each in marks if begin <= each["time"] <= end), key=lambda each: each["time"]),
     }
+
+
+def _no_loss() -> dict[str, Any]:
+    return {"times": [], "values": [], "threshold": None, "unit": UNIT, "marks": []}
 
 
 def _mark(entry: Entry) -> dict[str, Any]:
