@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
@@ -170,14 +171,18 @@ def _before(stage: _Stage) -> None:
     for month in months[:FIRST]:
         _deliver(stage, month)
     project = stage.project
-    for name in project.config.models:
-        if project.store.records.get(Release, name) is not None:
-            continue
+
+    def first(name: str) -> str:
         made = build(project, name, reason="the first one")
         report = check(project, made["version"])
-        told = ", ".join(f"{each['gate']} {each['verdict']}" for each in report["findings"])
-        stage.tell(f"{made['version']} ({made['kind']}): {report['verdict']}: {told}")
         release(project, name, reason="the first one")
+        told = ", ".join(f"{each['gate']} {each['verdict']}" for each in report["findings"])
+        return f"{made['version']} ({made['kind']}): {report['verdict']}: {told}"
+
+    missing = [name for name in project.config.models if project.store.records.get(Release, name) is None]
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="build") as pool:
+        for line in pool.map(first, missing):
+            stage.tell(line)
 
 
 def _deliver(stage: _Stage, month: str) -> None:
@@ -343,21 +348,21 @@ def _policies(stage: _Stage) -> list[dict[str, Any]]:
     logged = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
     ours = replay.losses_of(worker, logged, rows["outcome"])
     never = replay.answer(worker, version, rows).losses
-    monthly, retrained = [], 0
-    for (month,), part in rows.group_by(pl.col("time").dt.truncate("1mo"), maintain_order=True):
-        assert isinstance(month, datetime)
-        first = month.month == FIRST + 1
-        with replay.learnt_until(project, stage.journal, version, month) as retrainee:
-            retrained += not first
-            monthly.append(replay.answer(retrainee, version, part).losses)
+    months = {month: part for (month,), part in rows.group_by(pl.col("time").dt.truncate("1mo"), maintain_order=True)}
+
+    def retrained(month: Any) -> pl.Series | None:
+        with replay.learnt_until(project, stage.journal, version, month) as twin:
+            return replay.answer(twin, version, months[month]).losses
+
+    with ThreadPoolExecutor(max_workers=packages.LEARNERS, thread_name_prefix="month") as pool:
+        monthly = [each for each in pool.map(retrained, months) if each is not None]
     assert ours is not None and never is not None
-    months = pl.concat([each for each in monthly if each is not None])
     changes = [each for each in project.store.records.find(Remedy, model="delay") if each.status in ("confirmed", "released", "rolled back")]
     watched = watch.frames(project, "delay")
     return [
         {"policy": "palan", "loss": ours.mean(), "deployments": len(changes), "decisions": rows.height, "windows": len(watched)},
         {"policy": "do nothing", "loss": never.mean(), "deployments": 0, "decisions": rows.height},
-        {"policy": "retrain every month", "loss": months.mean(), "deployments": retrained, "decisions": rows.height},
+        {"policy": "retrain every month", "loss": pl.concat(monthly).mean(), "deployments": len(months) - 1, "decisions": rows.height},
     ]
 
 

@@ -9,6 +9,7 @@ import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -161,6 +162,9 @@ def stage(project: Project, code: Closure) -> tuple[Path, dict[str, str]]:
 WARM = 4
 """How many versions a process keeps warm for replays and the watch; the least used one is closed first."""
 
+LEARNERS = 2
+"""How many workers wait for the next thing to learn: as many as there are trials at a time."""
+
 _warm: OrderedDict[tuple[str, str], Worker] = OrderedDict()
 _warming = threading.Lock()
 
@@ -178,10 +182,35 @@ def warm_worker(project: Project, version: Version) -> Worker:
         return worker
 
 
+_idle: list[tuple[str, Worker]] = []
+
+
+@contextmanager
+def learner(folder: Path, entry: str, **opening: Any) -> Iterator[Worker]:
+    """Lend a worker to learn with; afterwards it is kept for the next one who learns with the same code and parameters."""
+    from palan.engines.lanes import Worker
+
+    name = digest_of([str(folder), entry, opening])
+    with _warming:
+        place = next((index for index, (known, _) in enumerate(_idle) if known == name), None)
+        worker = _idle.pop(place)[1] if place is not None else None
+    worker = worker or Worker(folder, entry, **opening)
+    try:
+        yield worker
+    finally:
+        with _warming:
+            _idle.append((name, worker))
+            leaving = [_idle.pop(0)[1] for _ in range(len(_idle) - LEARNERS)]
+        for each in leaving:
+            each.close()
+
+
 @atexit.register
 def _close_warm() -> None:
     while _warm:
         _warm.popitem()[1].close()
+    while _idle:
+        _idle.pop()[1].close()
 
 
 def same_environment(version: Version) -> None:

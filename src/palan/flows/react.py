@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from palan.remedies.menu import Candidate
 
 FEWEST_ROWS = 200
-FEWEST_DAYS = 5
+FEWEST_DAYS = 8
 """Held-back decisions with a known outcome, and days of them, below which no remedy can be told from luck."""
 
 PATIENCE = 4
@@ -73,6 +74,8 @@ def react(
         settled = [] if dry_run else settle(project, config)
         alarms = project.store.records.find(Alarm, order="-time", model=model, lane="page", status="open")
         waits = _waits(project, config, alarms[0]) if alarms and not dry_run else ""
+        if settled and alarms:
+            waits = "what was on trial has just been settled, and the next window tells what it changed"
         if not alarms or waits:
             text = f"{len(alarms)} page(s) wait: {waits}" if alarms else f"{model} has no open page: nothing to react to"
             return {"model": model, "text": text, "remedies": [], "settled": [plain(each) for each in settled]}
@@ -278,22 +281,19 @@ def _trials(
     nothing = replay.answer(packages.warm_worker(project, champion), champion, held, release.repairs).losses
     assert nothing is not None
     days = held["time"].dt.date().to_list()
-    trials = []
-    for candidate in candidates:
-        if candidate.action == "nothing":
-            continue
+
+    def trial(candidate: Candidate) -> Trial:
         began = perf_counter()
         try:
             losses = _try(project, config, release, champion, candidate, alarm, held, start, journal)
         except (ModelFailed, NotFound) as error:
-            trials.append(Trial(candidate, refused=f"could not be tried: {error.what}"))
-            continue
-        seconds = perf_counter() - began
+            return Trial(candidate, refused=f"could not be tried: {error.what}")
         if losses is None:
-            trials.append(Trial(candidate, refused=_untried(candidate)))
-        else:
-            trials.append(Trial(candidate, (losses - nothing).to_numpy(), days, seconds))
-    return trials
+            return Trial(candidate, refused=_untried(candidate))
+        return Trial(candidate, (losses - nothing).to_numpy(), days, perf_counter() - began)
+
+    with ThreadPoolExecutor(max_workers=packages.LEARNERS, thread_name_prefix="trial") as pool:
+        return list(pool.map(trial, [each for each in candidates if each.action != "nothing"]))
 
 
 def _untried(candidate: Candidate) -> str:
@@ -395,9 +395,9 @@ def _candidate_version(project: Project, config: ModelConfig, candidate: Candida
     since = _learn_since(candidate.detail, project.clock())
     params = {} if candidate.action == "retrain" else candidate.detail.get("params", {})
     seed = config.params.get("seed", 0)
-    version, new = builds.make(project, config.name, journal, params=params, since=since, seed=seed if isinstance(seed, int) else 0)
-    if new:
-        record(project, "built", version.ref, candidate.name, id=version.id, run=journal.run.id)
+    version, _ = builds.make(
+        project, config.name, journal, params=params, since=since, seed=seed if isinstance(seed, int) else 0, reason=candidate.name
+    )
     findings, other = checks.judge(project, config, version, journal)
     checks.keep(project, version, other, findings)
     verdict = checks.overall(findings)

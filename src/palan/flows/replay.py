@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -196,6 +197,7 @@ def losses_of(worker: Worker, outputs: pl.DataFrame, outcomes: pl.Series) -> pl.
     return empty.scatter(places, scores)
 
 
+@contextmanager
 def learnt_until(
     project: Project,
     journal: Journal,
@@ -205,8 +207,8 @@ def learnt_until(
     since: datetime | None = None,
     params: Any = None,
     repairs: Sequence[Repair] = (),
-) -> Worker:
-    """Return a worker with the version's own code that has learnt only from rows before `until`: its twin.
+) -> Iterator[Worker]:
+    """Lend a worker with the version's own code that has learnt only from rows before `until`: its twin.
 
     A version that never saw a row from `until` on is its own twin; a model without fit() always is.
     """
@@ -215,11 +217,10 @@ def learnt_until(
 
     manifest = version.manifest
     own = params is None and since is None and not repairs
-    if "fit" not in manifest["verbs"]:
-        return packages.open_worker(project, version)
     seen = manifest["data"].get("until", "")
-    if own and seen and seen <= stamp(until):
-        return packages.open_worker(project, version)
+    if "fit" not in manifest["verbs"] or (own and seen and seen <= stamp(until)):
+        yield packages.warm_worker(project, version)
+        return
     config = project.model(version.model)
     data = tables.current(project, config.data, journal)
     merged = {**manifest["params"], **(params or {})}
@@ -232,7 +233,6 @@ def learnt_until(
         "inputs": history.schema_of(manifest).names,
         "outcome": manifest["outcome"],
     }
-    worker = Worker(folder, manifest["entry"], **opening)
     parts = {
         "code": manifest["closure"],
         "params": merged,
@@ -243,21 +243,20 @@ def learnt_until(
         "repairs": digest_of(repairs),
         "seed": manifest["seed"],
     }
-    before = len(journal.executed)
-    try:
-        learnt = journal.step(
-            f"fit {version.model} until {until:%Y-%m-%d}",
-            parts,
-            lambda: fit(project, version.model, worker, data, repairs, since=since, until=until, seed=manifest["seed"]),
-        )
-    except BaseException:
-        worker.close()
-        raise
-    if len(journal.executed) > before:
-        return worker  # it keeps what it has just learnt
-    worker.close()
+    with packages.learner(folder, manifest["entry"], **opening) as worker:
+        fresh: list[bool] = []
+
+        def work() -> dict[str, Any]:
+            fresh.append(True)
+            return fit(project, version.model, worker, data, repairs, since=since, until=until, seed=manifest["seed"])
+
+        learnt = journal.step(f"fit {version.model} until {until:%Y-%m-%d}", parts, work)
+        if fresh:
+            yield worker  # it holds what it has just learnt
+            return
     state = {name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()}
-    return Worker(folder, manifest["entry"], state=state, **opening)
+    with Worker(folder, manifest["entry"], state=state, **opening) as twin:
+        yield twin
 
 
 def _replay_instances(project: Project, config: ModelConfig, version: Version, on: str, against: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def add_version(
     return version
 
 
-def current(project: Project, name: str, journal: Journal) -> DataVersion:
+def current(project: Project, name: str, journal: Journal, *, above: tuple[str, ...] = ()) -> DataVersion:
     """Return the newest version of a table; one that is made by a transformation is made now if its inputs changed.
 
     Raises:
@@ -120,11 +120,14 @@ def current(project: Project, name: str, journal: Journal) -> DataVersion:
     config = project.data(name)
     if not config.transform:
         return find_data_version(project, name)
+    if name in above:
+        circle = " -> ".join([*above[above.index(name) :], name])
+        raise PalanError(f"these tables are made of one another: {circle}", "let one of them have a source")
     code = packages.code_of(project, config.transform)
     inputs = _arguments(project, config.transform)
-    versions = {each: current(project, each, journal) for each in inputs}
+    versions = {each: current(project, each, journal, above=(*above, name)) for each in inputs}
     parts = {
-        "code": code.digest,
+        "code": code.to_dict(),
         "inputs": {each: version.id for each, version in versions.items()},
         "contract": digest_of(config.table),
     }
@@ -201,9 +204,30 @@ def training(
     """
     import polars as pl
 
+    time = contract_of(project, version.data).time
+    frame = _learnable(project, model, version, repairs)
+    if time and since is not None:
+        frame = frame.filter(pl.col(time) >= since)
+    if time and until is not None:
+        frame = frame.filter(pl.col(time) < until)
+    return frame
+
+
+_last: dict[str, tuple[str, Any]] = {}
+"""The rows that each model could learn from when it last learnt: trials differ in their bounds only."""
+
+
+def _learnable(project: Project, model: str, version: DataVersion, repairs: Sequence[Repair]) -> pl.DataFrame:
+    """Return all rows of a data version, and the answered ones that it does not hold yet, put right by the repairs."""
+    import polars as pl
+
     from palan.flows import history
 
     config = project.model(model)
+    told = len(history.outcomes(project, model))
+    name, state = f"{project.root} {model}", digest_of([version.id, told, repairs])
+    if name in _last and _last[name][0] == state:
+        return _last[name][1]  # type: ignore[no-any-return]
     contract = contract_of(project, version.data)
     time, key = contract.time, config.key
     frame = read(project, version)
@@ -219,10 +243,6 @@ def training(
             if name in frame.columns
         )
         frame = pl.concat([frame, typed.join(frame.select(key), on=key, how="anti")], how="diagonal_relaxed")
-    if time:
-        if since is not None:
-            frame = frame.filter(pl.col(time) >= since)
-        if until is not None:
-            frame = frame.filter(pl.col(time) < until)
-        frame = repaired(frame, repairs, time)
+    frame = repaired(frame, repairs, time)
+    _last[name] = (state, frame)
     return frame

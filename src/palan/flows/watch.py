@@ -344,8 +344,8 @@ def _judge(
         "text": judged.text,
         "first": stamp(since) not in seen,
     }
+    _calm(project, config, judged.lane, since)
     if judged.lane == "none":
-        _calm(project, config, until)
         return frame, None
     diagnosis = _diagnose(config, version, release, normal, rows, window, since, until, judged, faults)
     return frame, _raise(project, config, judged, diagnosis, since, until, faults)
@@ -453,7 +453,7 @@ def _raise(
     records = project.store.records
     now = project.clock()
     evidence = {**_plain(diagnosis.evidence), "because": diagnosis.text}
-    before = _continued(project, config, judged.lane, diagnosis.kind, since)
+    before = _continued(project, config, judged.lane, diagnosis.kind, diagnosis.columns, since)
     with records.transaction(durable=True):
         if before is not None:
             changed = replace(
@@ -489,20 +489,33 @@ def _raise(
     return alarm
 
 
-def _continued(project: Project, config: ModelConfig, lane: str, diagnosis: str, since: datetime) -> Alarm | None:
-    """Return the alarm that a window goes on with: the open digest, or a page of the same kind that reached this window."""
+def _continued(
+    project: Project, config: ModelConfig, lane: str, diagnosis: str, columns: tuple[str, ...], since: datetime
+) -> Alarm | None:
+    """Return the alarm that a window goes on with: the open digest, or a page that reached this window.
+
+    A data fault and a loss are two matters, and a fault of other columns is a third; how a loss is explained may change
+    from one week to the next without it being another alarm.
+    """
     for each in project.store.records.find(Alarm, order="-time", model=config.name, lane=lane, status=["open", "answered"]):
-        if lane == "digest" or (each.diagnosis == diagnosis and each.until >= since):
+        if lane == "digest":
+            return each
+        alike = each.columns == columns if diagnosis == "data fault" else each.diagnosis != "data fault"
+        if alike and (each.diagnosis == "data fault") == (diagnosis == "data fault") and each.until >= since:
             return each
     return None
 
 
-def _calm(project: Project, config: ModelConfig, until: datetime) -> None:
-    """Close the digests that a window as usual makes old news."""
+def _calm(project: Project, config: ModelConfig, lane: str, since: datetime) -> None:
+    """Close what a later window shows to be over: digests after a window as usual, pages after one without harm or fault."""
     records = project.store.records
-    for alarm in records.find(Alarm, model=config.name, lane="digest", status="open"):
-        if alarm.until < until:
-            records.put(replace(alarm, status="closed"))
+    over = {"none": ["digest", "page"], "digest": ["page"]}.get(lane, [])
+    for alarm in records.find(Alarm, model=config.name, lane=over, status="open") if over else []:
+        if alarm.until <= since:
+            with records.transaction(durable=True):
+                records.put(replace(alarm, status="closed"))
+                if alarm.lane == "page":
+                    record(project, "closed", config.name, f"{alarm.diagnosis} is over: the window after it is as usual", alarm=alarm.id)
 
 
 def _plain(value: Any) -> Any:
