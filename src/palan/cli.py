@@ -64,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FINE
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        code = _complain(f"{error.filename or 'the system'}: {error.strerror}", "check that it is there and may be used; --debug shows where")
     sys.exit(code if isinstance(code, int) else FINE)
 
 

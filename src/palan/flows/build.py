@@ -52,9 +52,7 @@ def build(
     """
     project.model(model)
     with running(project, "build", model, tags={"reason": reason} if reason else {}) as journal:
-        version, new = make(project, model, journal, params=params or {}, since=since, seed=seed)
-        if new:
-            record(project, "built", version.ref, reason, id=version.id, run=journal.run.id, metrics=journal.run.metrics)
+        version, new = make(project, model, journal, params=params or {}, since=since, seed=seed, reason=reason)
     return {
         "version": version.ref,
         "id": version.id,
@@ -69,9 +67,16 @@ def build(
 
 
 def make(
-    project: Project, model: str, journal: Journal, *, params: Mapping[str, Any], since: datetime | None, seed: int
+    project: Project,
+    model: str,
+    journal: Journal,
+    *,
+    params: Mapping[str, Any],
+    since: datetime | None,
+    seed: int,
+    reason: str = "",
 ) -> tuple[Version, bool]:
-    """Make the version inside a run; return it, and whether it is new."""
+    """Make the version inside a run and write it into the ledger; return it, and whether it is new."""
     config = project.model(model)
     code = packages.code_of(project, config.model)
     folder, files = packages.stage(project, code)
@@ -93,27 +98,30 @@ def make(
                 workers.append(stack.enter_context(opened))
             return workers[0]
 
-        about = journal.step("look at the model", {"code": code.digest, "params": merged, "kind": config.kind}, lambda: worker().open())
+        about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, lambda: worker().open())
         kind = about["kind"]
         basis = {
-            "code": code.digest,
+            "code": code.to_dict(),
             "params": merged,
             "data": data.id if data else "",
             "since": stamp(since) if since else "",
             "logged": _logged(project, config),
             "repairs": digest_of(repairs),
-            "inputs": [list(config.inputs), config.outcome],
+            "inputs": list(config.inputs),
+            "outcome": config.outcome,
+            "key": config.key,
+            "contract": digest_of(project.data(config.data).table) if config.data else "",
             "seed": seed,
         }
         learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0, "since": "", "until": ""}
         if "fit" in about["verbs"] and data is None:
             raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
         if data is not None and "fit" in about["verbs"]:
-            learnt = journal.step("fit", basis, lambda: fit(project, model, worker(), data, repairs, since=since, seed=seed))
+            learnt = journal.step(f"fit {model}", basis, lambda: fit(project, model, worker(), data, repairs, since=since, seed=seed))
         reference: dict[str, Any] = {"blob": "", "metrics": {}}
         if data is not None and SHAPE[kind] == "rows":
             reference = journal.step(
-                "reference", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, worker(), data, repairs, since, seed)
+                f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, worker(), data, repairs, since, seed)
             )
         signature = _signature(project, config, kind, data)
         journal.note(
@@ -124,7 +132,7 @@ def make(
             environment=packages.environment(code),
         )
     manifest = _manifest(config, kind, about, code, files, merged, learnt, reference, signature, data, seed)
-    return _register(project, model, kind, manifest, journal)
+    return _register(project, model, kind, manifest, journal, reason)
 
 
 def _manifest(
@@ -162,7 +170,7 @@ def _manifest(
 
 
 def _register(
-    project: Project, model: str, kind: str, manifest: dict[str, Any], journal: Journal
+    project: Project, model: str, kind: str, manifest: dict[str, Any], journal: Journal, reason: str
 ) -> tuple[Version, bool]:
     records = project.store.records
     id = digest_of(manifest)
@@ -176,6 +184,7 @@ def _register(
         signed = {**manifest, "signed": packages.sign(project, manifest)}
         version = Version(id, model, number, kind, signed, journal.run.id, project.clock())
         records.add(version)
+        record(project, "built", version.ref, reason, id=version.id, run=journal.run.id, metrics=journal.run.metrics)
     project.tell(f"built {version.ref}")
     return version, True
 

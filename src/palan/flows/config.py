@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from palan.flows.project import Project
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+LONGEST = 1000 * 366 * 86400.0
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class Wrong(Exception):
@@ -29,12 +31,22 @@ class Wrong(Exception):
 
 def duration(value: object) -> timedelta:
     """Read "50ms", "5s", "2h", "7d" or plain seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return timedelta(seconds=value)
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)", str(value))
-    if not found:
+    seconds = -1.0
+    if found:
+        seconds = float(found[1]) * _UNITS[found[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = value
+    if not 0 <= seconds <= LONGEST:  # not even of infinity and of no number
         raise Wrong('a duration such as "50ms", "5s", "2h" or "7d"')
-    return timedelta(seconds=float(found[1]) * _UNITS[found[2]])
+    return timedelta(seconds=seconds)
+
+
+def _positive(value: object) -> timedelta:
+    found = duration(value)
+    if not found:
+        raise Wrong("a duration above zero")
+    return found
 
 
 def share(value: object) -> float:
@@ -60,7 +72,7 @@ def _budget(value: object) -> timedelta:
     found = re.fullmatch(r"1 per (.+)", str(value))
     if not found:
         raise Wrong('an alarm budget such as "1 per 180d"')
-    return duration(found[1])
+    return _positive(found[1])
 
 
 def _one_of(*allowed: str) -> Callable[[object], str]:
@@ -113,9 +125,9 @@ class ReleasePolicy:
 class WatchPolicy:
     """`[models.NAME.watch]`."""
 
-    window: timedelta = _option(duration, timedelta(days=7), "length of the windows that are compared")
+    window: timedelta = _option(_positive, timedelta(days=7), "length of the windows that are compared")
     false_pages: timedelta = _option(_budget, timedelta(days=180), 'the alarm budget: "1 per 180d"')
-    reference: timedelta = _option(duration, timedelta(days=120), "history before the release that is called normal")
+    reference: timedelta = _option(_positive, timedelta(days=120), "history before the release that is called normal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +138,8 @@ class ReactPolicy:
     costs: Mapping[str, float] = _option(
         _number_table, dict, "cost of train, switch and review, in units of the loss over the horizon"
     )
-    horizon: timedelta = _option(duration, timedelta(days=28), "how long a remedy is expected to serve")
-    holdout: timedelta = _option(duration, timedelta(days=14), "recent outcomes on which remedies are tried")
+    horizon: timedelta = _option(_positive, timedelta(days=28), "how long a remedy is expected to serve")
+    holdout: timedelta = _option(_positive, timedelta(days=14), "recent outcomes on which remedies are tried")
     cooldown: timedelta = _option(duration, timedelta(days=7), "rest between two remedies of one model")
 
 
@@ -148,7 +160,7 @@ class ModelConfig:
     segments: tuple[str, ...] = _option(_texts, (), "columns by which gates and alarms look closer")
     instances: str = _option(_text, "", "glob of real instances (JSON)")
     fallback: str = _option(_text, "", "the model that answers when this one cannot")
-    time_limit: timedelta | None = _option(duration, None, "deadline of one decision")
+    time_limit: timedelta | None = _option(_positive, None, "deadline of one decision")
     release: ReleasePolicy = field(default_factory=ReleasePolicy)
     watch: WatchPolicy = field(default_factory=WatchPolicy)
     react: ReactPolicy = field(default_factory=ReactPolicy)
@@ -212,12 +224,17 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
         raw = tomllib.loads(text)
     except FileNotFoundError as error:
         raise PalanError(f"there is no {path}", "palan init") from error
+    except OSError as error:
+        raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PalanError(f"{path} is not TOML: {error}", "put that line right; https://toml.io shows the syntax") from error
     reader = _Reader(path, text)
     reader.known(raw, (), ["project", "data", "models"])
     project = reader.table(raw, ("project",))
     reader.known(project, ("project",), ["name", "store"])
+    for key, value in project.items():
+        if not isinstance(value, str) or not value:
+            raise reader.wrong(("project",), key, f"{value!r} is not a text in quotes", f'{key} = "..."')
     settings = [
         Setting("project.name", project.get("name", path.parent.name), FILE if "name" in project else "default"),
         _store(project, environment),
@@ -225,18 +242,22 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     data = {}
     for name, table in reader.table(raw, ("data",)).items():
         where = ("data", name)
+        reader.name(where)
         data[name] = reader.read(DataConfig, table, where, settings, name=name, table=table)
         if bool(data[name].source) == bool(data[name].transform):
-            raise reader.wrong(where, "", "has to name either a source or a transform", "see docs: palan.toml, [data]")
+            raise reader.wrong(
+                where, "", "has to name either a source or a transform", 'source = "feed/*.csv", or transform = "features.py:function"'
+            )
     models = {}
     for name, table in reader.table(raw, ("models",)).items():
+        reader.name(("models", name))
         models[name] = reader.read(ModelConfig, table, ("models", name), settings, name=name)
     _check_references(reader, data, models)
     return Config(str(settings[0].value), str(settings[1].value), data, models, tuple(settings))
 
 
 def _store(project: Mapping[str, Any], environment: Mapping[str, str]) -> Setting:
-    if "PALAN_STORE" in environment:
+    if environment.get("PALAN_STORE"):
         return Setting("project.store", environment["PALAN_STORE"], "PALAN_STORE")
     return Setting("project.store", project.get("store", ".palan"), FILE if "store" in project else "default")
 
@@ -247,9 +268,19 @@ def _check_references(reader: _Reader, data: Mapping[str, DataConfig], models: M
         if not model.model:
             raise reader.wrong(where, "", "does not say what decides", f'model = "{model.name}.py:Class"')
         if model.data and model.data not in data:
-            raise reader.wrong(where, "data", f'there is no data "{model.data}"', nearest(model.data, data) or "palan data")
+            known = ", ".join(data) or "none; declare [data.NAME]"
+            raise reader.wrong(where, "data", f'there is no data "{model.data}"', nearest(model.data, data) or f"known here: {known}")
+        columns = data[model.data].columns if model.data else {}
+        for key, names in {"inputs": model.inputs, "outcome": (model.outcome,), "key": (model.key,)}.items():
+            for each in names:
+                if columns and each and each not in columns:
+                    known = nearest(each, columns) or "known here: " + ", ".join(columns)
+                    raise reader.wrong(where, key, f'data "{model.data}" has no column "{each}"', known)
         if model.fallback and model.fallback not in models:
-            raise reader.wrong(where, "fallback", f'there is no model "{model.fallback}"', nearest(model.fallback, models))
+            known = nearest(model.fallback, models) or "known here: " + ", ".join(models)
+            raise reader.wrong(where, "fallback", f'there is no model "{model.fallback}"', known)
+        if model.fallback == model.name:
+            raise reader.wrong(where, "fallback", "a model is no fallback of its own", "name another model, or leave it out")
 
 
 class _Reader:
@@ -269,11 +300,18 @@ class _Reader:
                 inside = names == where
                 if inside or (header == 1 and names[: len(where)] == where):
                     header = number
-                if key and names == (*where, key):
+                if key and names[: len(where) + 1] == (*where, key):
                     return number
             elif inside and key and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*[=.]", stripped):
                 return number
+        if header == 1 and len(where) > 1:  # written inline, or with dots, in the table above
+            return self.line(where[:-1], where[-1])
         return header
+
+    def name(self, where: tuple[str, ...]) -> None:
+        """Refuse a name that could not stand in `name@3`, in an address or in a file name."""
+        if not _NAME.fullmatch(where[-1]):
+            raise self.wrong(where, "", f'"{where[-1]}" is no name', "letters, digits, _ and -")
 
     def wrong(self, where: tuple[str, ...], key: str, what: str, hint: str) -> PalanError:
         dotted = f"[{'.'.join(where)}] " if where else ""

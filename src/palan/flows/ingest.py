@@ -34,7 +34,12 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
     config = project.data(name)
     if not config.source:
         raise PalanError(f'data "{name}" is made by {config.transform}, not ingested', "palan build makes it when it is needed")
-    files = sorted(path for path in project.root.glob(config.source) if not path.name.startswith("."))
+    try:
+        files = sorted(path for path in project.root.glob(config.source) if not path.name.startswith("."))
+    except (NotImplementedError, ValueError) as error:
+        raise PalanError(
+            f'source = "{config.source}" of data "{name}" is no pattern within the project', 'source = "feed/*.csv"'
+        ) from error
     if not files:
         if named:
             raise NotFound(f'no file matches source = "{config.source}" of data "{name}"', f"put files there: {project.root}")
@@ -53,10 +58,18 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         if not path.is_file():
             raise PalanError(f'{path} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
         source = path.relative_to(project.root).as_posix()
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
         content = hashlib.sha256(data).hexdigest()
         if known.get(source) == content:
             continue
+        if source in known and not project.config.data[name].key:
+            raise PalanError(
+                f'{source} was taken in before and has changed, but data "{name}" has no key that tells its old rows from its new ones',
+                f'[data.{name}] key = ["..."], or deliver the new rows in a file of their own',
+            )
         contract = digest_of(project.config.data[name].table)
         before = {"source": source, "content": content, "contract": contract, "after": list(parts)}
         report = journal.step(f"verify {source}", before, lambda path=path, data=data, parts=tuple(parts): _verify(  # type: ignore[misc]
@@ -150,7 +163,9 @@ def _known_keys(project: Project, key: list[str], parts: tuple[str, ...]) -> Any
 
     if not key or not parts:
         return None
-    return pl.concat([tables.load_frame(project, part).select(key) for part in parts]).unique()
+    frames = [tables.load_frame(project, part) for part in parts]
+    have = [frame.select(key) for frame in frames if set(key) <= set(frame.columns)]
+    return pl.concat(have, how="vertical_relaxed").unique() if have else None
 
 
 def quarantined(project: Project, data: str) -> list[Quarantine]:

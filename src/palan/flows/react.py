@@ -108,8 +108,9 @@ def _waits(project: Project, config: ModelConfig, alarm: Alarm) -> str:
     held = held_back(project, config, alarm)
     if held is not None and project.clock() < alarm.time + PATIENCE * config.watch.window:
         days = held["time"].dt.date().n_unique()
-        if held.height < FEWEST_ROWS or days < FEWEST_DAYS:
-            return f"outcomes of {days} day(s) are known, {FEWEST_DAYS} are needed to tell a remedy from luck"
+        enough = min(FEWEST_DAYS, config.react.holdout.days)  # more than a short holdout can never come
+        if held.height < FEWEST_ROWS or days < enough:
+            return f"outcomes of {days} day(s) are known, {enough} are needed to tell a remedy from luck"
     return ""
 
 

@@ -225,9 +225,11 @@ def _learnable(project: Project, model: str, version: DataVersion, repairs: Sequ
 
     config = project.model(model)
     told = len(history.outcomes(project, model))
-    name, state = f"{project.root} {model}", digest_of([version.id, told, repairs])
-    if name in _last and _last[name][0] == state:
-        return _last[name][1]  # type: ignore[no-any-return]
+    about = [config.outcome, config.key, config.inputs, project.data(version.data).table]
+    name, state = f"{project.root} {model}", digest_of([version.id, told, repairs, about])
+    known = _last.get(name)  # read once: another trial may put its own rows there meanwhile
+    if known is not None and known[0] == state:
+        return known[1]  # type: ignore[no-any-return]
     contract = contract_of(project, version.data)
     time, key = contract.time, config.key
     frame = read(project, version)

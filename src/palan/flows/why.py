@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from palan.core import Version, stamp
@@ -121,11 +122,21 @@ def _changed(steps: list[Step]) -> list[str]:
     if len(steps) < 2:
         return ["it ran once"]
     new, old = steps
-    return [
-        f"{name}: {old.parts.get(name)!r} -> {new.parts.get(name)!r}"
-        for name in sorted({*old.parts, *new.parts})
-        if old.parts.get(name) != new.parts.get(name)
-    ] or ["nothing that it depends on"]
+    return _unlike("", old.parts, new.parts) or ["nothing that it depends on"]
+
+
+def _unlike(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _unlike(name, before, after)
+        else:  # of code the digests tell nothing; a version or a value does
+            shown = part != "code" or name.startswith("distribution ")
+            found.append(_said(part, name, before, after, show=shown) if part else f"{name}: {before!r} -> {after!r}")
+    return found
 
 
 def _decision(project: Project, subject: str) -> dict[str, Any] | None:

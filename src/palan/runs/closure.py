@@ -40,7 +40,12 @@ class Closure:
 
     @property
     def digest(self) -> str:
-        return digest_of([self.entry, self.parts, self.distributions])
+        return digest_of(self.to_dict())
+
+    def to_dict(self) -> dict[str, str]:
+        """Return every part with its digest or version: what a step writes down, so that `why` can name what changed."""
+        third = {f"distribution {name}": version for name, version in self.distributions.items()}
+        return {"entry": self.entry, **self.parts, **third}
 
 
 @dataclass(slots=True)
