@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from palan.remedies.menu import Candidate
 
 FEWEST_ROWS = 200
-FEWEST_DAYS = 8
+FEWEST_DAYS = 10
 """Held-back decisions with a known outcome, and days of them, below which no remedy can be told from luck."""
 
 PATIENCE = 4
@@ -106,6 +106,8 @@ def _waits(project: Project, config: ModelConfig, alarm: Alarm) -> str:
     if last and last[0].status in ("released", "nothing", "confirmed", "rolled back") and last[0].time + rest > project.clock():
         return f"the last remedy is younger than {rest.days} d"
     held = held_back(project, config, alarm)
+    if watch.ENDS_REPAIR in alarm.evidence:
+        return ""
     if held is not None and project.clock() < alarm.time + PATIENCE * config.watch.window:
         days = held["time"].dt.date().n_unique()
         enough = min(FEWEST_DAYS, config.react.holdout.days)  # more than a short holdout can never come
@@ -144,7 +146,7 @@ def _react(project: Project, config: ModelConfig, alarm: Alarm, journal: Journal
     built: dict[str, str] = {}
     trials = _trials(project, config, release, champion, alarm, journal)
     while True:
-        choice = _choose(project, config, champion, trials, refused)
+        choice = _choose(config, champion, trials, refused, ended=watch.ENDS_REPAIR in alarm.evidence)
         if dry_run or choice.candidate.action not in ("retrain", "change model"):
             break
         version, failed = _candidate_version(project, config, choice.candidate, journal)
@@ -235,13 +237,27 @@ def _ended(repairs: Sequence[Repair], columns: Sequence[str], at: datetime) -> l
 # -- trials --------------------------------------------------------------------------------------------------------------
 
 
-def _choose(project: Project, config: ModelConfig, champion: Version, trials: Sequence[Trial], refused: Mapping[str, str]) -> Choice:
+def _choose(
+    config: ModelConfig, champion: Version, trials: Sequence[Trial], refused: Mapping[str, str], *, ended: bool
+) -> Choice:
     from palan.remedies.choose import choose
 
     judged = [replace(each, refused=refused.get(each.candidate.name, each.refused)) for each in trials]
     days = {day for each in judged for day in (each.days if each.days is not None else ())}
     daily = max((len(each.losses) for each in judged), default=0) / max(len(days), 1)  # type: ignore[arg-type]
-    return choose(judged, costs=config.react.costs, horizon_decisions=daily * config.react.horizon.days, seed=champion.manifest["seed"])
+    return choose(
+        judged,
+        costs=config.react.costs,
+        horizon_decisions=daily * config.react.horizon.days,
+        seed=champion.manifest["seed"],
+        presumed=_presumed(judged) if ended else (),
+    )
+
+
+def _presumed(trials: Sequence[Trial]) -> list[str]:
+    """Name the endings of repairs, all together first: where the feed is right again they bear no burden of proof."""
+    names = [each.candidate.name for each in trials if each.candidate.action == "end repair"]
+    return sorted(names, key=lambda name: not name.endswith("all"))
 
 
 def _menu(project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, faults: Sequence[Any]) -> list[Candidate]:

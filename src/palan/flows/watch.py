@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from palan.core import Version, new_id, stamp, unstamp
+from palan.core import Version, digest_of, new_id, stamp, unstamp
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound
 from palan.flows import history, packages, replay, tables
@@ -38,6 +38,12 @@ SLACK = timedelta(days=1)
 
 HISTORY_WEEKS = 6
 """How far back the data doctor looks for what is usual."""
+
+SURE = 0.5
+"""Confidence from which on a hypothesis of the data doctor counts as a fault."""
+
+ENDS_REPAIR = "ends_repair"
+"""Marks the alarm of a feed that is right again while its repair still stands."""
 
 LEARNING = 12
 """Windows of its own that a model without a reference is learnt from."""
@@ -336,7 +342,8 @@ def _judge(
         "threshold": judged.loss_threshold,
         "usual": judged.loss_usual,
         "lane": "learning" if judged.lane == "none" and judged.learning else judged.lane,
-        "fault": bool([each for each in faults if each.confidence >= 0.5]),
+        "fault": bool([each for each in faults if each.confidence >= SURE]),
+        "repairs": digest_of(release.repairs),
         "columns": [
             {"column": each.name, "distance": each.distance, "threshold": each.threshold, "text": each.text, "changed": each.changed}
             for each in judged.columns[:12]
@@ -375,7 +382,7 @@ def hypotheses(
     sick = [
         (unstamp(each["since"]), unstamp(each["until"]))
         for each in seen.values()
-        if each.get("fault") and not any(repair.since < unstamp(each["until"]) for repair in release.repairs)
+        if each.get("fault") and each.get("repairs") == digest_of(release.repairs)  # else they were put right since
     ]
     begin = since - timedelta(weeks=HISTORY_WEEKS)
     past = pl.concat([normal.rows.select("time", *columns), rows.select("time", *columns)], how="vertical_relaxed")
@@ -453,6 +460,8 @@ def _raise(
     records = project.store.records
     now = project.clock()
     evidence = {**_plain(diagnosis.evidence), "because": diagnosis.text}
+    if any(each.ends_repair and each.confidence >= SURE for each in faults):
+        evidence[ENDS_REPAIR] = True
     before = _continued(project, config, judged.lane, diagnosis.kind, diagnosis.columns, since)
     with records.transaction(durable=True):
         if before is not None:

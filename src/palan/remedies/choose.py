@@ -66,6 +66,7 @@ def choose(
     confidence: float = 0.9,
     seed: int = 0,
     method: str = "t",
+    presumed: Sequence[str] = (),
 ) -> Choice:
     """Choose the trial with the largest lower bound of benefit minus cost, or nothing.
 
@@ -76,6 +77,8 @@ def choose(
         confidence: the chance that no candidate is chosen which is not worth its cost, over all candidates together
             (Bonferroni). Days are the blocks, and neighbours may resemble each other: see gates.paired.interval.
         method: "t", or "bootstrap" over days with `seed`.
+        presumed: names of candidates that bear no burden of proof, the best first: ending a repair whose reason is gone.
+            Where nothing surely pays, the first of them that does not surely harm is chosen.
 
     Raises:
         PalanError: an unknown cost, a confidence outside (0.5, 1), or trials that were not made on the same decisions.
@@ -94,6 +97,12 @@ def choose(
     chosen = max((i for i, row in enumerate(rows) if row["eligible"]), key=lambda i: (rows[i]["net_low"], -i), default=None)
     if chosen is not None and rows[chosen]["net_low"] <= 0.0:
         chosen = None
+    excused = _excused(rows, presumed) if chosen is None else None
+    if excused is not None:
+        rows[excused]["verdict"] = "the reason for the repair is gone, and ending it is not shown to harm"
+        table = [{**rows[excused], "chosen": True}, _nothing(False, rows), *({**row, "chosen": False} for i, row in enumerate(rows) if i != excused)]
+        reason = f"{others[excused].candidate.name}: {rows[excused]['verdict']}"
+        return Choice(others[excused].candidate, reason, tuple(table), rows[excused]["benefit"] or 0.0, rows[excused]["net_low"] or 0.0)
     ranked = sorted(range(len(rows)), key=lambda i: (i != chosen, not rows[i]["eligible"], -(rows[i]["net_low"] if rows[i]["net_low"] is not None else -np.inf), i))
     table = [{**rows[i], "chosen": i == chosen} for i in ranked]
     table.insert(0 if chosen is None else 1, _nothing(chosen is None, rows))
@@ -101,6 +110,15 @@ def choose(
         return Choice(NOTHING, _why_nothing([row for row in table if row["action"] != "nothing"], confidence), tuple(table))
     best = rows[chosen]
     return Choice(others[chosen].candidate, _why(best, table, len(tried), confidence, horizon_decisions), tuple(table), best["benefit"], best["net_low"])
+
+
+def _excused(rows: Sequence[Mapping[str, Any]], presumed: Sequence[str]) -> int | None:
+    """Return the first presumed candidate that was not refused by a gate and does not surely harm."""
+    for name in presumed:
+        for place, row in enumerate(rows):
+            if row["name"] == name and (row["high"] is None or row["high"] > 0.0):
+                return place
+    return None
 
 
 def _row(trial: Trial, costs: Mapping[str, float], horizon: float, confidence: float, count: int, seed: int, method: str) -> dict[str, Any]:
