@@ -1,0 +1,278 @@
+"""Data comes in once, every row judged; what cannot be read changes nothing."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from palan.data.nouns import DataVersion, Quarantine
+from palan.errors import NotFound, PalanError
+from palan.flows import tables
+from palan.flows.ingest import ingest, quarantined
+from palan.flows.log import log
+from palan.flows.project import Project, open_project
+from palan.runs.run import Step
+
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+
+TOML = """
+[data.weather]
+source = "feed/*"
+key = ["place", "at"]
+time = "at"
+checks = ["dewp <= temp"]
+rows = "2..1000"
+[data.weather.columns]
+place = "str in EWR JFK"
+at = "time"
+temp = "float -30..120 °F"
+dewp = "float?"
+"""
+
+HEAD = "place,at,temp,dewp\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    (tmp_path / "palan.toml").write_text(TOML, encoding="utf-8")
+    (tmp_path / "feed").mkdir()
+    opened = open_project(tmp_path)
+    yield opened
+    opened.store.records.close()
+
+
+def deliver(project: Project, name: str, content: str | bytes) -> Path:
+    path = project.root / "feed" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(project: Project, name: str = "weather") -> pl.DataFrame:
+    return tables.read(project, tables.find_data_version(project, name))
+
+
+def hours(first: int, last: int, temp: float = 40.0) -> str:
+    return "".join(f"EWR,2026-01-01T{hour:02d}:00:00Z,{temp + hour / 10},30\n" for hour in range(first, last))
+
+
+def test_ingesting_twice_adds_nothing(project: Project) -> None:
+    deliver(project, "one.csv", HEAD + hours(0, 5))
+    (first,) = ingest(project)
+    assert (first["version"], first["rows"], first["quarantined"], first["files"]) == ("weather@1", 5, 0, ["one.csv"])
+    before = len(project.store.records.find(Step))
+    (again,) = ingest(project)
+    assert (again["version"], again["rows"], again["files"], again["text"]) == ("weather@1", 0, [], "nothing new")
+    (project.root / "feed" / "one.csv").touch()
+    ingest(project, "weather")
+    assert len(project.store.records.find(DataVersion)) == 1
+    assert len(project.store.records.find(Step)) == before
+    assert [entry["verb"] for entry in log(project)["entries"]] == ["ingested"]
+    deliver(project, "two.csv", HEAD + hours(5, 8))
+    (more,) = ingest(project)
+    assert (more["version"], more["rows"], more["files"]) == ("weather@2", 3, ["two.csv"])
+    assert rows(project).height == 8 and rows(project, "weather@1").height == 5  # the old version stays readable
+
+
+def test_a_row_that_comes_again_is_a_correction(project: Project) -> None:
+    deliver(project, "one.csv", HEAD + hours(0, 5))
+    ingest(project)
+    deliver(project, "two.csv", HEAD + hours(3, 7, temp=60.0))
+    (report,) = ingest(project)
+    assert (report["rows"], report["corrections"]) == (2, 2)
+    frame = rows(project).sort("at")
+    assert frame["temp"].to_list() == [40.0, 40.1, 40.2, 60.3, 60.4, 60.5, 60.6]
+    newest = tables.latest(project, "weather")
+    assert newest is not None and (newest.rows, newest.added) == (7, 2)
+    deliver(project, "one.csv", HEAD + hours(0, 5, temp=80.0))  # a file that was delivered anew, under its old name
+    (report,) = ingest(project)
+    assert (report["rows"], report["corrections"]) == (0, 5)
+    assert rows(project).height == 7
+
+
+def test_bad_rows_go_to_quarantine_with_their_line_their_values_and_their_reasons(project: Project) -> None:
+    deliver(
+        project,
+        "one.csv",
+        HEAD
+        + hours(0, 2)
+        + "EWR,2026-01-01T02:00:00Z,warm,30\n"
+        + "LGA,2026-01-01T03:00:00Z,400,30\n"
+        + "EWR,2026-01-01T04:00:00Z,20,30\n"
+        + "EWR,2026-01-01T05:00:00Z,41\n"
+        + ",2026-01-01T06:00:00Z,41,30\n",
+    )
+    (report,) = ingest(project)
+    assert (report["rows"], report["quarantined"]) == (2, 5)
+    (kept,) = quarantined(project, "weather")
+    assert (kept.source, kept.rows, kept.status) == ("feed/one.csv", 5, "open")
+    bad = tables.load_frame(project, kept.blob).sort("palan_line")
+    assert bad["palan_line"].to_list() == [4, 5, 6, 7, 8]
+    assert bad["temp"].to_list()[:3] == ["warm", "400", "20"]  # as they came
+    reasons = bad["palan_reasons"].to_list()
+    assert "temp" in reasons[0][0] and len(reasons[1]) == 2 and "dewp <= temp" in reasons[2][0]
+    assert "3 fields" in reasons[3][0] and "place" in reasons[4][0]
+    assert sum(kept.reasons.values()) == sum(len(each) for each in reasons) == sum(report["reasons"].values())
+    ingest(project)
+    assert len(project.store.records.find(Quarantine)) == 1
+    (entry,) = log(project)["entries"]
+    assert entry["reason"] == "2 rows from 1 file(s), 5 in quarantine" and entry["detail"] == {"rows": 2, "quarantined": 5}
+
+
+def test_a_file_of_bad_rows_only_is_taken_in_as_such(project: Project) -> None:
+    deliver(project, "one.csv", HEAD + "XXX,never,hot,\n" * 3)
+    (report,) = ingest(project)
+    assert (report["rows"], report["quarantined"], report["version"]) == (0, 3, "weather@1")
+    assert rows(project).height == 0 and list(rows(project).columns)[:4] == ["place", "at", "temp", "dewp"]
+    assert ingest(project)[0]["files"] == []
+    deliver(project, "two.csv", HEAD + hours(0, 2))
+    ingest(project)
+    assert rows(project).height == 2
+
+
+def frame() -> pl.DataFrame:
+    return pl.DataFrame({"place": ["EWR", "JFK"], "at": ["2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"], "temp": [40.0, 41.5], "dewp": [30.0, None]})
+
+
+def test_every_kind_of_file_gives_the_same_rows(project: Project) -> None:
+    parquet, lines = io.BytesIO(), io.BytesIO()
+    frame().with_columns(pl.col("at").str.to_datetime(time_zone="UTC")).write_parquet(parquet)
+    frame().write_ndjson(lines)
+    text = frame().write_csv()
+    found = []
+    for name, content in {
+        "a.csv": text,
+        "b.parquet": parquet.getvalue(),
+        "c.ndjson": lines.getvalue(),
+        "d.csv": "\ufeff" + text.replace(",", ";").replace("\n", "\r\n"),
+        "e.CSV": text.replace("EWR", '"EWR"'),
+    }.items():
+        path = deliver(project, name, content)
+        (report,) = ingest(project)
+        assert report["quarantined"] == 0, (name, report)
+        assert (report["rows"], report["corrections"]) == ((2, 0) if name == "a.csv" else (0, 2))
+        found.append(rows(project).sort("at"))
+        path.unlink()
+    assert all(each.equals(found[0]) for each in found)
+    assert found[0]["temp"].to_list() == [40.0, 41.5] and found[0].schema["at"] == pl.Datetime("us", "UTC")
+
+
+def whole_parquet() -> bytes:
+    buffer = io.BytesIO()
+    frame().write_parquet(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "what"),
+    [
+        pytest.param("new.csv", b"", "is empty", id="an empty file"),
+        pytest.param("new.csv", b" \n\n", "is empty", id="blank lines"),
+        pytest.param("new.csv", b"place,at,dewp\nEWR,2026-01-01T00:00:00Z,1\n", 'no column "temp"', id="a column that is missing"),
+        pytest.param("new.csv", b"place,at,tmp,dewp\nEWR,2026-01-01T00:00:00Z,1,1\n", 'no column "temp"', id="a column of another name"),
+        pytest.param("new.csv", b"place,at,temp,temp,dewp\nEWR,2026-01-01T00:00:00Z,1,2,1\n", 'named "temp"', id="two columns of one name"),
+        pytest.param("new.csv", bytes(range(256)) * 8, "holds zero bytes", id="a binary file"),
+        pytest.param("new.csv", HEAD.encode() + b"EWR,2026-01-01T00:00:00Z,40,caf\xe9\n", "line 2 is not UTF-8", id="Latin-1"),
+        pytest.param("new.csv", HEAD.encode() + b'"EWR,2026-01-01T00:00:00Z,40,30\n', "quote", id="a quote that never ends"),
+        pytest.param("new.parquet", whole_parquet()[:-9], "cut off", id="a truncated Parquet file"),
+        pytest.param("new.parquet", b"PAR1" + bytes(60) + b"PAR1", "damaged", id="a damaged Parquet file"),
+        pytest.param("new.parquet", HEAD.encode(), "not Parquet", id="CSV called Parquet"),
+        pytest.param("new.ndjson", b"<html>\n", "no line of the file is a JSON object", id="HTML called NDJSON"),
+        pytest.param("new.xlsx", b"PK\x03\x04", "cannot be read", id="a kind that is not known"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_and_changes_nothing(project: Project, name: str, content: bytes, what: str) -> None:
+    deliver(project, "a.csv", HEAD + hours(0, 3))
+    ingest(project)
+    deliver(project, "b.csv", HEAD + hours(3, 5))
+    path = deliver(project, name, content)
+    with pytest.raises(PalanError, match=what) as refused:
+        ingest(project)
+    assert f"feed/{name}" in refused.value.what and refused.value.hint
+    assert path.read_bytes() == content
+    assert tables.find_data_version(project, "weather").ref == "weather@1" and rows(project).height == 3
+    assert quarantined(project, "weather") == []
+    path.unlink()
+    assert ingest(project)[0]["rows"] == 2
+
+
+def test_odd_sources(project: Project) -> None:
+    assert ingest(project) == [{"data": "weather", "files": [], "rows": 0, "quarantined": 0, "version": None, "verdict": {}, "text": "no files yet"}]
+    with pytest.raises(NotFound, match="no file matches source"):
+        ingest(project, "weather")
+    with pytest.raises(NotFound, match='no data "wether"'):
+        ingest(project, "wether")
+    (project.root / "feed" / "folder.csv").mkdir()
+    with pytest.raises(PalanError, match="is not a file"):
+        ingest(project)
+    (project.root / "palan.toml").write_text(TOML.replace("feed/*", "/etc/*"), encoding="utf-8")
+    with pytest.raises(PalanError, match="no pattern within the project"):
+        ingest(open_project(project.root))
+
+
+def test_few_rows_are_a_warning_and_no_row_is_touched(project: Project) -> None:
+    deliver(project, "one.csv", HEAD + hours(0, 1))
+    (report,) = ingest(project)
+    assert (report["rows"], report["quarantined"]) == (1, 0)
+    assert len(report["warnings"]) == 1 and "2" in report["warnings"][0]
+
+
+def test_without_a_key_a_file_that_changed_is_refused_because_nothing_tells_its_rows_apart(project: Project) -> None:
+    (project.root / "palan.toml").write_text(TOML.replace('key = ["place", "at"]\n', ""), encoding="utf-8")
+    keyless = open_project(project.root)
+    deliver(project, "one.csv", HEAD + hours(0, 3))
+    ingest(keyless)
+    deliver(project, "one.csv", HEAD + hours(0, 4))
+    with pytest.raises(PalanError, match=r"feed/one\.csv was taken in before and has changed"):
+        ingest(keyless)
+    assert rows(keyless).height == 3
+    deliver(project, "one.csv", HEAD + hours(0, 3))
+    deliver(project, "two.csv", HEAD + hours(3, 4))
+    assert ingest(keyless)[0]["rows"] == 1
+
+
+def test_a_contract_that_changed_is_asked_of_new_files_and_old_ones_stay_readable(project: Project) -> None:
+    deliver(project, "one.csv", HEAD + hours(0, 3))
+    ingest(project)
+    changed = TOML.replace('dewp = "float?"', 'dewp = "float?"\nwind = "int?"').replace('key = ["place", "at"]', 'key = ["place", "at", "wind"]')
+    (project.root / "palan.toml").write_text(changed, encoding="utf-8")
+    later = open_project(project.root)
+    deliver(project, "two.csv", "place,at,temp,dewp,wind\nEWR,2026-01-02T00:00:00Z,40,30,5\nEWR,2026-01-02T01:00:00Z,40,30,6\n")
+    (report,) = ingest(later)
+    assert report["rows"] == 2
+    frame = rows(later).sort("at")
+    assert frame["wind"].to_list() == [None, None, None, 5, 6]
+
+
+def test_a_killed_ingest_goes_on_with_the_file_it_was_at(project: Project) -> None:
+    for number in range(6):
+        body = "".join(f"EWR,2026-01-{day:02d}T{hour:02d}:{minute:02d}:00Z,{40 + number},30\n" for day in range(1, 29) for hour in range(24) for minute in range(number, 60, 6))
+        deliver(project, f"{number}.csv", HEAD + body)
+    command = [sys.executable, "-m", "palan.cli", "--project", str(project.root), "ingest"]
+    chance, kills = random.Random(4), 0
+    for _ in range(12):
+        before = {step.name: step.id for step in project.store.records.find(Step)}
+        taking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+        try:
+            _, errors = taking.communicate(timeout=chance.uniform(0.3, 1.2) if kills < 4 else 60)
+        except subprocess.TimeoutExpired:
+            taking.send_signal(signal.SIGKILL)
+            taking.communicate()
+            kills += 1
+        after = {step.name: step.id for step in project.store.records.find(Step)}
+        assert before.items() <= after.items()
+        if taking.returncode != -signal.SIGKILL:
+            assert taking.returncode == 0, errors
+            break
+    (version,) = project.store.records.find(DataVersion)
+    assert version.rows == rows(project).height == 28 * 24 * 60
+    assert len(version.parts) == len(version.sources) == len(project.store.records.find(Step)) == 6
+    assert len(log(project, verify=True)["entries"]) == 1
