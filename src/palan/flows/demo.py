@@ -41,7 +41,7 @@ AIRPORT = "LGA"
 SOLVE_ON = 3
 """The weekday (Thursday is 3) whose gates are planned, once a week."""
 
-SINGLES = 3
+SINGLES = 2
 """Requests of one row a day, besides the batch."""
 
 

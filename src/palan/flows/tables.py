@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.flows.journal import Journal
+
+
+_one_at_a_time = threading.RLock()
 
 
 def contract_of(project: Project, name: str) -> contracts.Contract:
@@ -131,7 +135,8 @@ def current(project: Project, name: str, journal: Journal, *, above: tuple[str, 
         "inputs": {each: version.id for each, version in versions.items()},
         "contract": digest_of(config.table),
     }
-    made = journal.step(f"transform {name}", parts, lambda: _transform(project, name, versions))
+    with _one_at_a_time:  # of two trials that need the same table one makes it
+        made = journal.step(f"transform {name}", parts, lambda: _transform(project, name, versions))
     with project.store.records.transaction():
         journal.fence()
         return add_version(
@@ -205,7 +210,8 @@ def training(
     import polars as pl
 
     time = contract_of(project, version.data).time
-    frame = _learnable(project, model, version, repairs)
+    with _one_at_a_time:
+        frame = _learnable(project, model, version, repairs)
     if time and since is not None:
         frame = frame.filter(pl.col(time) >= since)
     if time and until is not None:
