@@ -1,0 +1,306 @@
+"""Which version answers changes by one move at a time, after a check, and the ledger says it all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from palan.cli import main
+from palan.core import Version
+from palan.data.nouns import Repair
+from palan.errors import Conflict, NotFound, PalanError
+from palan.flows.build import build
+from palan.flows.check import check
+from palan.flows.log import log
+from palan.flows.project import Project, open_project
+from palan.flows.release import release, set_repairs
+from palan.gates.nouns import Evidence
+from palan.releases.nouns import Release
+from palan.releases.route import route
+
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+TOML = """
+[models.price]
+model = "price.py:decide"
+golden = "golden.json"
+gates = ["golden"]
+"""
+
+
+def told(project: Project, *versions: int, verdict: str = "pass", gate: str = "golden", minute: int = 0) -> None:
+    """Lay down versions with the evidence of a check, as `build` and `check` do."""
+    for number in versions:
+        project.store.records.add(Version(f"{number}" * 64, "price", number, "rules", {}, f"r{number}", NOON))
+        id = f"{number} {gate} {minute}"
+        project.store.records.add(Evidence(id, f"price@{number}", "", gate, verdict, f"{gate} said {verdict}", {}, NOON + timedelta(minutes=minute)))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    (tmp_path / "palan.toml").write_text(TOML, encoding="utf-8")
+    (tmp_path / "price.py").write_text("RATE = 2\n\n\ndef decide(rows):\n    return rows['amount'] * RATE\n", encoding="utf-8")
+    (tmp_path / "golden.json").write_text('[{"input": {"amount": 3}, "output": 6}]', encoding="utf-8")
+    ticks = iter(range(10_000))
+    opened = open_project(tmp_path, clock=lambda: NOON + timedelta(seconds=next(ticks)), actor="ada")
+    yield opened
+    opened.store.records.close()
+
+
+def arms(project: Project) -> dict[str, tuple[str, float]]:
+    found = project.store.records.get(Release, "price")
+    return {arm.version: (arm.role, arm.share) for arm in found.arms} if found else {}
+
+
+def story(project: Project) -> list[tuple[str, str, str]]:
+    return [(entry["verb"], entry["subject"], entry["reason"]) for entry in log(project, verify=True, limit=1000)["entries"]]
+
+
+# --- with real builds and checks ---
+
+
+def test_a_release_needs_a_check_that_passed(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NotFound, match="price has no version yet\nhint: palan build price"):
+        release(project, "price")
+    assert build(project, "price")["version"] == "price@1"
+    with pytest.raises(PalanError, match="price@1 was never checked\nhint: palan check price@1"):
+        release(project, "price")
+    assert check(project, "price")["verdict"] == "pass"
+    release(project, "price", reason="the first one")
+    assert arms(project) == {"price@1": ("champion", 1.0)}
+
+    (project.root / "price.py").write_text("RATE = 3\n\n\ndef decide(rows):\n    return rows['amount'] * RATE\n", encoding="utf-8")
+    assert build(project, "price")["version"] == "price@2"
+    assert check(project, "price")["verdict"] == "fail"
+    with pytest.raises(PalanError, match="price@2 does not pass its gate golden"):
+        release(project, "price")
+    with pytest.raises(SystemExit) as ended:
+        main(["--project", str(project.root), "release", "price@2", "--force"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-2:] == ["a release against the gates needs a reason", 'hint: palan release price@2 --force --reason "..."']
+    assert arms(project) == {"price@1": ("champion", 1.0)}
+    release(project, "price", version="2", force=True, reason="the price really rose")
+    assert arms(project) == {"price@2": ("champion", 1.0)}
+    release(project, "price", roll_back=True, reason="it did not")
+    assert arms(project) == {"price@1": ("champion", 1.0)}
+    assert story(project) == [
+        ("built", "price@1", ""),
+        ("checked", "price@1", "pass: golden pass"),
+        ("released", "price@1", "the first one"),
+        ("built", "price@2", ""),
+        ("checked", "price@2", "fail: golden fail"),
+        ("released", "price@2", "the price really rose"),
+        ("rolled back", "price@1", "it did not"),
+    ]
+
+
+# --- what a check has to have said ---
+
+
+def test_the_last_check_counts_with_the_gates_that_it_asked(project: Project) -> None:
+    told(project, 1, verdict="fail")
+    with pytest.raises(PalanError, match="does not pass its gate golden: golden said fail"):
+        release(project, "price")
+    told(project, 1, gate="latency", minute=5)  # golden is no gate any more
+    release(project, "price")
+    told(project, 2, minute=0)
+    told(project, 2, verdict="fail", minute=9)  # it passed once, and does not any more
+    with pytest.raises(PalanError, match="does not pass"):
+        release(project, "price", version="2")
+
+
+# --- canary, promotion, roll-back ---
+
+
+def test_canary_promote_and_roll_back(project: Project) -> None:
+    told(project, 1, 2, 3)
+    release(project, "price", version="1", reason="first")
+    made = release(project, "price", version="2", share=0.2, wait=timedelta(days=7), reason="try it")
+    assert arms(project) == {"price@1": ("champion", 0.8), "price@2": ("canary", 0.2)}
+    found = project.store.records.get(Release, "price")
+    assert found is not None and found.until is not None and made["until"] is not None and (found.until - found.time).days >= 6
+    keys = [f"k{number}" for number in range(2000)]
+    first = {key for key in keys if route(found, key).arm.role == "canary"}
+    assert 0.15 < len(first) / 2000 < 0.25
+    release(project, "price", version="2", share=0.5, reason="more")
+    wider = project.store.records.get(Release, "price")
+    assert wider is not None and first <= {key for key in keys if route(wider, key).arm.role == "canary"}
+    with pytest.raises(Conflict, match="price@2 is the canary of price already"):
+        release(project, "price", version="3", share=0.1)
+    with pytest.raises(Conflict, match="has to be promoted or rolled back first"):
+        release(project, "price", version="3")
+    release(project, "price", promote=True, reason="it is better")
+    assert arms(project) == {"price@2": ("champion", 1.0)}
+    release(project, "price", version="3", share=0.1)
+    release(project, "price", roll_back=True, reason="it is worse")  # the canary goes
+    assert arms(project) == {"price@2": ("champion", 1.0)}
+    release(project, "price", roll_back=True, reason="both are worse")  # the champion goes
+    assert arms(project) == {"price@1": ("champion", 1.0)}
+    with pytest.raises(PalanError, match="nothing to roll back to"):
+        release(project, "price", roll_back=True)
+    assert story(project) == [
+        ("released", "price@1", "first"),
+        ("released", "price@2 as a canary of 20%", "try it"),
+        ("released", "price@2 as a canary of 50%", "more"),
+        ("promoted", "price@2", "it is better"),
+        ("released", "price@3 as a canary of 10%", ""),
+        ("rolled back", "price@2", "it is worse"),
+        ("rolled back", "price@1", "both are worse"),
+    ]
+    epochs = [entry["detail"]["epoch"] for entry in log(project)["entries"]]
+    assert epochs == list(range(1, 8))
+
+
+def test_the_models_own_canary_policy_holds_once_there_is_a_champion(project: Project) -> None:
+    (project.root / "palan.toml").write_text(TOML + '[models.price.release]\ncanary = "20% for 7d"\n', encoding="utf-8")
+    strict = open_project(project.root, clock=project.clock)
+    told(strict, 1, 2)
+    release(strict, "price", version="1")
+    assert arms(strict) == {"price@1": ("champion", 1.0)}
+    release(strict, "price", version="2")
+    assert arms(strict) == {"price@1": ("champion", 0.8), "price@2": ("canary", 0.2)}
+    release(strict, "price", roll_back=True)
+    release(strict, "price", version="2", share=1.0)
+    assert arms(strict) == {"price@2": ("champion", 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        pytest.param({"promote": True}, "price is not released", id="promote before a release"),
+        pytest.param({"roll_back": True}, "price is not released", id="roll back before a release"),
+        pytest.param({"promote": True, "roll_back": True}, "opposites", id="both"),
+        pytest.param({"version": "9"}, "there is no price@9", id="a version that is not there"),
+        pytest.param({"version": "1", "share": 0.2}, "no champion yet", id="a share of nothing"),
+        pytest.param({"version": "1", "wait": timedelta(days=7)}, "a canary's time needs its share", id="a time without a share"),
+    ],
+)
+def test_moves_that_make_no_sense_are_refused_and_nothing_is_written(project: Project, options: dict[str, object], what: str) -> None:
+    told(project, 1)
+    with pytest.raises(PalanError, match=what):
+        release(project, "price", **options)  # type: ignore[arg-type]
+    assert arms(project) == {} and story(project) == []
+
+
+def test_a_named_version_is_the_one_that_moves_or_nothing_does(project: Project) -> None:
+    told(project, 1, 2, 3)
+    release(project, "price", version="1")
+    with pytest.raises(Conflict, match="price@2 is not the one that would change: there is no canary"):
+        release(project, "price", version="2", promote=True)
+    release(project, "price", version="3", share=0.1)
+    with pytest.raises(Conflict, match="there is price@3"):
+        release(project, "price", version="2", promote=True)
+    with pytest.raises(Conflict, match="there is price@3"):
+        release(project, "price", version="2", roll_back=True)
+    release(project, "price", version="3", promote=True)
+    release(project, "price", version="3", roll_back=True)
+    assert arms(project) == {"price@1": ("champion", 1.0)}
+
+
+def test_the_same_champion_twice_is_refused(project: Project) -> None:
+    told(project, 1)
+    release(project, "price")
+    with pytest.raises(Conflict, match="price@1 is already the champion"):
+        release(project, "price")
+    assert len(story(project)) == 1
+
+
+def test_repairs_come_and_go_with_their_reason_and_survive_a_promotion(project: Project) -> None:
+    told(project, 1, 2)
+    release(project, "price", version="1")
+    repair = Repair("amount", "amount * 1000", "amount / 1000", NOON)
+    set_repairs(project, "price", [repair], "the till sends thousands")
+    release(project, "price", version="2", share=0.5)
+    release(project, "price", promote=True)
+    found = project.store.records.get(Release, "price")
+    assert found is not None and found.repairs == (repair,)
+    set_repairs(project, "price", [], "the till is right again")
+    found = project.store.records.get(Release, "price")
+    assert found is not None and found.repairs == ()
+    assert [each[0] for each in story(project)] == ["released", "repaired", "released", "promoted", "repaired"]
+
+
+# --- races ---
+
+
+def test_of_many_that_promote_at_once_one_does(project: Project) -> None:
+    told(project, 1, 2)
+    release(project, "price", version="1")
+    release(project, "price", version="2", share=0.5)
+    others = [open_project(project.root) for _ in range(6)]
+    start, outcomes = threading.Barrier(len(others)), []
+
+    def promote(each: Project) -> None:
+        start.wait()
+        try:
+            release(each, "price", promote=True, reason="mine")
+            outcomes.append("promoted")
+        except Conflict:
+            outcomes.append("conflict")
+
+    threads = [threading.Thread(target=promote, args=(each,)) for each in others]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["conflict"] * 5 + ["promoted"]
+    assert [each[0] for each in story(project)] == ["released", "released", "promoted"]
+
+
+RACER = """
+import sys
+from palan.errors import PalanError
+from palan.flows.project import open_project
+from palan.flows.release import release
+project, mine = open_project(sys.argv[1]), sys.argv[2]
+for _ in range(12):
+    for options in ({"version": mine, "share": 0.3}, {"promote": True}, {"roll_back": True}):
+        try:
+            release(project, "price", reason=mine, **options)
+        except PalanError:
+            pass
+"""
+
+
+def test_processes_that_release_against_one_another_leave_one_consistent_story(project: Project) -> None:
+    told(project, 1, 2, 3, 4)
+    release(project, "price", version="1")
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    racers = [subprocess.Popen([sys.executable, "-c", RACER, str(project.root), each], stderr=subprocess.PIPE, text=True, env=environment) for each in "234"]
+    for racer in racers:
+        _, errors = racer.communicate(timeout=60)
+        assert racer.returncode == 0, errors
+    found = log(project, verify=True, limit=10_000)
+    assert found["breaks"] == []
+    assert [entry["detail"]["epoch"] for entry in found["entries"]] == list(range(1, found["total"] + 1))  # one entry per change
+    last = project.store.records.get(Release, "price")
+    assert last is not None and last.epoch == found["total"]
+    assert [(arm.version, arm.role, arm.share) for arm in last.arms] == [(arm["version"], arm["role"], arm["share"]) for arm in found["entries"][-1]["detail"]["arms"]]
+    assert abs(sum(arm.share for arm in last.arms) - 1) < 1e-9
+
+
+def test_the_command_says_what_became_of_it(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    told(project, 1, 2)
+
+    def palan(*arguments: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(project.root), *arguments])
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    assert palan("release", "price@1") == (0, "price@1 is champion with 100% of the requests\n", "")
+    code, out, _ = palan("release", "price@2", "--share", "20%", "--for", "7d")
+    assert (code, out.splitlines()[:2]) == (0, ["price@1 is champion with 80% of the requests", "price@2 is canary with 20% of the requests"])
+    code, out, _ = palan("release", "price", "--promote", "--json")
+    assert (code, json.loads(out)["arms"]) == (0, [{"version": "price@2", "role": "champion", "share": 1.0}])
+    assert palan("release", "price", "--share", "lots")[0::2] == (2, '"lots" is not a share such as "20%" or 0.2\nhint: palan release --help\n')
+    assert palan("release", "price", "--promote")[0] == 2
