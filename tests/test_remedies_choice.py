@@ -82,7 +82,7 @@ def test_several_faults_and_several_repairs_are_also_treated_together():
     found = menu(kind="program", diagnosis=CONCEPT, hypotheses=[fault(CELSIUS), fault(DEWP)], has_previous=False, can_fit=False)
     assert names(found) == ["nothing", "rework data: temp", "rework data: dewp", "rework data: all"]
     found = menu(kind="program", diagnosis=CONCEPT, hypotheses=[fault(CELSIUS, ends=True)], has_previous=False, can_fit=False, active_repairs=[CELSIUS, DEWP])
-    assert names(found) == ["nothing", "end repair: temp", "end repair: dewp", "end repair: all"]
+    assert names(found) == ["nothing", "end repair: all", "end repair: temp", "end repair: dewp"]
     rival = Repair("temp", "temp * 10", "temp / 10", SINCE)
     found = menu(kind="program", diagnosis=CONCEPT, hypotheses=[fault(CELSIUS), fault(rival)], has_previous=False, can_fit=False)
     assert "rework data: all" not in names(found)

@@ -255,9 +255,8 @@ def _choose(
 
 
 def _presumed(trials: Sequence[Trial]) -> list[str]:
-    """Name the endings of repairs, all together first: where the feed is right again they bear no burden of proof."""
-    names = [each.candidate.name for each in trials if each.candidate.action == "end repair"]
-    return sorted(names, key=lambda name: not name.endswith("all"))
+    """Name the endings of repairs, in the order of the menu: where the feed is right again they bear no burden of proof."""
+    return [each.candidate.name for each in trials if each.candidate.action == "end repair"]
 
 
 def _menu(project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, faults: Sequence[Any]) -> list[Candidate]:

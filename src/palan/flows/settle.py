@@ -69,7 +69,9 @@ def _canary(project: Project, config: ModelConfig, release: Release) -> list[Rem
         releases.release(project, config.name, promote=True, reason=f"on its own requests it lost {said}")
     else:
         releases.release(project, config.name, roll_back=True, reason=f"on its own requests it lost {said}")
-    return _conclude(project, config, found, confirmed=better, said=said)
+    # A canary that a person released answers no remedy, and a repair may wait for its own outcomes meanwhile.
+    tried = [each for each in _pending(project, config) if f"{config.name}@{each.action.get('version')}" == canary.ref]
+    return _conclude(project, tried[0], found, confirmed=better, said=said) if tried else []
 
 
 def _said(found: Interval | None) -> str:
@@ -80,7 +82,7 @@ def _said(found: Interval | None) -> str:
 
 def _repair(project: Project, config: ModelConfig, release: Release) -> list[Remedy]:
     """Confirm a change of repairs once a window of outcomes after it is known; undo it if it did harm."""
-    pending = project.store.records.find(Remedy, order="-time", limit=1, model=config.name, status="released")
+    pending = _pending(project, config)
     if not pending or pending[0].action.get("action") not in ("rework data", "end repair"):
         return _confirm_others(project, config, pending)
     import polars as pl
@@ -96,15 +98,16 @@ def _repair(project: Project, config: ModelConfig, release: Release) -> list[Rem
     harmless = found is not None and found.mean <= 0
     if not harmless:
         releases.set_repairs(project, config.name, before, f"undone: it lost {said}")
-    return _conclude(project, config, found, confirmed=harmless, said=said)
+    return _conclude(project, remedy, found, confirmed=harmless, said=said)
 
 
 def _without(repairs: Sequence[Repair], remedy: Remedy) -> list[Repair]:
     """Return the repairs as they were before a remedy changed them."""
     if remedy.action["action"] == "rework data":
         return list(repairs[: len(repairs) - len(remedy.action["repairs"])])
-    columns = remedy.action["columns"]
-    return [replace(each, until=None) if each.column in columns else each for each in repairs]
+    # Of each column the repair that ended last: earlier ones ended with faults of their own.
+    last = {each.column: place for place, each in enumerate(repairs) if each.column in remedy.action["columns"]}
+    return [replace(each, until=None) if last.get(each.column) == place else each for place, each in enumerate(repairs)]
 
 
 def _confirm_others(project: Project, config: ModelConfig, pending: Sequence[Remedy]) -> list[Remedy]:
@@ -113,7 +116,7 @@ def _confirm_others(project: Project, config: ModelConfig, pending: Sequence[Rem
         return []
     if project.clock() < pending[0].time + config.watch.window:
         return []
-    return _conclude(project, config, None, confirmed=True, said="no more than the version that it replaced")
+    return _conclude(project, pending[0], None, confirmed=True, said="no more than the version that it replaced")
 
 
 def _known(project: Project, config: ModelConfig, manifest: Any) -> pl.DataFrame:
@@ -136,19 +139,19 @@ def _paired(project: Project, rows: pl.DataFrame, ours: Any, theirs: Any) -> Int
     return interval((losses[0] - losses[1]).to_numpy(), rows["time"].dt.date().to_list(), confidence=0.9)
 
 
-def _conclude(
-    project: Project, config: ModelConfig, found: Interval | None, *, confirmed: bool, said: str
-) -> list[Remedy]:
-    pending = project.store.records.find(Remedy, order="-time", limit=1, model=config.name, status="released")
-    if not pending:
-        return []
+def _pending(project: Project, config: ModelConfig) -> list[Remedy]:
+    """Return the remedies whose fate is open, the newest first."""
+    return project.store.records.find(Remedy, order="-time", model=config.name, status="released")
+
+
+def _conclude(project: Project, pending: Remedy, found: Interval | None, *, confirmed: bool, said: str) -> list[Remedy]:
     remedy = replace(
-        pending[0],
+        pending,
         status="confirmed" if confirmed else "rolled back",
         realised=-found.mean if found is not None else None,
     )
     with project.store.records.transaction(durable=True):
         project.store.records.put(remedy)
-        record(project, remedy.status, config.name, f"{remedy.choice}: it lost {said}", remedy=remedy.id, realised=remedy.realised)
-    project.tell(f"{config.name}: {remedy.choice} {remedy.status}: it lost {said}")
+        record(project, remedy.status, remedy.model, f"{remedy.choice}: it lost {said}", remedy=remedy.id, realised=remedy.realised)
+    project.tell(f"{remedy.model}: {remedy.choice} {remedy.status}: it lost {said}")
     return [remedy]

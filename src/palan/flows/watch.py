@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from palan.core import Version, digest_of, new_id, stamp, unstamp
+from palan.data.nouns import Repair
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound
 from palan.flows import history, packages, replay, tables
 from palan.flows.config import ModelConfig
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
+from palan.ledger import Entry
 from palan.models.contract import SHAPE
 from palan.releases.nouns import Release
 
@@ -183,12 +186,44 @@ def decided(
     rows = history.frame(project, config.name, schema, since=since)
     if not rows.height:
         return None
-    rows = tables.repaired(rows.filter(pl.col("arm") != "shadow"), release.repairs, "time").sort("time")
+    raw = rows.filter(pl.col("arm") != "shadow").sort("time", maintain_order=True)
+    rows = tables.repaired(raw, release.repairs, "time")
     names = replay.output_columns(rows, version)
     outputs = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
-    losses = replay.losses_of(packages.warm_worker(project, version), outputs, rows["outcome"]) if "score" in version.manifest["verbs"] else None
+    known, otherwise = rows["outcome"], _otherwise(project, config, release, raw)
+    if otherwise is not None:
+        known = pl.select(pl.when(~otherwise).then(known)).to_series()
+    losses = replay.losses_of(packages.warm_worker(project, version), outputs, known) if "score" in version.manifest["verbs"] else None
     rows = rows.rename({name: f"output.{name.removeprefix('output.')}" for name in names})
     return rows.with_columns(loss=losses if losses is not None else pl.lit(None, pl.Float64))
+
+
+def _otherwise(project: Project, config: ModelConfig, release: Release, raw: pl.DataFrame) -> pl.Series | None:
+    """Tell which rows were answered under other repairs than those in force now; None where there never was any.
+
+    A repair holds from the day on which the fault began, which is before it was found. What the answers in between lost
+    says nothing about what is answered today: without this a mended feed would look like a world that changed.
+    """
+    import polars as pl
+
+    told = [each for each in project.store.records.find(Entry, order="seq", verb="repaired") if each.detail["model"] == config.name]
+    if not told:
+        return None
+    stages: list[tuple[int, list[Repair]]] = [(0, [])]
+    for each in told:
+        repairs = [msgspec.convert({"inverse": "", **one}, Repair, strict=False) for one in each.detail["repairs"]]
+        stages.append((each.detail["epoch"], repairs))
+    found = pl.Series([False] * raw.height, dtype=pl.Boolean)
+    for (epoch, repairs), (end, _) in pairwise(stages):
+        here = raw["epoch"].is_between(epoch, end, closed="left")
+        columns = dict.fromkeys(each.column for each in (*repairs, *release.repairs) if each.column in raw.columns)
+        if not columns or not here.any():
+            continue
+        part = raw.filter(here)
+        then, now = tables.repaired(part, repairs, "time"), tables.repaired(part, release.repairs, "time")
+        differs = pl.select(pl.any_horizontal(then[name].ne_missing(now[name]) for name in columns)).to_series()
+        found = found.scatter(here.arg_true(), differs)
+    return found
 
 
 def _solves(project: Project, config: ModelConfig, version: Version, since: datetime | None) -> pl.DataFrame | None:

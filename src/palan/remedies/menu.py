@@ -100,7 +100,7 @@ def menu(
     found = [NOTHING]
     likely = [fault for fault in hypotheses if fault.confidence >= least_confidence]
     found += _repairs([fault for fault in likely if fault.repairs and not fault.ends_repair])
-    found += _endings(active_repairs)
+    found += _endings(active_repairs, [fault.columns for fault in likely if fault.ends_repair])
     if has_previous:
         found.append(Candidate("roll back", "roll back", {}, "go back to the champion before this one"))
     if can_recalibrate:
@@ -130,15 +130,22 @@ def _repairs(faults: Sequence[Fault]) -> list[Candidate]:
     return [*singles, Candidate("rework data: all", "rework data", {"repairs": together}, f"repair {', '.join(columns)} together")]
 
 
-def _endings(active: Sequence[Repair]) -> list[Candidate]:
+def _endings(active: Sequence[Repair], found_right: Sequence[Sequence[str]]) -> list[Candidate]:
+    """What the doctor found to be right again comes first: a column that the model hardly uses is ended with its fellows."""
+    columns = list(dict.fromkeys(repair.column for repair in active))
+    groups = [[name for name in columns if name in found] for found in found_right]
+    together = [
+        Candidate(f"end repair: {', '.join(names)}", "end repair", {"columns": names}, f"stop repairing {', '.join(names)}, which the feed sends right again")
+        for names in groups
+        if len(names) > 1
+    ]
     singles = [
         Candidate(f"end repair: {repair.column}", "end repair", {"columns": [repair.column]}, f"stop applying {repair.column} = {repair.expression}") for repair in active
     ]
-    columns = [repair.column for repair in active]
-    if len(set(columns)) < 2:
-        return singles
-    # A feed is usually mended as it broke: all columns at once.
-    return [*singles, Candidate("end repair: all", "end repair", {"columns": columns}, f"stop repairing {', '.join(columns)}")]
+    if len(columns) > 1 and columns not in groups:
+        # A feed is usually mended as it broke: all columns at once.
+        together.append(Candidate("end repair: all", "end repair", {"columns": columns}, f"stop repairing {', '.join(columns)}"))
+    return [*together, *singles]
 
 
 def _retrainings(since: datetime | None) -> list[Candidate]:
