@@ -95,7 +95,8 @@ def _repair(project: Project, config: ModelConfig, release: Release) -> list[Rem
     before = _without(release.repairs, remedy)
     found = _paired(project, rows, (champion, release.repairs), (champion, before))
     said = _said(found).replace("the champion", "leaving the data as they came")
-    harmless = found is not None and found.mean <= 0
+    # A repair has to prove itself; ending one whose reason is gone is undone only where that surely harms.
+    harmless = found is not None and (found.low if remedy.action["action"] == "end repair" else found.mean) <= 0
     if not harmless:
         releases.set_repairs(project, config.name, before, f"undone: it lost {said}")
     return _conclude(project, remedy, found, confirmed=harmless, said=said)
