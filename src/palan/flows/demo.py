@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from palan.flows.serve import Server
 
 MARK = ".palan-demo"
+WHOLE = "a project made by `palan demo`; remove the whole folder to play it again\n"
 FIRST = 4
 """Months that have arrived before anything is released."""
 
@@ -136,14 +137,17 @@ def example() -> Path:
 
 
 def _prepare(root: Path) -> Path:
-    """Make the demo's project, or find the one that an earlier call began."""
-    if (root / MARK).is_file():
+    """Make the demo's project, or find the one that an earlier call began. A copy that was killed is begun again."""
+    mark = root / MARK
+    if mark.is_file() and mark.read_text() == WHOLE:
         return root
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if not mark.is_file() and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise PalanError(f"{root} is there already, and is no demo of palan", "palan demo --into another-folder")
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        mark.write_text("")  # before anything else: a folder that was left half-way is known as the demo's own
         shutil.copytree(example(), root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".palan", "feed", "__pycache__"))
-        (root / MARK).write_text("a project made by `palan demo`; remove the whole folder to play it again\n")
+        mark.write_text(WHOLE)
     except OSError as error:
         raise PalanError(f"{root} cannot be written: {error.strerror}", "palan demo --into another-folder") from error
     return root
@@ -250,27 +254,28 @@ def _ask_delay(stage: _Stage, client: _Client, day: date, requests: pl.DataFrame
     before = history.decisions(stage.project, "delay", since=stage.clock.now)
     keys = requests["id"].to_list()
     answered = {key: value for each in before for key, value in zip(each.keys or [], each.outputs["output"], strict=True)}
-    if len(answered) >= len(keys) - SINGLES:
-        return answered
     columns = {name: requests[name].to_list() for name in names}
-    batch = {name: values[SINGLES:] for name, values in columns.items()}
-    answer = client.post("/v1/models/delay/decide", {"rows": batch, "keys": keys[SINGLES:]})
-    probabilities = dict(zip(keys[SINGLES:], answer["outputs"]["output"], strict=True))
+    if len(answered) < len(keys) - SINGLES:
+        batch = {name: values[SINGLES:] for name, values in columns.items()}
+        answer = client.post("/v1/models/delay/decide", {"rows": batch, "keys": keys[SINGLES:]})
+        answered |= zip(keys[SINGLES:], answer["outputs"]["output"], strict=True)
     for place in range(min(SINGLES, len(keys))):
-        row = {name: values[place] for name, values in columns.items()}
-        one = client.post("/v1/models/delay/decide", {"rows": [row], "keys": [keys[place]]})
-        probabilities[keys[place]] = one["outputs"][0]
-    return probabilities
+        if keys[place] not in answered:
+            row = {name: values[place] for name, values in columns.items()}
+            one = client.post("/v1/models/delay/decide", {"rows": [row], "keys": [keys[place]]})
+            answered[keys[place]] = one["outputs"][0]
+    return answered
 
 
 def _ask_gates(stage: _Stage, client: _Client, day: date, probabilities: Mapping[str, float]) -> None:
     """Plan the gates of one airport as a job, as an airport would, and wait for its end."""
-    from palan.flows import history
-
-    if any(_plan_key(day) in (each.keys or []) for each in history.decisions(stage.project, "gates", since=stage.clock.now)):
-        return
-    instance = stage.world.instance(day, AIRPORT, probabilities)
-    client.post("/v1/models/gates/decide", {"instance": instance, "key": _plan_key(day)})
+    key = _plan_key(day)
+    body = {"instance": stage.world.instance(day, AIRPORT, probabilities), "key": key}
+    # Under its key a job is submitted once, also by a day that was killed and is played again.
+    job = client.post("/v1/models/gates/jobs", body, {"Idempotency-Key": key})
+    while job["fate"] in ("queued", "running"):
+        sleep(0.02)
+        job = client.get(f"/v1/jobs/{job['id']}")
 
 
 class _Client:
@@ -279,10 +284,16 @@ class _Client:
     def __init__(self, url: str) -> None:
         self.address = urlsplit(url)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        return self._ask("POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})})
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._ask("GET", path, None, {})
+
+    def _ask(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> dict[str, Any]:
         connection = http.client.HTTPConnection(self.address.hostname or "127.0.0.1", self.address.port, timeout=120)
         try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
         finally:

@@ -38,7 +38,7 @@ def submit(
     Args:
         project: an open project.
         model: its name.
-        body: JSON `{"instance": {...}}`, or
+        body: JSON `{"instance": {...}, "key": "..."}`; the key is the caller's own name of it, for its outcome. Or
         instance: the instance as Python values.
         version: "gates@3"; without it the champion.
         time_limit: seconds for the solve; without it the model's own `time_limit`.
@@ -60,7 +60,8 @@ def submit(
     request = Inputs(schema).read(body) if instance is None else Inputs(schema).take(instance)
     if time_limit is not None and not 0 < time_limit <= 86_400:
         raise PalanError(f"time_limit is {time_limit:g} s", "between 0 and 86400 seconds")
-    blob = project.store.blobs.put(msgspec.json.encode({"instance": request.instance, "time_limit": time_limit}))
+    keys = list(request.keys or ())
+    blob = project.store.blobs.put(msgspec.json.encode({"instance": request.instance, "time_limit": time_limit, "keys": keys}))
     now = project.clock()
     with records.transaction():
         known = records.find(Job, model=model, idempotency_key=idempotency_key, limit=1) if idempotency_key else []
@@ -296,9 +297,10 @@ class Runner:
         if self._stop.is_set() and not watch.stop:
             self._record(lease, job.id, fate="queued", started=None)
             return
-        self._finish(lease, job, request["instance"], answered, stopped=watch.stop)
+        asked = Request(rows=1, instance=request["instance"], keys=tuple(request["keys"]))
+        self._finish(lease, job, asked, answered, stopped=watch.stop)
 
-    def _finish(self, lease: Lease, job: Job, instance: Any, answered: Answered, *, stopped: bool) -> None:
+    def _finish(self, lease: Lease, job: Job, asked: Request, answered: Answered, *, stopped: bool) -> None:
         project = self.project
         now = project.clock()
         result: dict[str, Any] = {**job.result, **answered.result, "seconds": answered.seconds, "violations": [msgspec.to_builtins(each) for each in answered.violations]}
@@ -318,7 +320,7 @@ class Runner:
         if decision:
             release = project.store.records.get(Release, job.model)
             entry = instance_decision(
-                decision, now, job.model, Request(rows=1, instance=instance), answered.version, release.epoch if release else 0, "job", 1.0, answered.status, answered.outputs, answered.violations, answered.result, answered.degraded, answered.seconds, f"job {job.id}"
+                decision, now, job.model, asked, answered.version, release.epoch if release else 0, "job", 1.0, answered.status, answered.outputs, answered.violations, answered.result, answered.degraded, answered.seconds, f"job {job.id}"
             )
             project.store.blocks.append(f"decisions/{job.model}", [log.encode(entry)])
         changes = {"reason": reason} if reason else {}

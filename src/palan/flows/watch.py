@@ -365,7 +365,7 @@ def _judge(
     from palan.drift import calibrate, profile
 
     window = rows.filter(pl.col("time").is_between(since, until, closed="left"))
-    loss = loss_window(window.filter(pl.col("arm") == "champion"))
+    loss = loss_window(window.filter(pl.col("arm").is_in(["champion", "job"])))
     faults = hypotheses(config, version, release, normal, rows, since, until, seen)
     judged = calibrate.judge(profile.profile(window, normal.reference), loss, normal.thresholds, faults)
     frame = {
