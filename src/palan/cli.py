@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 FINE, ACT, BROKEN = 0, 1, 2
 
 
+class _ReaderLeft(Exception):
+    """Whoever reads what we print (head, less) has seen enough. Click would call a broken pipe a failure."""
+
+
 class Verbs(click.Group):
     """The commands in the order of the loop, a hint for a mistyped one, and errors of three lines at the most."""
 
@@ -28,6 +32,12 @@ class Verbs(click.Group):
         if args and args[0] not in self.commands and not args[0].startswith("-"):
             raise PalanError(f'palan has no verb "{args[0]}"', nearest(args[0], self.commands) or "palan --help")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderLeft from error
 
 
 @click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         code = 130
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except (_ReaderLeft, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FINE
     except OSError as error:

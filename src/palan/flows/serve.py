@@ -70,10 +70,10 @@ def serve(
         server = uvicorn.Server(_config(site))
         site.deciders.follow()
         site.runner.start()
-        if ready:
-            ready(Server(site.url, site.deciders, site.runner))
-        project.tell(f"serving {project.config.name} at {site.url}")
         with _ended_by_signals(server):
+            if ready:
+                ready(Server(site.url, site.deciders, site.runner))
+            project.tell(f"serving {project.config.name} at {site.url}")
             server.run(sockets=[listener])
         project.tell("stopped")
     finally:

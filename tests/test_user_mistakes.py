@@ -1,0 +1,333 @@
+"""Every mistake that a user can make costs at most three lines, one of them a hint, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from palan.flows.ingest import ingest
+from palan.flows.log import log
+from palan.flows.project import open_project
+
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+
+TOML = """[project]
+name = "bakery"
+
+[data.sales]
+source = "feed/*.csv"
+key = ["id"]
+columns = { id = "int", warm = "float", sold = "float" }
+
+[models.rolls]
+model = "rolls.py:Rolls"
+data = "sales"
+inputs = ["warm"]
+outcome = "sold"
+key = "id"
+
+[models.plan]
+model = "plan.py:Plan"
+instances = "instances/*.json"
+
+[models.learner]
+model = "learner.py:Learner"
+data = "sales"
+inputs = ["warm"]
+outcome = "sold"
+
+[models.slow]
+model = "slow.py:Slow"
+data = "sales"
+inputs = ["warm"]
+outcome = "sold"
+"""
+
+FILES = {
+    "palan.toml": TOML,
+    "feed/sales.csv": "id,warm,sold\n" + "".join(f"{number},{number % 9},{number % 5}\n" for number in range(60)),
+    "rolls.py": "class Rolls:\n    def fit(self, data):\n        self.mean = float(data['sold'].mean())\n\n    def decide(self, rows):\n        return (rows['warm'] * 0 + self.mean).to_numpy()\n",
+    "plan.py": "import highspy\n\n\nclass Plan:\n    def formulate(self, instance):\n        return highspy.Highs()\n",
+    "learner.py": "from sklearn.linear_model import LinearRegression\n\n\nclass Learner:\n    def fit(self, data):\n        self.model = LinearRegression()\n",
+    "slow.py": "import time\n\n\nclass Slow:\n    def fit(self, data):\n        time.sleep(60)\n\n    def decide(self, rows):\n        return [0.0] * rows.height\n",
+    "instances/one.json": '{"size": 3}',
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    root = tmp_path / "bakery"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    yield root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One project with data taken in, that mistakes may be made in as long as they change nothing."""
+    root = tmp_path_factory.mktemp("made") / "bakery"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    project = open_project(root)
+    ingest(project)
+    project.store.records.close()
+    return root
+
+
+def start(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+    known = {**os.environ, "PYTHONPATH": str(SOURCES), **environment}
+    command = [*before, sys.executable, "-m", "palan.cli", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=known, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def refused(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> str:
+    """Run a command that is a mistake; check the manners of the answer, and return it."""
+    process = start(folder, *arguments, before=before, **environment)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, (arguments, process.returncode, errors)
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert "Traceback" not in out + errors, errors
+    assert out == "", (arguments, out)
+    assert 2 <= len(lines) <= 3, (arguments, errors)
+    assert lines[-1].startswith("hint: ") and len(lines[-1]) > 8, (arguments, errors)
+    return "\n".join(lines)
+
+
+def exit_code(folder: Path, *arguments: str) -> int:
+    process = start(folder, *arguments)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the user's own files, and what the store holds, to see that both are as they were."""
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and ".palan" not in path.parts}
+    if (folder / ".palan" / "palan.db").exists():
+        with sqlite3.connect(folder / ".palan" / "palan.db") as db:
+            for table in ("data_version", "quarantine", "version", "release", "entry"):
+                found[table] = repr(db.execute(f"select * from {table}").fetchall()).encode()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(["biuld", "rolls"], ['palan has no verb "biuld"', 'did you mean "build"?'], id="a typo in a verb"),
+        pytest.param(["build", "rols"], ['no model "rols"', 'did you mean "rolls"?'], id="an unknown model"),
+        pytest.param(["build", "rolls", "--sede", "3"], ["--sede", "palan build --help"], id="an unknown option"),
+        pytest.param(["build"], ["MODEL", "palan build --help"], id="an argument that is missing"),
+        pytest.param(["build", "rolls", "--seed", "many"], ["many", "palan build --help"], id="a word for a number"),
+        pytest.param(["build", "rolls", "--since", "yesterday"], ['"yesterday" is no date', "2013-05-01"], id="no date"),
+        pytest.param(["build", "rolls", "--param", "rate"], ['"rate" sets no parameter', "--param learning_rate=0.05"], id="a parameter without a value"),
+        pytest.param(["build", "rolls", "--param", "rate=1"], ["rate"], id="a parameter that the model does not have"),
+        pytest.param(["ingest", "sails"], ['no data "sails"', 'did you mean "sales"?'], id="unknown data"),
+        pytest.param(["check", "rolls"], ["rolls has no version yet", "palan build rolls"], id="a check of nothing"),
+        pytest.param(["release", "rolls@7"], ["rolls has no version yet", "palan build rolls"], id="a release of nothing"),
+        pytest.param(["decide", "rolls", "--input", "none.json"], ["none.json cannot be read", "JSON file"], id="an input that is not there"),
+        pytest.param(["decide", "rolls", "--input", "rolls.py"], ["rolls.py is not JSON"], id="an input that is no JSON"),
+        pytest.param(["outcomes", "rolls", "--input", "rolls.py"], ["rolls.py is not JSON"], id="outcomes that are no JSON"),
+        pytest.param(["watch", "rolls"], ["rolls"], id="a watch of nothing"),
+        pytest.param(["why", "roll"], ['nothing here is called "roll"', 'did you mean "rolls"?'], id="why of nothing"),
+        pytest.param(["--project", "nowhere", "status"], ["there is no palan project in", "palan init"], id="a project that is not there"),
+        pytest.param(["init", "rolls.py"], ["init overwrites nothing"], id="init where a project is"),
+        pytest.param(["init", "gone.py", "--into", "else"], ["gone.py"], id="init around a file that is not there"),
+        pytest.param(["up", "--every", "0"], ["--every 0 is no time", "above zero"], id="no time between ticks"),
+        pytest.param(["serve", "--host", "0.0.0.0"], ["can be reached from other machines", "PALAN_TOKEN"], id="an open address without a token"),
+    ],
+)
+def test_a_mistake_on_the_command_line(made: Path, arguments: list[str], says: list[str]) -> None:
+    before = content(made)
+    told = refused(made, *arguments)
+    for each in says:
+        assert each in told
+    assert content(made) == before
+
+
+def test_no_project(tmp_path: Path) -> None:
+    assert "there is no palan project in" in refused(tmp_path, "status")
+    assert list(tmp_path.iterdir()) == []  # nothing was made by asking
+
+
+def test_a_broken_palan_toml(folder: Path) -> None:
+    (folder / "palan.toml").write_text(TOML.replace('name = "bakery"', "name = bakery"), encoding="utf-8")
+    assert "palan.toml is not TOML: Invalid value (at line 2, column 8)" in refused(folder, "status")
+    (folder / "palan.toml").write_text(TOML.replace("outcome", "outcme", 1), encoding="utf-8")
+    told = refused(folder, "build", "rolls")
+    assert "palan.toml line 13: [models.rolls] outcme: unknown key" in told and 'did you mean "outcome"?' in told
+
+
+def test_an_empty_file_and_a_wrong_column(made: Path) -> None:
+    before = content(made)
+    for text, says in (("", "the file is empty"), ("id,warn,sold\n900,1,1\n", 'no column "warm"')):
+        path = made / "feed" / "new.csv"
+        path.write_text(text, encoding="utf-8")
+        assert says in refused(made, "ingest")
+        path.unlink()
+    assert content(made) == before
+
+
+def test_code_with_a_syntax_error_and_code_that_raises(folder: Path) -> None:
+    ingest(open_project(folder))
+    before = content(folder)
+    good = FILES["rolls.py"]
+    for text, says in (
+        (good.replace("self, data)", "self, data"), "rolls.py line 2: '(' was never closed"),
+        (good.replace("['sold']", "['slod']"), "rolls.py"),
+        (good.replace("data['sold'].mean()", "1 / 0"), "division by zero"),
+        ("raise RuntimeError('not today')\n" + good, "not today"),
+        (good.replace("Rolls", "Roll"), "rolls.py defines no Rolls"),
+        (good.replace("return (", "import os; os._exit(7); return ("), "rolls"),
+    ):
+        (folder / "rolls.py").write_text(text, encoding="utf-8")
+        told = refused(folder, "build", "rolls")
+        assert says in told, told
+    (folder / "rolls.py").write_text(good, encoding="utf-8")
+    assert content(folder) == before
+    assert exit_code(folder, "build", "rolls") == 0
+
+
+BLOCKER = """
+import sys
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name.split(".")[0])
+
+
+sys.meta_path.insert(0, Blocked())
+for name in list(sys.modules):
+    if name.split(".")[0] in {blocked!r}:
+        del sys.modules[name]
+"""
+
+
+def without(tmp_path: Path, *libraries: str) -> str:
+    """Return a PYTHONPATH in which these libraries cannot be imported, as if they were not installed."""
+    place = tmp_path / "blocker"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(BLOCKER.format(blocked=set(libraries)), encoding="utf-8")
+    return f"{place}{os.pathsep}{SOURCES}"
+
+
+@pytest.mark.parametrize(("model", "library"), [("plan", "highspy"), ("learner", "sklearn")])
+def test_a_library_that_is_not_installed(made: Path, tmp_path: Path, model: str, library: str) -> None:
+    before = content(made)
+    told = refused(made, "build", model, PYTHONPATH=without(tmp_path, library, "skops"))
+    assert library in told and "not installed" in told and "pip install" in told
+    assert content(made) == before
+
+
+def test_a_port_that_is_taken(made: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        told = refused(made, "serve", "--port", str(port))
+        assert f"port {port} is taken" in told and f"--port {port + 1}" in told
+    assert 'PALAN_PORT is "web"' in refused(made, "serve", PALAN_PORT="web")
+
+
+def test_a_folder_that_may_not_be_written(folder: Path) -> None:
+    before: tuple[str, ...] = ()
+    if os.getuid() == 0:  # the superuser may write anything: give that right up
+        if not shutil.which("setpriv"):
+            pytest.skip("root writes everywhere, and there is no setpriv")
+        before = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+    folder.chmod(0o555)
+    told = refused(folder, "build", "rolls", before=before)
+    folder.chmod(0o755)
+    assert "cannot be written" in told and "chmod" in told
+    assert not (folder / ".palan").exists()
+    (folder / "palan.toml").chmod(0)
+    told = refused(folder, "status", before=before)
+    assert "palan.toml cannot be read" in told and "chmod" in told
+
+
+def test_a_damaged_store_and_a_newer_one(folder: Path) -> None:
+    open_project(folder).store.records.close()
+    path = folder / ".palan" / "palan.db"
+    with sqlite3.connect(path) as db:
+        db.execute("pragma user_version = 99")
+    assert "pip install --upgrade palan" in refused(folder, "log")
+    path.write_bytes(b"this was a database once " * 100)
+    assert "palan.db is damaged" in refused(folder, "status")
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_two_palan_up_on_one_project_and_a_build_beside_one(folder: Path) -> None:
+    ingest(open_project(folder))
+    up = start(folder, "up", "--port", "0")
+    try:
+        assert first_line(up).startswith("up at http://127.0.0.1:")
+        told = refused(folder, "up", "--port", "0")
+        assert "is up already, in another process" in told
+        assert exit_code(folder, "build", "rolls") == 0  # they work side by side
+    finally:
+        up.send_signal(signal.SIGTERM)
+        _, errors = up.communicate(timeout=30)
+    assert up.returncode == 0 and "Traceback" not in errors, errors
+    again = start(folder, "up", "--port", "0")  # nobody has to wait for the one that ended
+    assert first_line(again).startswith("up at ")
+    again.send_signal(signal.SIGINT)
+    _, errors = again.communicate(timeout=30)
+    assert again.returncode == 0 and "Traceback" not in errors, errors
+
+
+def test_ctrl_c_in_the_middle_of_a_build(folder: Path) -> None:
+    project = open_project(folder)
+    ingest(project)
+    before = content(folder)
+    building = start(folder, "build", "slow")
+    assert building.stderr is not None and "learns from 60 rows" in building.stderr.readline()
+    time.sleep(0.2)
+    os.killpg(building.pid, signal.SIGINT)  # a terminal tells the whole group: the worker hears it as well
+    out, errors = building.communicate(timeout=30)
+    assert (building.returncode, out, errors.strip()) == (130, "", "stopped")
+    assert content(folder) == before
+    assert exit_code(folder, "build", "rolls") == 0
+    assert log(project, verify=True)["breaks"] == []
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_that_has_seen_enough(made: Path, lines: int) -> None:
+    process = start(made, "config", "--json")
+    assert process.stdout is not None and process.stderr is not None
+    for _ in range(lines):
+        process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert (process.wait(timeout=30), errors) == (0, "")
+
+
+def test_the_whole_traceback_is_there_for_who_asks(made: Path) -> None:
+    _, errors = start(made, "--debug", "build", "rols").communicate(timeout=60)
+    assert "Traceback" in errors and "NotFound" in errors
+
+
+def test_tables_made_of_one_another(folder: Path) -> None:
+    circle = '[data.one]\ntransform = "t.py:one"\ncolumns = { id = "int" }\n[data.two]\ntransform = "t.py:two"\ncolumns = { id = "int" }\n'
+    (folder / "palan.toml").write_text(TOML.replace('data = "sales"', 'data = "one"').replace('inputs = ["warm"]\noutcome = "sold"\n', "").replace('key = "id"\n', "") + circle, encoding="utf-8")
+    (folder / "t.py").write_text("def one(two):\n    return two\n\n\ndef two(one):\n    return one\n", encoding="utf-8")
+    assert "one -> two -> one" in refused(folder, "build", "rolls")
+
+
+def test_every_error_of_the_system_names_its_file(made: Path) -> None:
+    assert "Is a directory" in refused(made, "decide", "rolls", "--input", "feed")
