@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from palan.core import Version, new_id
-from palan.errors import PalanError
+from palan.errors import ModelFailed, PalanError
 from palan.flows import build as builds
 from palan.flows import history, packages, replay, tables
 from palan.flows.config import ModelConfig
@@ -110,7 +110,11 @@ class _Bench:
     def recent(self) -> pl.DataFrame:
         """The last decisions that were logged; rows of the model's data while there are none."""
         logged = history.frame(self.project, self.config.name, history.schema_of(self.version.manifest)).tail(RECENT)
-        return logged if logged.height or not self.config.data else self.reference().tail(RECENT)
+        return logged if self.takes(logged) or not self.config.data else self.reference().tail(RECENT)
+
+    def takes(self, logged: pl.DataFrame) -> bool:
+        """Tell whether there are logged rows that hold everything this version takes: callers may not send a new column yet."""
+        return logged.height > 0 and all(name in logged.columns for name in history.schema_of(self.version.manifest).names)
 
     def reference(self) -> pl.DataFrame:
         """Rows of the model's data in the shape of the log."""
@@ -154,7 +158,10 @@ def judge(
         bench = _Bench(project, config, version, other, journal, stack)
         findings = []
         for spec in specs:
-            found = GATES[spec.name](bench, spec)
+            try:
+                found = GATES[spec.name](bench, spec)
+            except ModelFailed as error:
+                found = Finding(spec.name, "fail", f"it could not be judged: {error.what}")
             if found is not None:
                 project.tell(f"{version.ref} {found.gate}: {found.verdict}: {found.text}")
                 findings.append(found)
@@ -190,8 +197,13 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
     first = rows["time"].min()
     losses = []
     for version in (bench.version, bench.champion):
-        with replay.learnt_until(bench.project, bench.journal, version, first) as worker:  # type: ignore[arg-type]
-            losses.append(replay.answer(worker, version, rows, _repairs(bench)).losses)
+        try:
+            with replay.learnt_until(bench.project, bench.journal, version, first) as worker:  # type: ignore[arg-type]
+                losses.append(replay.answer(worker, version, rows, _repairs(bench)).losses)
+        except PalanError as error:
+            if version.id != bench.champion.id:
+                raise
+            return Finding("champion", "cannot tell", f"the champion cannot answer these rows: {error.what}")
     candidate, champion = losses
     if candidate is None or champion is None:
         return Finding("champion", "cannot tell", "no outcome is known to compare on")
@@ -223,7 +235,7 @@ def held_back(bench: _Bench) -> pl.DataFrame:
 
     rows = history.frame(bench.project, bench.config.name, history.schema_of(bench.version.manifest))
     known = rows.filter(pl.col("outcome").is_not_null()) if rows.height else rows
-    if known.height < 100 and bench.config.data and bench.config.outcome:
+    if (known.height < 100 or not bench.takes(known)) and bench.config.data and bench.config.outcome:
         known = bench.reference().filter(pl.col("outcome").is_not_null())
     if not known.height:
         return known
@@ -263,11 +275,11 @@ def _latency(bench: _Bench, spec: GateSpec) -> Finding | None:
     rows = bench.recent()
     if not rows.height:
         return Finding("latency", "cannot tell", "no rows to time")
-    names = history.schema_of(bench.version.manifest).names
+    inputs = replay.inputs_of(bench.version, rows)
     worker = bench.worker(bench.version)
     seconds = []
     for index in range(TIMED + 5):
-        row = rows.select(names)[index % rows.height]
+        row = inputs[index % rows.height]
         started = perf_counter()
         worker.decide(row)
         seconds.append(perf_counter() - started)
@@ -290,10 +302,12 @@ def _diff(bench: _Bench, spec: GateSpec) -> Finding | None:
     rows = bench.recent()
     if not rows.height:
         return Finding("decision_diff", "cannot tell", "no decision was logged yet")
-    old, new = (
-        replay.answer(bench.worker(each), each, rows.drop("outcome"), _repairs(bench)).outputs
-        for each in (bench.champion, bench.version)
-    )
+    asked, repairs = rows.drop("outcome"), _repairs(bench)
+    try:
+        old = replay.answer(bench.worker(bench.champion), bench.champion, asked, repairs).outputs
+    except PalanError as error:
+        return Finding("decision_diff", "cannot tell", f"the champion cannot answer these rows: {error.what}")
+    new = replay.answer(bench.worker(bench.version), bench.version, asked, repairs).outputs
     keys = rows["key"].fill_null(rows["id"]).to_list()
     return rules.decision_diff(old, new, keys=keys, **spec.options)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ import msgspec
 from palan.core import Version, new_id, unstamp
 from palan.data.nouns import Repair
 from palan.drift.nouns import Alarm
-from palan.errors import Conflict, ModelFailed, NotFound, PalanError
+from palan.errors import Corrupt, LeaseLost, ModelFailed, NotFound, PalanError
 from palan.flows import build as builds
 from palan.flows import check as checks
 from palan.flows import history, packages, replay, watch
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 FEWEST_ROWS = 200
 FEWEST_DAYS = 10
 """Held-back decisions with a known outcome, and days of them, below which no remedy can be told from luck."""
+
+CARRIED_OUT = ("rework data", "end repair", "roll back", "retrain", "change model")
+"""What palan does by itself; a fallback made champion or a row of a table is a person's work, and stays a proposal."""
 
 PATIENCE = 4
 """How many windows a page waits for such outcomes before it is answered without them."""
@@ -71,7 +74,8 @@ def react(
         release = project.store.records.get(Release, model)
         if release is None:
             raise NotFound(f"{model} is not released, so nothing can be wrong with it", f"palan release {model}")
-        settled = [] if dry_run else settle(project, config)
+        resumed = [] if dry_run else _resume(project, config)
+        settled = [] if dry_run else [*resumed, *settle(project, config)]
         alarms = project.store.records.find(Alarm, order="-time", model=model, lane="page", status="open")
         waits = _waits(project, config, alarms[0]) if alarms and not dry_run else ""
         if settled and alarms:
@@ -103,7 +107,7 @@ def _waits(project: Project, config: ModelConfig, alarm: Alarm) -> str:
     # Each answer that did not end the same alarm doubles the rest: palan does not flap.
     tried = len(project.store.records.find(Remedy, alarm=alarm.id))
     rest = config.react.cooldown * 2 ** max(tried - 1, 0)
-    if last and last[0].status in ("released", "nothing", "confirmed", "rolled back") and last[0].time + rest > project.clock():
+    if last and last[0].time + rest > project.clock():
         return f"the last remedy is younger than {rest.days} d"
     held = held_back(project, config, alarm)
     if watch.ENDS_REPAIR in alarm.evidence:
@@ -149,13 +153,13 @@ def _react(project: Project, config: ModelConfig, alarm: Alarm, journal: Journal
         choice = _choose(config, champion, trials, refused, ended=watch.ENDS_REPAIR in alarm.evidence)
         if dry_run or choice.candidate.action not in ("retrain", "change model"):
             break
-        version, failed = _candidate_version(project, config, choice.candidate, journal)
+        version, failed = _candidate_version(project, config, champion, choice.candidate, journal)
         if not failed:
             built["version"] = version
             break
         refused[choice.name] = f"its gate {failed}"
     action = {"name": choice.name, "action": choice.candidate.action, **dict(choice.candidate.detail), **built}
-    auto = config.react.approve == "auto"
+    auto = config.react.approve == "auto" and choice.candidate.action in CARRIED_OUT
     status = "nothing" if choice.candidate.action == "nothing" else ("approved" if auto else "proposed")
     remedy = Remedy(
         new_id(project.clock()),
@@ -185,6 +189,8 @@ def _answer_proposal(project: Project, config: ModelConfig, journal: Journal, *,
     waiting = project.store.records.find(Remedy, order="-time", model=config.name, status="proposed")
     if not waiting:
         raise NotFound(f"no remedy of {config.name} waits for an answer", f"palan react {config.name}")
+    if approve and waiting[0].action["action"] not in CARRIED_OUT:
+        raise PalanError(f'"{waiting[0].choice}" has to be carried out by a person', f'do it, then: palan react {config.name} --reject --reason "done by hand"')
     remedy = replace(waiting[0], status="approved" if approve else "rejected")
     with project.store.records.transaction(durable=True):
         journal.fence()
@@ -193,11 +199,35 @@ def _answer_proposal(project: Project, config: ModelConfig, journal: Journal, *,
     return _act(project, config, remedy) if approve else remedy
 
 
+def _resume(project: Project, config: ModelConfig) -> list[Remedy]:
+    """Carry out what was approved by a process that died before it had done so."""
+    approved = project.store.records.find(Remedy, order="time", model=config.name, status="approved")
+    return [_act(project, config, each) for each in approved]
+
+
+def _is_done(release: Release, remedy: Remedy) -> bool:
+    """Tell whether the release is as the remedy makes it: it was killed between the change and the note of it."""
+    action = remedy.action
+    match action["action"]:
+        case "rework data":
+            return all(each in release.repairs for each in _repairs(action))
+        case "end repair":
+            return not any(each.column in action["columns"] and each.until is None for each in release.repairs)
+        case "roll back":
+            return release.time >= remedy.time and release.reason == remedy.reason
+        case _:
+            return f"{remedy.model}@{action['version']}" in [arm.version for arm in release.arms if arm.role != "shadow"]
+
+
 def _act(project: Project, config: ModelConfig, remedy: Remedy) -> Remedy:
     """Carry an approved remedy out. Every action is idempotent: after a crash it is done again, or found done."""
     action = remedy.action
     release = project.store.records.get(Release, config.name)
     assert release is not None
+    if _is_done(release, remedy):
+        done = replace(remedy, status="released")
+        project.store.records.put(done)
+        return done
     try:
         match action["action"]:
             case "rework data":
@@ -206,13 +236,15 @@ def _act(project: Project, config: ModelConfig, remedy: Remedy) -> Remedy:
                 releases.set_repairs(project, config.name, _ended(release.repairs, action["columns"], _since(project, remedy)), remedy.reason)
             case "roll back":
                 releases.release(project, config.name, roll_back=True, reason=remedy.reason)
-            case "retrain" | "change model":
+            case _:
                 releases.release(project, config.name, version=action["version"], reason=remedy.choice)
-            case other:
-                raise PalanError(f'"{other}" has to be carried out by a person', remedy.choice)
-    except Conflict as error:
+    except (LeaseLost, Corrupt):
+        raise
+    except PalanError as error:  # the release moved on meanwhile, or a gate says no by now
         kept = replace(remedy, status="rejected", reason=f"{remedy.reason}; not carried out: {error.what}")
-        project.store.records.put(kept)
+        with project.store.records.transaction(durable=True):
+            project.store.records.put(kept)
+            record(project, "rejected", config.name, f"{remedy.choice}: {error.what}", remedy=remedy.id)
         return kept
     done = replace(remedy, status="released")
     project.store.records.put(done)
@@ -406,14 +438,14 @@ def _instance_trials(
     return trials
 
 
-def _candidate_version(project: Project, config: ModelConfig, candidate: Candidate, journal: Journal) -> tuple[str, str]:
+def _candidate_version(
+    project: Project, config: ModelConfig, champion: Version, candidate: Candidate, journal: Journal
+) -> tuple[str, str]:
     """Build the version that a retraining needs and let the gates judge it; return its name, and the gate it fails."""
     since = _learn_since(candidate.detail, project.clock())
-    params = {} if candidate.action == "retrain" else candidate.detail.get("params", {})
-    seed = config.params.get("seed", 0)
-    version, _ = builds.make(
-        project, config.name, journal, params=params, since=since, seed=seed if isinstance(seed, int) else 0, reason=candidate.name
-    )
+    # Built as it was tried: with the champion's own parameters and seed, whatever palan.toml says by now.
+    params = {**champion.manifest["params"], **candidate.detail.get("params", {})}
+    version, _ = builds.make(project, config.name, journal, params=params, since=since, seed=champion.manifest["seed"], reason=candidate.name)
     findings, other = checks.judge(project, config, version, journal)
     checks.keep(project, version, other, findings)
     verdict = checks.overall(findings)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palan.core import Version, digest_of, stamp, unstamp
+from palan.core import Schema, Version, digest_of, stamp, unstamp
 from palan.data.nouns import Repair
 from palan.errors import NotFound, PalanError
 from palan.flows import history, packages, tables
@@ -97,19 +97,11 @@ def _keys(rows: pl.DataFrame) -> list[str]:
 
 def _rows(project: Project, config: ModelConfig, version: Version, on: str) -> pl.DataFrame:
     """Return the recorded rows that `on` names: id, key, time, inputs, outcome."""
-    import polars as pl
 
     schema = history.schema_of(version.manifest)
     path = project.root / on
     if path.is_file():
-        from palan.data.verdict import parse_file
-
-        contract = tables.contract_of(project, config.data)
-        rows = parse_file(path.read_bytes(), path.suffix, contract)
-        columns = [name for name in schema.names if name in rows.columns]
-        return rows.select(
-            *columns, id=pl.int_range(pl.len()).cast(pl.String), key=pl.lit(None, pl.String), time=pl.lit(project.clock())
-        ).with_columns(outcome=pl.lit(None))
+        return _file_rows(project, config, schema, path)
     last, since, until = window(on, project)
     rows = history.frame(project, config.name, schema, since=since, until=until).sort("time", maintain_order=True)
     if last:
@@ -119,15 +111,48 @@ def _rows(project: Project, config: ModelConfig, version: Version, on: str) -> p
     return rows
 
 
+def _file_rows(project: Project, config: ModelConfig, schema: Schema, path: Path) -> pl.DataFrame:
+    """Return the rows of a file that keep the contract of the model's data, in the shape of the log.
+
+    Raises:
+        PalanError: the model names no data, a column is missing, or no row is good.
+    """
+    import polars as pl
+
+    from palan.data.verdict import parse_file, read_time, verify
+
+    if not config.data:
+        raise PalanError(f"{config.name} names no data, so nothing says how to read {path.name}", f'in palan.toml: [models.{config.name}] data = "..."')
+    contract = tables.contract_of(project, config.data)
+    wanted = [name for name in (*schema.names, config.outcome, config.key, contract.time) if name]
+    part = replace(contract, columns=tuple(each for each in contract.columns if each.name in wanted), key=(), checks=(), rows=(None, None))
+    parsed = parse_file(path.read_bytes(), path.suffix, contract)
+    missing = [name for name in schema.names if name not in parsed.columns]
+    if missing:
+        raise PalanError(f"{path.name} has no column {missing[0]}, which {config.name} needs", f"it has {', '.join(parsed.columns[:12])}")
+    optional = [each.name for each in part.columns if each.name not in parsed.columns]
+    checked = verify(parsed, replace(part, columns=tuple(each for each in part.columns if each.name not in optional)))
+    if not checked.good.height:
+        raise PalanError(f"no row of {path.name} can be replayed: {checked.verdict.text}", "palan replay --help")
+    rows, here = checked.good, checked.good.columns
+    return rows.select(
+        pl.int_range(pl.len()).cast(pl.String).alias("id"),
+        (pl.col(config.key).cast(pl.String) if config.key in here else pl.lit(None, pl.String)).alias("key"),
+        (read_time(contract.time, rows.schema[contract.time]) if contract.time in here else pl.lit(project.clock())).alias("time"),
+        *(pl.col(name).alias(f"input.{name}" if name in ("id", "key", "time", "outcome") else name) for name in schema.names),
+        (pl.col(config.outcome) if config.outcome in here else pl.lit(None)).alias("outcome"),
+    )
+
+
 def window(on: str, project: Project) -> tuple[int | None, datetime | None, datetime | None]:
     """Read "last:1000", "last:7d" or "2013-05-01..2013-06-01" (either end may be open).
 
     Raises:
         PalanError: it is none of these.
     """
-    if found := re.fullmatch(r"last:(\d+)", on):
+    if found := re.fullmatch(r"last:([1-9]\d{0,8})", on):
         return int(found[1]), None, None
-    if found := re.fullmatch(r"last:(\d+)d", on):
+    if found := re.fullmatch(r"last:([1-9]\d{0,4})d", on):
         return None, project.clock() - timedelta(days=int(found[1])), None
     first, dots, second = on.partition("..")
     try:
@@ -153,6 +178,8 @@ def _against(
     release = project.store.records.get(Release, config.name)
     if against == "champion" and release is None:
         against = "logged"
+    if against == "logged" and "status" not in rows.columns:
+        raise PalanError("nothing was ever answered for the rows of a file", f"palan replay {version.ref} --against {config.name}@1")
     if against != "logged":
         other = packages.find_version(project, release.champion.version if against == "champion" and release else against)
         outputs, losses = _of(project, other, rows)
@@ -176,19 +203,40 @@ def _of(project: Project, version: Version, rows: pl.DataFrame) -> tuple[pl.Data
 
 
 def answer(worker: Worker, version: Version, rows: pl.DataFrame, repairs: Sequence[Repair] = ()) -> Answered:
-    """Let a worker answer recorded rows, put right by `repairs`, and score them where the outcome is known."""
-    names = history.schema_of(version.manifest).names
-    inputs = rows.select("time", *names) if "time" not in names else rows.select(names)
-    inputs = tables.repaired(inputs, repairs, "time").select(names)
-    outputs = worker.decide(inputs)
+    """Let a worker answer recorded rows, put right by `repairs`, and score them where the outcome is known.
+
+    Raises:
+        PalanError: the version needs a column that the recorded callers did not send.
+    """
+    outputs = worker.decide(inputs_of(version, rows, repairs))
     return Answered(outputs, losses_of(worker, outputs, rows["outcome"]) if "outcome" in rows.columns else None)
+
+
+def inputs_of(version: Version, rows: pl.DataFrame, repairs: Sequence[Repair] = ()) -> pl.DataFrame:
+    """Return what a version takes of recorded rows, under its own names, put right by `repairs`.
+
+    Raises:
+        PalanError: a column was not recorded.
+    """
+    import polars as pl
+
+    names = history.schema_of(version.manifest).names
+    # The log calls an input that has the name of one of its own columns "input.NAME".
+    found = {name: f"input.{name}" if f"input.{name}" in rows.columns else name for name in names}
+    missing = [name for name, column in found.items() if column not in rows.columns]
+    if missing:
+        raise PalanError(f"{version.ref} needs the column {missing[0]}, which these decisions were made without", f"palan check {version.ref} --against {version.model}@1, or replay a file of rows: --on rows.csv")
+    at = "palan_time"
+    inputs = rows.select(pl.col("time").alias(at), *(pl.col(column).alias(name) for name, column in found.items()))
+    return tables.repaired(inputs, repairs, at).select(names)
 
 
 def losses_of(worker: Worker, outputs: pl.DataFrame, outcomes: pl.Series) -> pl.Series | None:
     """Return the loss of each row, null where the outcome is not known; None where nothing can be scored."""
     import polars as pl
 
-    known = outcomes.is_not_null()
+    # A row that got no answer has no loss, whatever became of it.
+    known = outcomes.is_not_null() & outputs.select(pl.any_horizontal(pl.all().is_not_null())).to_series()
     if "score" not in worker.verbs or not known.any():
         return None
     scores = pl.Series(worker.score(outputs.filter(known), outcomes.filter(known)), dtype=pl.Float64)
@@ -218,7 +266,7 @@ def learnt_until(
     manifest = version.manifest
     own = params is None and since is None and not repairs
     seen = manifest["data"].get("until", "")
-    if "fit" not in manifest["verbs"] or (own and seen and seen <= stamp(until)):
+    if "fit" not in manifest["verbs"] or (own and seen and seen < stamp(until)):
         yield packages.warm_worker(project, version)
         return
     config = project.model(version.model)
@@ -260,7 +308,9 @@ def learnt_until(
 
 
 def _replay_instances(project: Project, config: ModelConfig, version: Version, on: str, against: str) -> dict[str, Any]:
-    last, since, until = window(on, project) if not Path(project.root / on).is_file() else (None, None, None)
+    if Path(project.root / on).is_file():
+        raise PalanError(f"{config.name} decides instances, so a file of rows cannot be replayed", f"palan replay {version.ref} --on last:20")
+    last, since, until = window(on, project)
     logged = history.decisions(project, config.name, since=since, until=until)[-(last or SOLVES) :][-SOLVES:]
     if not logged:
         raise NotFound(f"no decision of {config.name} was logged in {on}", f"palan decide {config.name} --input instance.json")
@@ -277,7 +327,7 @@ def _replay_instances(project: Project, config: ModelConfig, version: Version, o
     was = [each.objective for each in others] if others else [each.result.get("objective") for each in logged]
     return {
         "version": version.ref,
-        "against": other.ref if other else "logged",
+        "against": other.ref if other and others else "logged",
         "on": on,
         "rows": len(logged),
         **finding.figures,

@@ -63,7 +63,8 @@ def _watch(project: Project, journal: Journal, name: str) -> dict[str, Any] | No
     if project.store.records.get(Step, digest_of([what, parts])) is not None:
         return None
     report = _told(f"watch {name}", lambda: _news(watch(project, name)[0]))
-    journal.step(what, parts, lambda: report["text"])
+    if "hint" not in report:  # what failed is tried again at the next tick
+        journal.step(what, parts, lambda: report["text"])
     return report
 
 
@@ -84,7 +85,7 @@ def _react(project: Project, name: str) -> dict[str, Any] | None:
     records = project.store.records
     release = records.get(Release, name)
     trial = release is not None and release.canary is not None
-    pending = records.find(Remedy, order="-time", limit=1, model=name, status="released")
+    pending = records.find(Remedy, order="-time", limit=1, model=name, status=["released", "approved"])
     pages = records.find(Alarm, model=name, lane="page", status="open")
     if not (trial or pending or pages):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -61,4 +62,6 @@ def _keep_ticking(project: Project, every: float, stop: threading.Event) -> None
                 project.tell(f"{each['what']}: {each['text']}")
         except PalanError as error:  # a store that is busy or full: told, and tried again at the next tick
             project.tell(f"tick: {error.what}")
+        except Exception:  # a mistake of palan's own must not end the ticking in silence while the server goes on
+            logging.getLogger("palan").exception("a tick failed; the next one tries again")
         stop.wait(every)
