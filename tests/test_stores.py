@@ -398,3 +398,10 @@ def test_a_lease_that_ran_out_passes_on_between_processes_with_one_holder(tmp_pa
         now = NOON + timedelta(minutes=minute)
         held = [store.lease("x", str(place), ttl, now=now) for place, store in enumerate(stores)]
         assert sum(lease is not None for lease in held) == 1
+
+
+def test_what_could_not_be_read_back_is_refused_at_once(tmp_path: Path) -> None:
+    records = SQLiteRecords(tmp_path / "palan.db")
+    with pytest.raises(ValueError, match="Expected `float`, got `null`"):
+        records.put(Run("r1", "build", "delay", "done", NOON, metrics={"loss": float("nan")}))
+    assert records.find(Run) == []

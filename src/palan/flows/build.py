@@ -292,7 +292,14 @@ def _answer(
     if time:
         answer = answer.with_columns(read_time(time, answer.schema[time]).alias("time"))
     if config.outcome and "score" in about["verbs"]:
-        answer = answer.with_columns(pl.Series("loss", worker.score(outputs, rows[config.outcome]), dtype=pl.Float64))
+        losses = pl.Series("loss", worker.score(outputs, rows[config.outcome]), dtype=pl.Float64)
+        lost = losses.len() - losses.is_finite().sum()
+        if lost:
+            raise PalanError(
+                f"score() of {config.model} gives no finite number for {lost:,} of {losses.len():,} rows",
+                "a loss is a number for every decision: clip what may become infinite",
+            )
+        answer = answer.with_columns(losses)
     return answer
 
 

@@ -68,7 +68,13 @@ def _codec(hint: Any) -> tuple[Encode, Encode]:
     if typing.get_origin(hint) is typing.Literal:
         return _same, _same
     encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(hint)
-    return (lambda v: encoder.encode(v).decode()), (lambda v: decoder.decode(v))
+
+    def encode(value: Any) -> str:
+        text = encoder.encode(value)
+        decoder.decode(text)  # what could not be read back (a NaN among numbers) is refused now, not for ever after
+        return text.decode()
+
+    return encode, decoder.decode
 
 
 def table(noun: type) -> Table:
