@@ -123,7 +123,7 @@ def make(
             reference = journal.step(
                 f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, worker(), data, repairs, since, seed)
             )
-        signature = _signature(project, config, kind, data)
+        takes = signature(project, config, kind, data)
         journal.note(
             params=merged,
             metrics={**reference["metrics"], "rows": float(learnt["rows"])},
@@ -131,7 +131,7 @@ def make(
             data={data.data: data.number} if data else {},
             environment=packages.environment(code),
         )
-    manifest = _manifest(config, kind, about, code, files, merged, learnt, reference, signature, data, seed)
+    manifest = _manifest(config, kind, about, code, files, merged, learnt, reference, takes, data, seed)
     return _register(project, model, kind, manifest, journal, reason)
 
 
@@ -303,7 +303,12 @@ def _answer(
     return answer
 
 
-def _signature(project: Project, config: ModelConfig, kind: Any, data: DataVersion | None) -> Schema:
+def signature(project: Project, config: ModelConfig, kind: Any, data: DataVersion | None) -> Schema:
+    """Return what callers have to send: from the contract of the model's data, its instances, or its golden cases.
+
+    Raises:
+        PalanError: none of these is there.
+    """
     from palan.data.contract import to_schema
     from palan.data.inputs import infer_schema
 

@@ -244,8 +244,7 @@ def held_back(bench: _Bench) -> pl.DataFrame:
 
 
 def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
-
-    from palan.data.inputs import to_frame
+    from palan.data.inputs import Inputs, to_frame
     from palan.gates import rules
 
     cases = builds.golden_cases(bench.project, bench.config)
@@ -256,8 +255,8 @@ def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
         return rules.golden(cases, [worker.solve(case["input"]).output for case in cases])
     schema = history.schema_of(bench.version.manifest)
     try:
-        columns = {name: [case["input"].get(name) for case in cases] for name in schema.names}
-        outputs: pl.DataFrame = worker.decide(to_frame(columns, schema))
+        asked = Inputs(schema).take([{name: case["input"].get(name) for name in schema.names} for case in cases])
+        outputs: pl.DataFrame = worker.decide(to_frame(asked.columns, schema))
     except PalanError as error:
         return Finding("golden", "fail", f"the golden cases cannot be decided: {error.what}")
     got = outputs["output"].to_list() if outputs.columns == ["output"] else outputs.to_dicts()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import to_builtins
 
 from palan.core import Schema, Version, digest_of, stamp, unstamp
 from palan.data.nouns import Repair
 from palan.errors import NotFound, PalanError
 from palan.flows import history, packages, tables
 from palan.flows.config import ModelConfig
-from palan.flows.journal import Journal
+from palan.flows.journal import Journal, running
 from palan.flows.project import Project
 from palan.models.contract import SHAPE
 from palan.releases.nouns import Release
@@ -53,20 +55,71 @@ def replay(project: Project, model: str, *, on: str = "last:1000", against: str 
     """
     name, _, number = model.partition("@")
     config = project.model(name)
-    if number == ".":
-        from palan.flows.build import build
+    with ExitStack() as stack:
+        if number == ".":
+            version, worker = working_tree(project, config, stack)
+        else:
+            version, worker = packages.find_version(project, model if number else f"{name}@latest"), None
+        if SHAPE[version.kind] == "instance":  # type: ignore[index]
+            return _replay_instances(project, config, version, on, against)
+        return _replay_rows(project, config, version, worker, on, against)
 
-        model = build(project, name, reason="replay of the working tree")["version"]
-    version = packages.find_version(project, model if number else f"{name}@latest")
-    if SHAPE[version.kind] == "instance":  # type: ignore[index]
-        return _replay_instances(project, config, version, on, against)
+
+def working_tree(project: Project, config: ModelConfig, stack: ExitStack) -> tuple[Version, Worker | None]:
+    """Return the code as it lies in the folder as a version that is not kept, and a worker that learnt what the champion did.
+
+    It learns from the champion's rows and no later ones: so the diff shows what the edit does, not what another week of
+    data does, and no loss is measured on rows that were learnt. Where nothing was edited it is the champion itself.
+    """
+    from palan.engines.lanes import Worker
+    from palan.flows import build as builds
+
+    if not project.store.records.find(Version, model=config.name, limit=1):
+        builds.build(project, config.name, reason="replay of the working tree")
+    like = packages.find_version(project, config.name)
+    code = packages.code_of(project, config.model)
+    same_inputs = not config.inputs or list(config.inputs) == history.schema_of(like.manifest).names
+    if same_inputs and dict(code.parts) == like.manifest["closure"] and {**like.manifest["params"], **config.params} == like.manifest["params"]:
+        return like, None
+    folder, files = packages.stage(project, code)
+    with Worker(folder, config.model, kind=config.kind, params=dict(config.params), inputs=config.inputs, outcome=config.outcome) as opened:
+        about = opened.open()
+    journal = stack.enter_context(running(project, "replay", config.name, wait=30))
+    data = tables.current(project, config.data, journal) if config.data else None
+    manifest = {
+        **{name: value for name, value in like.manifest.items() if name != "signed"},
+        "kind": about["kind"],
+        "entry": config.model,
+        "verbs": list(about["verbs"]),
+        "params": dict(config.params),
+        "code": dict(files),
+        "closure": dict(code.parts),
+        "state": {},
+        "signature": to_builtins(builds.signature(project, config, about["kind"], data)),
+        "outcome": config.outcome,
+        "data": {**like.manifest["data"], "until": ""},
+        "environment": packages.environment(code),
+    }
+    version = Version(digest_of(manifest), config.name, 0, about["kind"], {**manifest, "signed": packages.sign(project, manifest)}, journal.run.id, project.clock())
+    if "fit" not in about["verbs"]:
+        return version, None
+    learnt = like.manifest["data"]
+    newest = unstamp(learnt["until"]) + timedelta(microseconds=1) if learnt.get("until") else project.clock()
+    return version, stack.enter_context(learnt_until(project, journal, version, newest, since=unstamp(learnt["since"]) if learnt.get("since") else None))
+
+
+def _name(version: Version) -> str:
+    return version.ref if version.number else f"{version.model}@."
+
+
+def _replay_rows(project: Project, config: ModelConfig, version: Version, worker: Worker | None, on: str, against: str) -> dict[str, Any]:
     rows = _rows(project, config, version, on)
-    outputs, losses = _of(project, version, rows)
-    other_outputs, other_losses, other = _against(project, config, rows, against, version)
+    outputs, losses = _of(project, version, rows, worker)
+    other_outputs, other_losses, other = _against(project, config, rows, against, version, worker)
     from palan.gates import paired, rules
 
     finding = rules.decision_diff(other_outputs, outputs, keys=_keys(rows), tolerance=1e-9)
-    report: dict[str, Any] = {"version": version.ref, "against": other, "on": on, "rows": rows.height, **finding.figures}
+    report: dict[str, Any] = {"version": _name(version), "against": other, "on": on, "rows": rows.height, **finding.figures}
     report["text"] = finding.text
     if losses is not None and other_losses is not None:
         known = losses.is_not_null() & other_losses.is_not_null()
@@ -173,7 +226,7 @@ def _date(text: str) -> datetime | None:
 
 
 def _against(
-    project: Project, config: ModelConfig, rows: pl.DataFrame, against: str, version: Version
+    project: Project, config: ModelConfig, rows: pl.DataFrame, against: str, version: Version, worker: Worker | None
 ) -> tuple[pl.DataFrame, pl.Series | None, str]:
     release = project.store.records.get(Release, config.name)
     if against == "champion" and release is None:
@@ -186,7 +239,7 @@ def _against(
         return outputs, losses, other.ref
     names = output_columns(rows, version)
     logged = rows.select(names).rename({name: name.removeprefix("output.") for name in names})
-    return logged, losses_of(packages.warm_worker(project, version), logged, rows["outcome"]), "logged"
+    return logged, losses_of(worker or packages.warm_worker(project, version), logged, rows["outcome"]), "logged"
 
 
 def output_columns(rows: pl.DataFrame, version: Version) -> list[str]:
@@ -196,9 +249,9 @@ def output_columns(rows: pl.DataFrame, version: Version) -> list[str]:
     return [name for name in rows.columns[first : rows.columns.index("degraded")] if name not in inputs and not name.startswith("input.")]
 
 
-def _of(project: Project, version: Version, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series | None]:
+def _of(project: Project, version: Version, rows: pl.DataFrame, worker: Worker | None = None) -> tuple[pl.DataFrame, pl.Series | None]:
     release = project.store.records.get(Release, version.model)
-    found = answer(packages.warm_worker(project, version), version, rows, release.repairs if release else ())
+    found = answer(worker or packages.warm_worker(project, version), version, rows, release.repairs if release else ())
     return found.outputs, found.losses
 
 
@@ -326,7 +379,7 @@ def _replay_instances(project: Project, config: ModelConfig, version: Version, o
     finding = rules.decision_diff(before, [each.output for each in results], keys=[each.id for each in logged])
     was = [each.objective for each in others] if others else [each.result.get("objective") for each in logged]
     return {
-        "version": version.ref,
+        "version": _name(version),
         "against": other.ref if other and others else "logged",
         "on": on,
         "rows": len(logged),

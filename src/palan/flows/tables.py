@@ -246,10 +246,12 @@ def _learnable(project: Project, model: str, version: DataVersion, repairs: Sequ
     if logged is not None and logged.height:
         names = {key: "palan_key", time: "palan_time", config.outcome: "palan_outcome", **{name: name for name in config.inputs}}
         typed = logged.select(
-            pl.col(logged_as).cast(frame.schema[name], strict=False).alias(name)
+            (pl.col(logged_as) if logged_as in logged.columns else pl.lit(None)).cast(frame.schema[name], strict=False).alias(name)
             for name, logged_as in names.items()
             if name in frame.columns
         )
+        # Rows that were answered before callers sent an input hold no value of it: nothing can be learnt from them.
+        typed = typed.drop_nulls([name for name in config.inputs if name in typed.columns and not contract.field(name).nullable])
         frame = pl.concat([frame, typed.join(frame.select(key), on=key, how="anti")], how="diagonal_relaxed")
     frame = repaired(frame, repairs, time)
     _last[name] = (state, frame)
