@@ -193,7 +193,7 @@ def test_the_champion_gate_learns_only_from_before_the_rows_that_it_judges_on(lo
     assert figures["rows"] == 7 * 150  # the holdout, all of them decided and told
     from palan.runs.run import Step
 
-    fits = [each for each in loop.project.store.records.find(Step, name=f"fit eta until {loop.day - timedelta(days=9):%Y-%m-%d}")]
+    fits = loop.project.store.records.find(Step, name=f"fit eta until {loop.day - timedelta(days=9):%Y-%m-%d}")
     assert len(fits) == 1
     assert fits[0].value["until"] < fits[0].parts["until"]
 

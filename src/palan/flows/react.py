@@ -81,7 +81,12 @@ def react(
         if settled and alarms:
             waits = "what was on trial has just been settled, and the next window tells what it changed"
         if not alarms or waits:
-            text = f"{len(alarms)} page(s) wait: {waits}" if alarms else f"{model} has no open page: nothing to react to"
+            asked = project.store.records.find(Remedy, order="-time", limit=1, model=model, status="proposed")
+            text = f"{model} has no open page: nothing to react to"
+            if alarms:
+                text = f"{len(alarms)} page(s) wait: {waits}"
+            elif asked:
+                text = f"{asked[0].choice} waits for an answer: palan react {model} --approve, or --reject"
             return {"model": model, "text": text, "remedies": [], "settled": [plain(each) for each in settled]}
         remedy = _react(project, config, alarms[0], journal, dry_run=dry_run)
         if not dry_run:
