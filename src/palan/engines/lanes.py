@@ -112,6 +112,13 @@ class Worker:
             self._start()
             return dict(self._opened)
 
+    def restore(self, state: Mapping[str, bytes]) -> None:
+        """Hold what an earlier `fit` returned; with nothing, be as new. A child that runs is kept: its imports are dear."""
+        with self._lock:
+            self._state = dict(state)
+            if self.pid is not None and not self._closed:
+                self._load()
+
     @property
     def kind(self) -> str:
         return str(self.open()["kind"])
@@ -279,13 +286,16 @@ class Worker:
             os.set_blocking(pipe.fileno(), False)
         self._reader = threading.Thread(target=_read_log, args=(process, self._log), daemon=True, name="palan-log")
         self._reader.start()
-        opening = {"op": "open", "folder": str(self.folder), "entry": self.entry, "state": self._state, **self._opening}
         try:
-            self._opened = self._exchange(opening, self.start_seconds, None, None)
+            self._load()
         except PalanError:
             self._kill(process)
             self._forget()
             raise
+
+    def _load(self) -> None:
+        opening = {"op": "open", "folder": str(self.folder), "entry": self.entry, "state": self._state, **self._opening}
+        self._opened = self._exchange(opening, self.start_seconds, None, None)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", **self._env}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from palan.engines.lanes import Worker
 
-FOLDS = 4
+FOLDS = 3
 """Blocks of time for the reference: each is answered by a model that did not see it."""
 
 
@@ -90,12 +90,10 @@ def make(
 
         def worker() -> Worker:
             if not workers:
-                from palan.engines.lanes import Worker
-
-                opened = Worker(
+                lent = packages.learner(
                     folder, config.model, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
                 )
-                workers.append(stack.enter_context(opened))
+                workers.append(stack.enter_context(lent))
             return workers[0]
 
         about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, lambda: worker().open())

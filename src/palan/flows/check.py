@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -91,21 +90,17 @@ def keep(project: Project, version: Version, other: Version | None, findings: Se
 
 @dataclass(slots=True)
 class _Bench:
-    """What the gates of one check share: workers opened once, rows read once, instances solved once."""
+    """What the gates of one check share: instances are solved once, workers stay warm."""
 
     project: Project
     config: ModelConfig
     version: Version
     champion: Version | None
     journal: Journal
-    stack: ExitStack
-    _workers: dict[str, Worker] = field(default_factory=dict)
     _solved: dict[str, dict[str, Result]] = field(default_factory=dict)
 
     def worker(self, version: Version) -> Worker:
-        if version.id not in self._workers:
-            self._workers[version.id] = self.stack.enter_context(packages.open_worker(self.project, version))
-        return self._workers[version.id]
+        return packages.warm_worker(self.project, version)
 
     def recent(self) -> pl.DataFrame:
         """The last decisions that were logged; rows of the model's data while there are none."""
@@ -154,17 +149,16 @@ def judge(
     kind: Kind = version.kind  # type: ignore[assignment]
     specs = [rules.parse(text) for text in config.gates or DEFAULTS[kind]]
     other = _other(project, config, version, against)
-    with ExitStack() as stack:
-        bench = _Bench(project, config, version, other, journal, stack)
-        findings = []
-        for spec in specs:
-            try:
-                found = GATES[spec.name](bench, spec)
-            except ModelFailed as error:
-                found = Finding(spec.name, "fail", f"it could not be judged: {error.what}")
-            if found is not None:
-                project.tell(f"{version.ref} {found.gate}: {found.verdict}: {found.text}")
-                findings.append(found)
+    bench = _Bench(project, config, version, other, journal)
+    findings = []
+    for spec in specs:
+        try:
+            found = GATES[spec.name](bench, spec)
+        except ModelFailed as error:
+            found = Finding(spec.name, "fail", f"it could not be judged: {error.what}")
+        if found is not None:
+            project.tell(f"{version.ref} {found.gate}: {found.verdict}: {found.text}")
+            findings.append(found)
     return findings, other
 
 

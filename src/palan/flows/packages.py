@@ -190,11 +190,15 @@ def learner(folder: Path, entry: str, **opening: Any) -> Iterator[Worker]:
     """Lend a worker to learn with; afterwards it is kept for the next one who learns with the same code and parameters."""
     from palan.engines.lanes import Worker
 
+    opening = {name: list(value) if isinstance(value, tuple) else value for name, value in opening.items()}
     name = digest_of([str(folder), entry, opening])
     with _warming:
         place = next((index for index, (known, _) in enumerate(_idle) if known == name), None)
         worker = _idle.pop(place)[1] if place is not None else None
-    worker = worker or Worker(folder, entry, **opening)
+    if worker is None:
+        worker = Worker(folder, entry, **opening)
+    else:
+        worker.restore({})
     try:
         yield worker
     finally:

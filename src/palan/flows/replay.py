@@ -313,7 +313,6 @@ def learnt_until(
 
     A version that never saw a row from `until` on is its own twin; a model without fit() always is.
     """
-    from palan.engines.lanes import Worker
     from palan.flows.build import fit
 
     manifest = version.manifest
@@ -329,9 +328,9 @@ def learnt_until(
         since = unstamp(manifest["data"]["since"])
     folder = packages.unpack(project, digest_of(manifest["code"]), manifest["code"])
     opening: dict[str, Any] = {
-        "kind": manifest["kind"],
+        "kind": config.kind,
         "params": merged,
-        "inputs": history.schema_of(manifest).names,
+        "inputs": config.inputs,
         "outcome": manifest["outcome"],
     }
     parts = {
@@ -352,12 +351,9 @@ def learnt_until(
             return fit(project, version.model, worker, data, repairs, since=since, until=until, seed=manifest["seed"])
 
         learnt = journal.step(f"fit {version.model} until {until:%Y-%m-%d}", parts, work)
-        if fresh:
-            yield worker  # it holds what it has just learnt
-            return
-    state = {name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()}
-    with Worker(folder, manifest["entry"], state=state, **opening) as twin:
-        yield twin
+        if not fresh:
+            worker.restore({name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()})
+        yield worker
 
 
 def _replay_instances(project: Project, config: ModelConfig, version: Version, on: str, against: str) -> dict[str, Any]:
