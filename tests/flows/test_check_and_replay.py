@@ -198,6 +198,14 @@ def test_the_champion_gate_learns_only_from_before_the_rows_that_it_judges_on(lo
     assert fits[0].value["until"] < fits[0].parts["until"]
 
 
+def test_every_learning_begins_anew(project: Project) -> None:
+    """A fit() that adds to what it knows must not carry the rows of one block of the reference into the next."""
+    edit(project.root, "eta.py", "self.weights = ", "assert not hasattr(self, 'weights'), 'learnt twice'\n        self.weights = ")
+    made = build(project, "eta")
+    assert made["version"] == "eta@2"
+    assert made["metrics"]["loss"] == pytest.approx(1.6, abs=0.1)
+
+
 def test_plans_are_judged_on_the_real_instances(project: Project) -> None:
     worse = check(project, "pack@1")
     assert finding(worse, "feasibility")["verdict"] == "pass"

@@ -233,6 +233,7 @@ def test_what_a_killed_process_had_approved_is_carried_out_once(loop: Loop, monk
 
 
 def test_another_world_is_learnt_gated_tried_as_a_canary_and_promoted(loop: Loop) -> None:
+    edit(loop.project.root, "eta.py", "+ self.extra", "+ 1000.0")  # an edit that somebody is in the middle of
     loop.play(35, truth=detour, each=lambda: tick(loop.project))
     learnt = next(each for each in loop.remedies() if each.action["action"] == "retrain")
     version = f"eta@{learnt.action['version']}"

@@ -83,6 +83,7 @@ class Served:
         self.send = send
         self.is_cancelled = is_cancelled
         self.model: adapt.Adapter | None = None
+        self.opened: Mapping[str, Any] = {}
         self.transformation: Callable[..., Any] | None = None
 
     def answer(self, request: Mapping[str, Any]) -> Any:
@@ -102,6 +103,8 @@ class Served:
             np.random.seed(request["seed"] % 2**32)
         match op:
             case "fit":
+                # Each learning begins anew: a fit() that adds to what it knows would carry one trial's rows into the next.
+                model = self.model = self.fresh(self.opened)
                 model.fit(unpack(request["data"]))
                 return model.state()
             case "decide":
@@ -124,15 +127,20 @@ class Served:
                 raise PalanError(f"a worker cannot {op!r}", "fit decide solve check score evaluate table ping")
 
     def open(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        entry = load(Path(request["folder"]), request["entry"])
         if request["kind"] == TRANSFORMATION:
-            self.transformation = entry
+            self.transformation = load(Path(request["folder"]), request["entry"])
             return {"kind": TRANSFORMATION, "name": request["entry"], "verbs": [], "params": {}}
-        model = adapt.adapter(entry, request["kind"], request["params"], inputs=request["inputs"], outcome=request["outcome"])
+        model = self.fresh(request)
         if request["state"]:
             model.restore(request["state"])
-        self.model = model
+        self.model, self.opened = model, request
         return {"kind": model.kind, "name": model.name, "verbs": model.verbs, "params": {} if model.name == "the decision table" else model.params}
+
+    @staticmethod
+    def fresh(request: Mapping[str, Any]) -> adapt.Adapter:
+        """Return the model as it is before it has learnt anything."""
+        entry = load(Path(request["folder"]), request["entry"])
+        return adapt.adapter(entry, request["kind"], request["params"], inputs=request["inputs"], outcome=request["outcome"])
 
     def transform(self, request: Mapping[str, Any]) -> Any:
         function = self.transformation

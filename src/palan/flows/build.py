@@ -75,12 +75,21 @@ def make(
     since: datetime | None,
     seed: int,
     reason: str = "",
+    like: Version | None = None,
 ) -> tuple[Version, bool]:
-    """Make the version inside a run and write it into the ledger; return it, and whether it is new."""
+    """Make the version inside a run and write it into the ledger; return it, and whether it is new.
+
+    With `like` it has that version's code and parameters instead of those that lie in the folder now: what learns again
+    by itself must not take half an edit into production.
+    """
     config = project.model(model)
-    code = packages.code_of(project, config.model)
-    folder, files = packages.stage(project, code)
-    merged = {**config.params, **params}
+    if like is None:
+        code = packages.code_of(project, config.model)
+        folder, files = packages.stage(project, code)
+    else:
+        code, files = packages.closure_of(like), dict(like.manifest["code"])
+        folder = packages.unpack(project, digest_of(files), files)
+    merged = {**(config.params if like is None else like.manifest["params"]), **params}
     data = tables.current(project, config.data, journal) if config.data else None
     release = project.store.records.get(Release, model)
     repairs = release.repairs if release else ()
@@ -91,7 +100,7 @@ def make(
         def worker() -> Worker:
             if not workers:
                 lent = packages.learner(
-                    folder, config.model, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
+                    folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
                 )
                 workers.append(stack.enter_context(lent))
             return workers[0]
@@ -150,7 +159,7 @@ def _manifest(
         "format": 1,
         "model": config.name,
         "kind": kind,
-        "entry": config.model,
+        "entry": code.entry,
         "verbs": list(about["verbs"]),
         "params": dict(params),
         "seed": seed,

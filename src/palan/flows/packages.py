@@ -88,6 +88,13 @@ def code_of(project: Project, entry: str) -> Closure:
     return Closure(entry, {file: hashlib.sha256(path.read_bytes()).hexdigest()}, (file,), {})
 
 
+def closure_of(version: Version) -> Closure:
+    """Return the closure that a version was built from, as its manifest tells it."""
+    manifest = version.manifest
+    own = ("palan", "python")
+    return Closure(manifest["entry"], dict(manifest["closure"]), tuple(manifest["code"]), {name: each for name, each in manifest["environment"].items() if name not in own})
+
+
 def environment(code: Closure) -> dict[str, str]:
     """Return what the version needs installed: distributions by name, and Python."""
     own = {name: metadata.version(name) for name in ("palan", "polars", "numpy")}

@@ -311,7 +311,8 @@ def _menu(project: Project, config: ModelConfig, release: Release, champion: Ver
         diagnosis=Cause(alarm.diagnosis, alarm.since, alarm.columns),
         hypotheses=faults,
         has_previous=bool(release.previous),
-        can_fit="fit" in champion.manifest["verbs"],
+        # A feed that is right again leaves nothing to learn: only its repair is in question.
+        can_fit="fit" in champion.manifest["verbs"] and watch.ENDS_REPAIR not in alarm.evidence,
         active_repairs=[each for each in release.repairs if each.until is None],
         alternatives=alternatives,
     )
@@ -448,9 +449,9 @@ def _candidate_version(
 ) -> tuple[str, str]:
     """Build the version that a retraining needs and let the gates judge it; return its name, and the gate it fails."""
     since = _learn_since(candidate.detail, project.clock())
-    # Built as it was tried: with the champion's own parameters and seed, whatever palan.toml says by now.
-    params = {**champion.manifest["params"], **candidate.detail.get("params", {})}
-    version, _ = builds.make(project, config.name, journal, params=params, since=since, seed=champion.manifest["seed"], reason=candidate.name)
+    # Built as it was tried: with the champion's own code, parameters and seed, whatever lies in the folder by now.
+    params, seed = candidate.detail.get("params", {}), champion.manifest["seed"]
+    version, _ = builds.make(project, config.name, journal, params=params, since=since, seed=seed, reason=candidate.name, like=champion)
     findings, other = checks.judge(project, config, version, journal)
     checks.keep(project, version, other, findings)
     verdict = checks.overall(findings)

@@ -435,7 +435,9 @@ def hypotheses(
         return []
     active = [repair for repair in release.repairs if repair.until is None or repair.until > since]
     # Late outcomes bring a window back, with the inputs that it had: the doctor need not look at them again.
-    case = digest_of([version.id, stamp(since), stamp(until), past.height, window.height, release.repairs, sick])
+    # The rows themselves are the key: two projects of one process may hold as many of them.
+    content = [int(each.hash_rows().sum()) for each in (past, window)]
+    case = digest_of([columns, stamp(since), stamp(until), *content, release.repairs, sick])
     if case not in _examined:
         if len(_examined) >= EXAMINED:
             _examined.clear()
