@@ -31,6 +31,9 @@ _cache: WeakKeyDictionary[Blocks, dict[str, _Read]] = WeakKeyDictionary()
 _tables: WeakKeyDictionary[Blocks, dict[str, tuple[int, Any]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
+CHUNKS = 32
+"""Pieces that a kept table may be in: each piece costs a little at every query, putting them together copies all."""
+
 
 def decisions(
     project: Project, model: str, *, since: datetime | None = None, until: datetime | None = None
@@ -96,10 +99,17 @@ def _laid_out(project: Project, name: str, items: list[Any], lay_out: Callable[[
         count, table = tables.get(name, (0, None))
         if table is None or count < len(items):
             new = lay_out(items[count:])
-            try:
-                table = new if table is None or not table.height else pl.concat([table, new], how="diagonal_relaxed")
-            except pl.exceptions.PolarsError:  # a column changed its type on the way: lay all of it out again
-                table = lay_out(items)
+            if table is None or not table.height:
+                table = new
+            elif table.schema == new.schema:
+                table = table.vstack(new)
+            else:
+                try:
+                    table = pl.concat([table, new], how="diagonal_relaxed")
+                except pl.exceptions.PolarsError:  # a column changed its type on the way: lay all of it out again
+                    table = lay_out(items)
+            if table.n_chunks() > CHUNKS:
+                table = table.rechunk()
             tables[name] = (len(items), table)
         return table
 
