@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from loop_project import BAGS, Loop, edit, ledger, live, make, opened
+from loop_project import BAGS, Loop, edit, ledger, live, opened
 from palan.errors import ModelFailed, NotFound, PalanError
 from palan.flows.build import build
 from palan.flows.check import check
@@ -26,11 +26,10 @@ PLAYED = 5
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A built project that answered for five days, and solved both bags."""
+def made(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after it answered for five days, and solved both bags."""
     folder = tmp_path_factory.mktemp("check")
-    plain = make(folder / "plain")
-    with live(folder / "played", plain) as loop:
+    with live(folder / "played", built) as loop:
         loop.play(PLAYED)
         for number, bag in enumerate(BAGS):
             decide(loop.project, "pack", instance=bag, keys=[f"bag {number}"])

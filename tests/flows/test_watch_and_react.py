@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from loop_project import Loop, celsius, crowded, detour, edit, ledger, live, living, make
+from loop_project import Loop, celsius, crowded, detour, edit, ledger, live, living
 from palan.errors import NotFound, PalanError
 from palan.flows.build import build
 from palan.flows.react import react
@@ -27,14 +27,9 @@ QUIET = 24
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("watch") / "made")
-
-
-@pytest.fixture(scope="module")
-def quiet(made: Path) -> Path:
+def quiet(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after 24 days in which nothing happened, watched every day."""
-    with live(made.with_name("quiet"), made) as loop:
+    with live(tmp_path_factory.mktemp("quiet") / "p", built) as loop:
         loop.play(QUIET, each=lambda: tick(loop.project))
         return loop.project.root
 
@@ -71,8 +66,8 @@ def test_nothing_is_judged_twice_for_nothing(loop: Loop) -> None:
     assert stream() == before
 
 
-def test_late_outcomes_judge_a_window_again(made: Path, tmp_path: Path) -> None:
-    with live(tmp_path / "p", made) as loop:
+def test_late_outcomes_judge_a_window_again(built: Path, tmp_path: Path) -> None:
+    with live(tmp_path / "p", built) as loop:
         loop.play(8, truth=detour, told=False)
         first = watch(loop.project, "eta")[0]
         assert [each["outcomes"] for each in first["windows"]] == [0]
@@ -126,8 +121,8 @@ def crowded_truth(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_columns(minutes=crowded(rows)["minutes"])
 
 
-def test_a_model_that_is_not_released_cannot_be_watched(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made, tmp_path / "p")
+def test_a_model_that_is_not_released_cannot_be_watched(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "p")
     edit(tmp_path / "p", "palan.toml", "[models.pack]", '[models.other]\nmodel = "eta.py:Eta"\ndata = "trips"\n\n[models.pack]')
     with living(tmp_path / "p") as loop:
         with pytest.raises(NotFound, match="other is not released") as refused:
@@ -306,8 +301,8 @@ def test_a_canary_without_outcomes_gets_more_time_and_is_then_dropped(loop: Loop
     assert [each.verb for each in loop.project.store.records.find(Entry, order="seq", verb="extended")] == ["extended", "extended"]
 
 
-def test_react_needs_a_release(made: Path, tmp_path: Path) -> None:
-    shutil.copytree(made, tmp_path / "p")
+def test_react_needs_a_release(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built, tmp_path / "p")
     edit(tmp_path / "p", "palan.toml", "[models.pack]", '[models.other]\nmodel = "eta.py:Eta"\ndata = "trips"\n\n[models.pack]')
     with living(tmp_path / "p") as loop, pytest.raises(PalanError, match="other is not released"):
         react(loop.project, "other")
