@@ -119,7 +119,9 @@ def with_outcomes(frame: pl.DataFrame, told: pl.DataFrame) -> pl.DataFrame:
     numbered = told.with_row_index("told")
 
     def last(column: str, target: str) -> pl.Series:
-        table = numbered.lazy().filter(pl.col(column) != "").group_by(column).agg(pl.col("told").max())
+        ours = frame.lazy().select(target)
+        # Only what was told of these rows: the rest of a year's outcomes need not be grouped.
+        table = numbered.lazy().filter(pl.col(column) != "").join(ours, left_on=column, right_on=target, how="semi").group_by(column).agg(pl.col("told").max())
         return frame.lazy().select(target).join(table, left_on=target, right_on=column, how="left", maintain_order="left").collect()["told"]
 
     index = pl.select(pl.max_horizontal(last("by_id", "id"), last("by_key", "key"))).to_series()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.engines.lanes import Worker
+
+    Lend = Callable[[], AbstractContextManager[Worker]]
 
 FOLDS = 3
 """Blocks of time for the reference: each is answered by a model that did not see it."""
@@ -93,51 +97,52 @@ def make(
     data = tables.current(project, config.data, journal) if config.data else None
     release = project.store.records.get(Release, model)
     repairs = release.repairs if release else ()
-    with ExitStack() as stack:
-        # Started only when a step has to be done: a build that changes nothing runs no code of the user.
-        workers: list[Worker] = []
+    # Lent only where a step has to be done: a build that changes nothing runs no code of the user.
+    lend = partial(
+        packages.learner, folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
+    )
 
-        def worker() -> Worker:
-            if not workers:
-                lent = packages.learner(
-                    folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
-                )
-                workers.append(stack.enter_context(lent))
-            return workers[0]
+    def look() -> dict[str, Any]:
+        with lend() as worker:
+            return worker.open()
 
-        about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, lambda: worker().open())
-        kind = about["kind"]
-        basis = {
-            "code": code.to_dict(),
-            "params": merged,
-            "data": data.id if data else "",
-            "since": stamp(since) if since else "",
-            "logged": _logged(project, config),
-            "repairs": digest_of(repairs),
-            "inputs": list(config.inputs),
-            "outcome": config.outcome,
-            "key": config.key,
-            "contract": digest_of(project.data(config.data).table) if config.data else "",
-            "seed": seed,
-        }
-        learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0, "since": "", "until": ""}
-        if "fit" in about["verbs"] and data is None:
-            raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
-        if data is not None and "fit" in about["verbs"]:
-            learnt = journal.step(f"fit {model}", basis, lambda: fit(project, model, worker(), data, repairs, since=since, seed=seed))
-        reference: dict[str, Any] = {"blob": "", "metrics": {}}
-        if data is not None and SHAPE[kind] == "rows":
-            reference = journal.step(
-                f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, worker(), data, repairs, since, seed)
-            )
-        takes = signature(project, config, kind, data)
-        journal.note(
-            params=merged,
-            metrics={**reference["metrics"], "rows": float(learnt["rows"])},
-            code=code.digest,
-            data={data.data: data.number} if data else {},
-            environment=packages.environment(code),
+    def learn(data: DataVersion) -> dict[str, Any]:
+        with lend() as worker:
+            return fit(project, model, worker, data, repairs, since=since, seed=seed)
+
+    about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, look)
+    kind = about["kind"]
+    basis = {
+        "code": code.to_dict(),
+        "params": merged,
+        "data": data.id if data else "",
+        "since": stamp(since) if since else "",
+        "logged": _logged(project, config),
+        "repairs": digest_of(repairs),
+        "inputs": list(config.inputs),
+        "outcome": config.outcome,
+        "key": config.key,
+        "contract": digest_of(project.data(config.data).table) if config.data else "",
+        "seed": seed,
+    }
+    learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0, "since": "", "until": ""}
+    if "fit" in about["verbs"] and data is None:
+        raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
+    if data is not None and "fit" in about["verbs"]:
+        learnt = journal.step(f"fit {model}", basis, lambda: learn(data))
+    reference: dict[str, Any] = {"blob": "", "metrics": {}}
+    if data is not None and SHAPE[kind] == "rows":
+        reference = journal.step(
+            f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, lend, data, learnt, repairs, since, seed)
         )
+    takes = signature(project, config, kind, data)
+    journal.note(
+        params=merged,
+        metrics={**reference["metrics"], "rows": float(learnt["rows"])},
+        code=code.digest,
+        data={data.data: data.number} if data else {},
+        environment=packages.environment(code),
+    )
     manifest = _manifest(config, kind, about, code, files, merged, learnt, reference, takes, data, seed)
     return _register(project, model, kind, manifest, journal, reason)
 
@@ -243,8 +248,9 @@ def _reference(
     project: Project,
     config: ModelConfig,
     about: Mapping[str, Any],
-    worker: Worker,
+    lend: Lend,
     data: DataVersion,
+    learnt: Mapping[str, Any],
     repairs: Sequence[Repair],
     since: datetime | None,
     seed: int,
@@ -261,16 +267,19 @@ def _reference(
         rows = rows.sort(contract.time)
     learns = "fit" in about["verbs"] and bool(config.outcome)
     blocks = _blocks(rows, FOLDS) if learns else [rows]
-    answered = []
-    for index, block in enumerate(blocks):
-        if learns:
-            if len(blocks) < FOLDS:
-                continue  # too few rows to hold any back
-            worker.fit(pl.concat([other for place, other in enumerate(blocks) if place != index]), seed=seed)
-        answered.append(_answer(config, about, worker, block, contract.time))
-    if not answered:
-        return {"blob": "", "metrics": {}}
-    table = pl.concat(answered)
+    if learns and len(blocks) < FOLDS:
+        return {"blob": "", "metrics": {}}  # too few rows to hold any back
+
+    def answered(index: int) -> pl.DataFrame:
+        with lend() as worker:
+            if learns:
+                worker.fit(pl.concat([other for place, other in enumerate(blocks) if place != index]), seed=seed)
+            else:
+                worker.restore({name: project.store.blobs.get(blob) for name, blob in learnt["state"].items()})
+            return _answer(config, about, worker, blocks[index], contract.time)
+
+    with ThreadPoolExecutor(max_workers=packages.LEARNERS, thread_name_prefix="reference") as pool:
+        table = pl.concat(pool.map(answered, range(len(blocks))))
     metrics = {}
     if "loss" in table.columns:
         metrics["loss"] = float(table["loss"].mean())  # type: ignore[arg-type]

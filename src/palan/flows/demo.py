@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from palan.core import stamp
+from palan.decisions.nouns import Job
 from palan.errors import PalanError
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, open_project
@@ -39,11 +40,11 @@ LATE = timedelta(days=2)
 """How long after a departure its outcome is told."""
 
 AIRPORT = "LGA"
-SOLVE_ON = 3
-"""The weekday (Thursday is 3) whose gates are planned, once a week."""
+SOLVE_ON = 0
+"""The weekday (Monday is 0) whose gates are planned, once a week."""
 
-SINGLES = 2
-"""Requests of one row a day, besides the batch."""
+SINGLES = 1
+"""Requests of one row a day, beside the batch."""
 
 
 class SimulatedClock:
@@ -229,7 +230,7 @@ def _day(stage: _Stage, server: Server, day: date) -> list[str]:
     requests = world.requests(day)
     probabilities = _ask_delay(stage, client, day, requests)
     if day.weekday() == SOLVE_ON:
-        _ask_gates(stage, client, day, probabilities)
+        _submit_gates(stage, client, day, probabilities)
     past = day - LATE
     if past >= date(day.year, FIRST + 1, 1):
         known = world.outcomes(past)
@@ -237,6 +238,9 @@ def _day(stage: _Stage, server: Server, day: date) -> list[str]:
         if past.weekday() == SOLVE_ON:
             client.post("/v1/models/gates/outcomes", {"keys": [_plan_key(past)], "values": [world.realised(past, AIRPORT)]})
     done = tick(stage.project)
+    if day.weekday() != SOLVE_ON:  # the plan is solved over night, and is there before its outcome is
+        while any(job.fate in ("queued", "running") for job in stage.project.store.records.find(Job, order="-id", limit=1)):
+            sleep(0.02)
     server.deciders.refresh()  # tomorrow is a moment away: the server need not look for itself
     return [f"{day} {each['what']}: {each['text']}" for each in done]
 
@@ -267,15 +271,12 @@ def _ask_delay(stage: _Stage, client: _Client, day: date, requests: pl.DataFrame
     return answered
 
 
-def _ask_gates(stage: _Stage, client: _Client, day: date, probabilities: Mapping[str, float]) -> None:
-    """Plan the gates of one airport as a job, as an airport would, and wait for its end."""
+def _submit_gates(stage: _Stage, client: _Client, day: date, probabilities: Mapping[str, float]) -> None:
+    """Ask for a plan of one airport's gates as a job, as an airport would."""
     key = _plan_key(day)
     body = {"instance": stage.world.instance(day, AIRPORT, probabilities), "key": key}
     # Under its key a job is submitted once, also by a day that was killed and is played again.
-    job = client.post("/v1/models/gates/jobs", body, {"Idempotency-Key": key})
-    while job["fate"] in ("queued", "running"):
-        sleep(0.02)
-        job = client.get(f"/v1/jobs/{job['id']}")
+    client.post("/v1/models/gates/jobs", body, {"Idempotency-Key": key})
 
 
 class _Client:
@@ -285,15 +286,9 @@ class _Client:
         self.address = urlsplit(url)
 
     def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-        return self._ask("POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})})
-
-    def get(self, path: str) -> dict[str, Any]:
-        return self._ask("GET", path, None, {})
-
-    def _ask(self, method: str, path: str, body: str | None, headers: dict[str, str]) -> dict[str, Any]:
         connection = http.client.HTTPConnection(self.address.hostname or "127.0.0.1", self.address.port, timeout=120)
         try:
-            connection.request(method, path, body, headers)
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})})
             response = connection.getresponse()
             answer: dict[str, Any] = json.loads(response.read())
         finally:

@@ -170,7 +170,10 @@ WARM = 4
 """How many versions a process keeps warm for replays and the watch; the least used one is closed first."""
 
 LEARNERS = 2
-"""How many workers wait for the next thing to learn: as many as there are trials at a time."""
+"""How many trials learn at a time."""
+
+IDLE = 4
+"""How many workers wait for the next thing to learn; the one that waited longest is closed first."""
 
 _warm: OrderedDict[tuple[str, str], Worker] = OrderedDict()
 _warming = threading.Lock()
@@ -211,7 +214,7 @@ def learner(folder: Path, entry: str, **opening: Any) -> Iterator[Worker]:
     finally:
         with _warming:
             _idle.append((name, worker))
-            leaving = [_idle.pop(0)[1] for _ in range(len(_idle) - LEARNERS)]
+            leaving = [_idle.pop(0)[1] for _ in range(len(_idle) - IDLE)]
         for each in leaving:
             each.close()
 

@@ -39,7 +39,7 @@ AGAIN = 8
 SLACK = timedelta(days=1)
 """How late into a window the first decision may come for it to count as whole."""
 
-HISTORY_WEEKS = 6
+HISTORY_WEEKS = 4
 """How far back the data doctor looks for what is usual."""
 
 SURE = 0.5
@@ -159,24 +159,22 @@ def _due(project: Project, config: ModelConfig, version: Version, seen: Mapping[
     logged = history.decisions(project, config.name)
     if not logged:
         return []
-    length, now, due = config.watch.window, project.clock(), []
+    length, now = config.watch.window, project.clock()
     first = min(each.time for each in logged)
     start = window_start(first, length)
-    oldest = max(start, window_start(now, length) - AGAIN * length)
-    rows = history.frame(project, config.name, history.schema_of(version.manifest), since=oldest).select("time", "outcome")
     if first - start >= min(SLACK, length / 7):
         start += length  # it went live in the middle of this one: half a window is unlike any whole one
     ended = int((now - start) / length)
-    for place in range(ended):
-        since = start + place * length
-        before = seen.get(stamp(since))
-        if before is None:
-            due.append(since)
-        elif place >= ended - AGAIN:
+    windows = [start + place * length for place in range(ended)]
+    due = [since for since in windows if stamp(since) not in seen]
+    incomplete = [since for since in windows[-AGAIN:] if since not in due and seen[stamp(since)]["outcomes"] < seen[stamp(since)]["n"]]
+    if incomplete:
+        rows = history.frame(project, config.name, history.schema_of(version.manifest), since=incomplete[0]).select("time", "outcome")
+        for since in incomplete:
             known = rows.filter(pl.col("time").is_between(since, since + length, closed="left"))["outcome"].is_not_null().sum()
-            if known != before["outcomes"]:
+            if known != seen[stamp(since)]["outcomes"]:
                 due.append(since)
-    return due
+    return sorted(due)
 
 
 def decided(
