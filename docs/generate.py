@@ -44,7 +44,9 @@ def commands(group: click.Group, prefix: str = "palan") -> Iterator[tuple[str, c
 
 def command_help(name: str, command: click.Command) -> str:
     """Return the help as a terminal of 80 columns shows it."""
-    context = click.Context(command, info_name=name, terminal_width=80, max_content_width=80)
+    *_, last = name.split()
+    parent = None if command is cli_group() else click.Context(cli_group(), info_name="palan")
+    context = click.Context(command, parent=parent, info_name=last, terminal_width=80, max_content_width=80)
     lines = click.unstyle(command.get_help(context)).splitlines()
     return "\n".join(line.rstrip() for line in lines).strip()
 

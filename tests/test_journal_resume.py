@@ -21,6 +21,7 @@ from palan.cli import main
 from palan.core import Version, utcnow
 from palan.errors import Conflict, LeaseLost
 from palan.flows import journal as journals
+from palan.flows.build import FOLDS
 from palan.flows.ingest import ingest
 from palan.flows.journal import running
 from palan.flows.log import log
@@ -210,7 +211,7 @@ def test_steps_are_recorded_once(project: Project, capsys: pytest.CaptureFixture
     first = palan(project, capsys, "build", "rolls")
     assert first["steps"] == {"executed": ALL, "replayed": []} and first["new"]
     notes = side(project)
-    assert notes == ["transform first", "transform second", "fit 0 120", "fit 0 90", "fit 0 90", "fit 0 90", "fit 0 90"]
+    assert notes == ["transform first", "transform second", "fit 0 120", *["fit 0 80"] * FOLDS]
     again = palan(project, capsys, "build", "rolls")
     assert again["steps"] == {"executed": [], "replayed": ALL} and not again["new"]
     assert (again["version"], again["id"]) == (first["version"], first["id"])
@@ -305,6 +306,7 @@ FROZEN = """
 import sys, time
 from datetime import timedelta
 from palan.flows import journal
+from palan.flows.build import FOLDS
 from palan.flows.project import open_project
 journal.LEASE = timedelta(seconds=0.4)
 project = open_project(sys.argv[1])

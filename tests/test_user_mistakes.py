@@ -188,7 +188,7 @@ def test_code_with_a_syntax_error_and_code_that_raises(folder: Path) -> None:
         (good.replace("data['sold'].mean()", "1 / 0"), "division by zero"),
         ("raise RuntimeError('not today')\n" + good, "not today"),
         (good.replace("Rolls", "Roll"), "rolls.py defines no Rolls"),
-        (good + "\n    def score(self, decisions, outcomes):\n        return outcomes * float('nan')\n", "score() of rolls.py:Rolls gives no finite number for 15 of 15 rows"),
+        (good + "\n    def score(self, decisions, outcomes):\n        return outcomes * float('nan')\n", "score() of rolls.py:Rolls gives no finite number for 20 of 20 rows"),
         (good.replace("return (", "import os; os._exit(7); return ("), "rolls"),
     ):
         (folder / "rolls.py").write_text(text, encoding="utf-8")
