@@ -242,7 +242,30 @@ def _day(stage: _Stage, server: Server, day: date) -> list[str]:
         while any(job.fate in ("queued", "running") for job in stage.project.store.records.find(Job, order="-id", limit=1)):
             sleep(0.02)
     server.deciders.refresh()  # tomorrow is a moment away: the server need not look for itself
-    return [f"{day} {each['what']}: {each['text']}" for each in done]
+    return [f"{day} {each['what']}: {each['text']}" for each in done] + _news(stage)
+
+
+def _news(stage: _Stage) -> list[str]:
+    """Say what today's alarms were taken for, and what each candidate remedy would have been worth."""
+    from palan.drift.nouns import Alarm
+    from palan.remedies.nouns import Remedy
+
+    records = stage.project.store.records
+    lines = []
+    for alarm in records.find(Alarm, since=stage.clock.now, lane="page"):
+        lines.append(f"  alarm: {alarm.diagnosis} since {alarm.since:%Y-%m-%d}: {alarm.evidence.get('because', alarm.what)}")
+    for remedy in records.find(Remedy, since=stage.clock.now):
+        lines.append(f"  {'remedy':<26} {'gain a decision':>15} {'low':>9} {'high':>9} {'cost':>8}")
+        for row in remedy.candidates:
+            mark = "*" if row.get("chosen") else " "
+            figures = "".join(f" {_figure(row.get(name)):>{width}}" for name, width in (("benefit", 15), ("low", 9), ("high", 9), ("cost", 8)))
+            lines.append(f" {mark}{row['name']:<26}{figures}")
+        lines.append(f"  {remedy.reason}")
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}"
 
 
 def _plan_key(day: date) -> str:
