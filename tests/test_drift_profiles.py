@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -101,15 +100,6 @@ def test_profiles_of_different_bins_never_mix():
         freeze(frame, ["tempp"])
     with pytest.raises(PalanError, match="no profiles"):
         merge([])
-
-
-def test_a_month_of_flights_is_profiled_in_milliseconds():
-    rng = np.random.default_rng(0)
-    frame = pl.DataFrame({f"x{i}": rng.normal(size=30_000) for i in range(12)} | {f"c{i}": rng.choice(["a", "b", "c"], size=30_000) for i in range(3)})
-    reference = freeze(frame)
-    started = time.process_time()
-    profile(frame, reference)
-    assert time.process_time() - started < 0.3
 
 
 # --- distances, against the raw rows ------------------------------------------------------------------------------

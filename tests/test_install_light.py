@@ -72,30 +72,6 @@ def test_command_line_loads_no_heavy_library() -> None:
     assert not loaded & {"numpy", "polars", "sklearn", "highspy", "uvicorn", "starlette", "jinja2"}
 
 
-PALAN = str(Path(sys.executable).with_name("palan"))
-BARE = [sys.executable, "-c", "pass"]
-
-
-def cpu(command: list[str], folder: Path) -> float:
-    """CPU seconds, user and system, of one process that ends as it should."""
-    child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0, command
-    return usage.ru_utime + usage.ru_stime
-
-
-@pytest.mark.parametrize("command", [[sys.executable, "-c", "import palan"], [PALAN, "--help"], [PALAN]], ids=["import palan", "palan --help", "palan"])
-def test_start_takes_at_most_100_ms_of_cpu(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # else each start compiles palan again
-    cpu(command, tmp_path)
-    # Two processes that share a core each spend up to twice the CPU time: a bare interpreter, 15 ms when it is alone,
-    # tells how crowded it is. The least of several is what the command itself needs.
-    found = [(cpu(command, tmp_path), cpu(BARE, tmp_path)) for _ in range(7)]
-    spent, bare = min(each for each, _ in found), min(each for _, each in found)
-    assert spent <= 0.100 * max(1.0, bare / 0.015), f"{spent * 1000:.0f} ms; a bare interpreter takes {bare * 1000:.0f} ms"
-
-
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("hatchling", reason="hatchling is not installed: pip install -e '.[dev]'")
