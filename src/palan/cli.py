@@ -396,7 +396,7 @@ def decide(ctx: click.Context, model: str, path: str, as_json: bool) -> None:
 
     project = _open(ctx, quiet=True)
     document = _document(path)
-    rows = SHAPE[find_version(project, model).kind] == "rows"  # type: ignore[index]
+    rows = SHAPE[find_version(project, model).kind] == "rows"
     value = [document] if rows and isinstance(document, dict) and not isinstance(next(iter(document.values()), 0), list) else document
     made = verb(project, model, **({"rows": value} if rows else {"instance": document}))
 

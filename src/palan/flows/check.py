@@ -176,7 +176,7 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
 
     if bench.champion is None:
         return Finding("champion", "cannot tell", "there is no champion to compare with yet")
-    if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+    if SHAPE[bench.version.kind] == "instance":
         ours, theirs = bench.solved(bench.version), bench.solved(bench.champion)
         pairs = [(_cost(ours[name]), _cost(theirs[name])) for name in ours]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
@@ -245,7 +245,7 @@ def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
     if not cases:
         return rules.golden([], []) if bench.config.gates else None
     worker = bench.worker(bench.version)
-    if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+    if SHAPE[bench.version.kind] == "instance":
         return rules.golden(cases, [worker.solve(case["input"]).output for case in cases])
     schema = history.schema_of(bench.version.manifest)
     try:
@@ -260,7 +260,7 @@ def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
 def _latency(bench: _Bench, spec: GateSpec) -> Finding | None:
     from palan.gates import rules
 
-    if SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+    if SHAPE[bench.version.kind] == "instance":
         limit = spec.options.get("limit") or (
             bench.config.time_limit.total_seconds() * 1.1 + 0.5 if bench.config.time_limit else 60.0
         )
@@ -290,7 +290,7 @@ def _schema(bench: _Bench, spec: GateSpec) -> Finding | None:
 def _diff(bench: _Bench, spec: GateSpec) -> Finding | None:
     from palan.gates import rules
 
-    if bench.champion is None or SHAPE[bench.version.kind] == "instance":  # type: ignore[index]
+    if bench.champion is None or SHAPE[bench.version.kind] == "instance":
         return None
     rows = bench.recent()
     if not rows.height:

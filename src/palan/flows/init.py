@@ -268,7 +268,7 @@ def _around_code(root: Path, source: Path, kind: str) -> _Plan:
     path, files = _placed(root, source)
     missing: list[str] = []
     parts = [f"[project]\nname = {_named(root)}\n"]
-    rows = [each for each in found if SHAPE[kind or each.kind] == "rows"]  # type: ignore[index]
+    rows = [each for each in found if SHAPE[kind or each.kind] == "rows"]
     if rows:
         parts.append(_data_part(next((each for each in rows if each.verbs and "fit" in each.verbs), rows[0])))
         missing.append("data: say in [data.history] which files hold it, and what each column may hold")
@@ -308,7 +308,7 @@ def _model_part(path: str, each: Found, kind: str, missing: list[str]) -> str:
             lines.append(f"# {each.name} has no {line}")
             missing.append(f"{verb}: {each.name} has no {line}")
 
-    if SHAPE[known] == "instance":  # type: ignore[index]
+    if SHAPE[known] == "instance":
         lines += ['instances = "instances/*.json"       # TODO: put real instances there, one JSON file each', 'time_limit = "10s"                    # of one decision']
         missing.append(f"instances: put at least one real input of {each.name} into instances/ as JSON")
         lacks("check", "check(self, instance, plan): without it no gate can tell whether a plan is allowed")

@@ -135,7 +135,7 @@ def held_back(project: Project, config: ModelConfig, alarm: Alarm) -> pl.DataFra
     release = project.store.records.get(Release, config.name)
     assert release is not None
     champion = packages.find_version(project, release.champion.version)
-    if SHAPE[champion.kind] == "instance" or "score" not in champion.manifest["verbs"]:  # type: ignore[index]
+    if SHAPE[champion.kind] == "instance" or "score" not in champion.manifest["verbs"]:
         return None
     rows = history.frame(project, config.name, history.schema_of(champion.manifest))
     known = rows.filter(pl.col("outcome").is_not_null(), pl.col("arm") != "shadow").sort("time") if rows.height else rows
@@ -322,7 +322,7 @@ def _trials(
     project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, journal: Journal
 ) -> list[Trial]:
     """Try every candidate on held-back decisions and return its losses against doing nothing."""
-    if SHAPE[champion.kind] == "instance":  # type: ignore[index]
+    if SHAPE[champion.kind] == "instance":
         return _instance_trials(project, config, release, champion, alarm)
     from palan.remedies.choose import Trial
 

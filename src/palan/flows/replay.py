@@ -60,7 +60,7 @@ def replay(project: Project, model: str, *, on: str = "last:1000", against: str 
             version, worker = working_tree(project, config, stack)
         else:
             version, worker = packages.find_version(project, model if number else f"{name}@latest"), None
-        if SHAPE[version.kind] == "instance":  # type: ignore[index]
+        if SHAPE[version.kind] == "instance":
             return _replay_instances(project, config, version, on, against)
         return _replay_rows(project, config, version, worker, on, against)
 

@@ -35,7 +35,7 @@ def settle(project: Project, config: ModelConfig) -> list[Remedy]:
     found by replay. Returns the remedies whose fate was decided.
     """
     release = project.store.records.get(Release, config.name)
-    if release is None or SHAPE[packages.find_version(project, release.champion.version).kind] == "instance":  # type: ignore[index]
+    if release is None or SHAPE[packages.find_version(project, release.champion.version).kind] == "instance":
         return []
     if release.canary is not None:
         return _canary(project, config, release)

@@ -110,7 +110,7 @@ def model_page(project: Project, name: str) -> dict[str, Any]:
         "decisions": decisions,
         "jobs": _jobs(project, name),
         "signature": [line for each in schema.fields for line in _field_lines(each)] if schema else [],
-        "shape": schema.shape if schema else SHAPE.get(kind_of(project, config), "rows"),  # type: ignore[call-overload]
+        "shape": schema.shape if schema else SHAPE.get(kind_of(project, config), "rows"),
         **_calls(project, config, schema, decisions),
         "actions": _roll_back(name, release),
     }

@@ -184,7 +184,7 @@ def decided(
     import polars as pl
 
     schema = history.schema_of(version.manifest)
-    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+    if SHAPE[version.kind] == "instance":
         return _solves(project, config, version, since)
     rows = history.frame(project, config.name, schema, since=since)
     if not rows.height:
@@ -265,7 +265,7 @@ def _solves(project: Project, config: ModelConfig, version: Version, since: date
 
 def watched_columns(version: Version, rows: pl.DataFrame) -> list[str]:
     """Return the columns that are profiled: inputs and outputs of rows; verdict, figures and sizes of solves."""
-    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+    if SHAPE[version.kind] == "instance":
         fixed = ["status", "objective", "gap", "seconds"]
         return [name for name in rows.columns if name in fixed or name.startswith(("kpi.", "size."))]
     inputs = history.schema_of(version.manifest).names
@@ -411,7 +411,7 @@ def hypotheses(
 
     from palan.data import doctor
 
-    if SHAPE[version.kind] == "instance":  # type: ignore[index]
+    if SHAPE[version.kind] == "instance":
         columns = [name for name in watched_columns(version, rows) if name.startswith("size.")]
     else:
         columns = history.schema_of(version.manifest).names

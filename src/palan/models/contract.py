@@ -37,7 +37,7 @@ STATUSES: tuple[Status, ...] = (
     "cancelled",
     "timeout",
 )
-SHAPE: Mapping[Kind, Literal["rows", "instance"]] = {
+SHAPE: Mapping[str, Literal["rows", "instance"]] = {
     "estimator": "rows",
     "rules": "rows",
     "policy": "rows",
