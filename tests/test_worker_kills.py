@@ -350,3 +350,59 @@ def test_a_mistyped_parameter_is_refused_by_the_worker_too(folder: Path) -> None
 def test_rows_are_not_an_instance(mean: Worker) -> None:
     with pytest.raises(PalanError, match="decides rows, not an instance"):
         mean.solve({})
+
+
+@pytest.fixture
+def libraries(tmp_path: Path) -> Path:
+    """Third-party modules beside a model that imports them."""
+    place = tmp_path / "site"
+    place.mkdir()
+    (place / "lib_counts.py").write_text("import os\nwith open(os.environ['COUNTED'], 'a') as file:\n    file.write(f'{os.getpid()}\\n')\n")
+    (place / "lib_threads.py").write_text("import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n")
+    (place / "lib_dies.py").write_text("import os\nos.write(2, b'this machine is too old')\nos._exit(7)\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "near.py").write_text("import lib_counts\n")
+    body = "\n\ndef decide(rows):\n    import os, threading\n    return [[os.getpid(), threading.active_count()]] * rows.height\n"
+    for name in ("near", "lib_threads", "lib_dies", "lib_missing"):
+        (tmp_path / "model" / f"with_{name}.py").write_text(f"import {name}{body}")
+    return tmp_path
+
+
+def _with(libraries: Path, name: str) -> Worker:
+    env = {"PYTHONPATH": str(libraries / "site"), "COUNTED": str(libraries / "counted")}
+    return Worker(libraries / "model", f"with_{name}.py:decide", kind="rules", env=env)
+
+
+def test_libraries_are_imported_once_for_all_workers_that_need_them(libraries: Path) -> None:
+    pids = set()
+    for _ in range(3):
+        with _with(libraries, "near") as worker:
+            pids.add(worker.decide(ROWS).row(0)[0])
+    assert len(pids) == 3, "each worker is a process of its own"
+    counted = (libraries / "counted").read_text().split()
+    assert len(counted) == 1
+    assert int(counted[0]) not in pids
+
+
+def test_a_worker_starts_again_when_its_template_was_killed(libraries: Path) -> None:
+    with _with(libraries, "near") as worker:
+        worker.open()
+        pid = worker.pid
+        os.kill(int((libraries / "counted").read_text()), signal.SIGKILL)
+        assert pid is not None
+        assert gone(pid), "a child ends with what started it"
+        assert worker.decide(ROWS).height == 2
+        with _with(libraries, "near") as other:
+            assert other.decide(ROWS).height == 2
+    assert len((libraries / "counted").read_text().split()) == 2, "one more template, and none of them forgotten"
+
+
+def test_a_library_that_starts_a_thread_has_it_in_the_worker(libraries: Path) -> None:
+    with _with(libraries, "lib_threads") as worker:
+        assert worker.decide(ROWS).row(0)[1] >= 2 + 1, "the main one, the watch for the caller, and the library's"
+
+
+@pytest.mark.parametrize(("name", "told"), [("lib_dies", "exit code 7: this machine is too old"), ("lib_missing", "needs lib_missing, which is not installed")])
+def test_a_library_that_cannot_be_imported_is_told_by_name(libraries: Path, name: str, told: str) -> None:
+    with _with(libraries, name) as worker, pytest.raises(PalanError, match=told):
+        worker.decide(ROWS)

@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,8 @@ import polars as pl
 
 from palan import errors
 from palan.core import Schema
+from palan.engines import forks
+from palan.engines.forks import Process
 from palan.engines.worker import pack, unpack
 from palan.errors import ModelFailed, PalanError
 from palan.models.contract import Incumbent, Result, Violation
@@ -74,7 +75,7 @@ class Worker:
         self._state = dict(state or {})
         self._env = dict(env or {})
         self._lock = threading.RLock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._buffer = bytearray()
         self._opened: dict[str, Any] = {}
         self._log: deque[str] = deque(maxlen=LOG_LINES)
@@ -297,24 +298,14 @@ class Worker:
         opening = {"op": "open", "folder": str(self.folder), "entry": self.entry, "state": self._state, **self._opening}
         self._opened = self._exchange(opening, self.start_seconds, None, None)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> Process:
         env = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", **self._env}
         home = str(Path(errors.__file__).parents[1])
         if home not in env.get("PYTHONPATH", "").split(os.pathsep):
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH", ""), home]))
         if not self.folder.is_dir():
             raise errors.NotFound(f"no folder {self.folder}", "the model's code should be there; build the version again")
-        # a session of its own: Ctrl-C in the terminal is for the parent, which then ends its children in good order
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "palan.engines.worker", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd=self.folder,
-            env=env,
-            start_new_session=True,
-        )
+        return forks.start(self.folder, self.entry.partition(":")[0], env, self._env, self.start_seconds)
 
     def _exchange(
         self,
@@ -383,7 +374,7 @@ class Worker:
                     if "incumbent" not in message[-1]:
                         return message[-1]
 
-    def _receive(self, process: subprocess.Popen[bytes], from_child: int) -> list[dict[str, Any]] | None:
+    def _receive(self, process: Process, from_child: int) -> list[dict[str, Any]] | None:
         """Read what is there; return the whole messages in it, or None when the next is not complete.
 
         Raises:
@@ -402,7 +393,7 @@ class Worker:
             del self._buffer[:end]
         return messages or None
 
-    def _died(self, process: subprocess.Popen[bytes]) -> ModelFailed:
+    def _died(self, process: Process) -> ModelFailed:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(self.grace)
         self._kill(process)  # its pipe is closed, so whatever is left is of no use
@@ -417,7 +408,7 @@ class Worker:
             return ModelFailed(f"the worker of {self.entry} was closed", "open a new one", status="cancelled", log=log)
         return ModelFailed(f"the process of {self.entry} {why}{f': {last}' if last else ''}", "the next call starts a fresh one; the log has its last lines", log=log)
 
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+    def _kill(self, process: Process) -> None:
         """SIGTERM to the child and what it started, SIGKILL after the grace."""
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if process.poll() is not None:
@@ -464,7 +455,7 @@ def _error(told: Mapping[str, Any], log: str) -> PalanError:
     return kind(told["what"], told["hint"])
 
 
-def _read_log(process: subprocess.Popen[bytes], log: deque[str]) -> None:
+def _read_log(process: Process, log: deque[str]) -> None:
     """Keep the last lines of the child's stderr, so that its pipe never fills and its last words are known."""
     assert process.stderr is not None
     with process.stderr as stream:

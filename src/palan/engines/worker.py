@@ -1,4 +1,4 @@
-"""The child process that serves one model: `python -P -m palan.engines.worker`, frames over stdin and stdout.
+"""The child process that serves one model (started by `engines.forks`): frames over stdin and stdout.
 
 A frame is 4 bytes of length (big-endian) and msgpack. One request at a time; a solve streams its incumbents before its
 answer. Whatever the model prints goes to stderr. The process ends when its stdin closes or its parent dies.
@@ -215,12 +215,16 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _die_with_parent(parent: int, requests: int) -> None:
-    """End this process when the parent ends, even in the middle of a computation."""
+def die_with(parent: int) -> None:
+    """End this process when the one that started it ends, even in the middle of a computation."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
+
+
+def _die_with_caller(requests: int) -> None:
+    """End this process when nobody can ask it any more, whoever started it."""
 
     def watch() -> None:
         poll = select.poll()
@@ -231,14 +235,16 @@ def _die_with_parent(parent: int, requests: int) -> None:
     threading.Thread(target=watch, daemon=True, name="palan-parent").start()
 
 
-def main() -> None:
+def main(parent: int) -> None:
+    """Answer requests until stdin closes or the process `parent`, which started this one, ends."""
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.dup2(2, 1)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    _die_with_parent(int(sys.argv[1]), requests)
+    die_with(parent)
+    _die_with_caller(requests)
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     asked = {"at": 0.0, "cancel": False}
@@ -268,4 +274,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

@@ -86,6 +86,8 @@ def make(
     With `like` it has that version's code and parameters instead of those that lie in the folder now: what learns again
     by itself must not take half an edit into production.
     """
+    from palan.engines.lanes import Worker
+
     config = project.model(model)
     if like is None:
         code = packages.code_of(project, config.model)
@@ -97,10 +99,8 @@ def make(
     data = tables.current(project, config.data, journal) if config.data else None
     release = project.store.records.get(Release, model)
     repairs = release.repairs if release else ()
-    # Lent only where a step has to be done: a build that changes nothing runs no code of the user.
-    lend = partial(
-        packages.learner, folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome
-    )
+    # Started only where a step has to be done: a build that changes nothing runs no code of the user.
+    lend = partial(Worker, folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome)
 
     def look() -> dict[str, Any]:
         with lend() as worker:

@@ -9,7 +9,6 @@ import platform
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -172,9 +171,6 @@ WARM = 4
 LEARNERS = 2
 """How many trials learn at a time."""
 
-IDLE = 4
-"""How many workers wait for the next thing to learn; the one that waited longest is closed first."""
-
 _warm: OrderedDict[tuple[str, str], Worker] = OrderedDict()
 _warming = threading.Lock()
 
@@ -192,39 +188,10 @@ def warm_worker(project: Project, version: Version) -> Worker:
         return worker
 
 
-_idle: list[tuple[str, Worker]] = []
-
-
-@contextmanager
-def learner(folder: Path, entry: str, **opening: Any) -> Iterator[Worker]:
-    """Lend a worker to learn with; afterwards it is kept for the next one who learns with the same code and parameters."""
-    from palan.engines.lanes import Worker
-
-    opening = {name: list(value) if isinstance(value, tuple) else value for name, value in opening.items()}
-    name = digest_of([str(folder), entry, opening])
-    with _warming:
-        place = next((index for index, (known, _) in enumerate(_idle) if known == name), None)
-        worker = _idle.pop(place)[1] if place is not None else None
-    if worker is None:
-        worker = Worker(folder, entry, **opening)
-    else:
-        worker.restore({})
-    try:
-        yield worker
-    finally:
-        with _warming:
-            _idle.append((name, worker))
-            leaving = [_idle.pop(0)[1] for _ in range(len(_idle) - IDLE)]
-        for each in leaving:
-            each.close()
-
-
 @atexit.register
 def _close_warm() -> None:
     while _warm:
         _warm.popitem()[1].close()
-    while _idle:
-        _idle.pop()[1].close()
 
 
 def same_environment(version: Version) -> None:

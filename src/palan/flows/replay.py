@@ -313,6 +313,7 @@ def learnt_until(
 
     A version that never saw a row from `until` on is its own twin; a model without fit() always is.
     """
+    from palan.engines.lanes import Worker
     from palan.flows.build import fit
 
     manifest = version.manifest
@@ -343,7 +344,7 @@ def learnt_until(
         "repairs": digest_of(repairs),
         "seed": manifest["seed"],
     }
-    with packages.learner(folder, manifest["entry"], **opening) as worker:
+    with Worker(folder, manifest["entry"], **opening) as worker:
         fresh: list[bool] = []
 
         def work() -> dict[str, Any]:
