@@ -236,11 +236,9 @@ def _day(stage: _Stage, server: Server, day: date) -> list[str]:
         known = world.outcomes(past)
         client.post("/v1/models/delay/outcomes", {"keys": known["id"].to_list(), "values": known["late"].to_list()})
         if past.weekday() == SOLVE_ON:
+            _solved(stage)
             client.post("/v1/models/gates/outcomes", {"keys": [_plan_key(past)], "values": [world.realised(past, AIRPORT)]})
     done = tick(stage.project)
-    if day.weekday() != SOLVE_ON:  # the plan is solved over night, and is there before its outcome is
-        while any(job.fate in ("queued", "running") for job in stage.project.store.records.find(Job, order="-id", limit=1)):
-            sleep(0.02)
     server.deciders.refresh()  # tomorrow is a moment away: the server need not look for itself
     return [f"{day} {each['what']}: {each['text']}" for each in done] + _news(stage)
 
@@ -266,6 +264,12 @@ def _news(stage: _Stage) -> list[str]:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:+.4f}"
+
+
+def _solved(stage: _Stage) -> None:
+    """Wait for the plan that was asked for days ago: it is there before its outcome is."""
+    while any(job.fate in ("queued", "running") for job in stage.project.store.records.find(Job, order="-id", limit=1)):
+        sleep(0.02)
 
 
 def _plan_key(day: date) -> str:
