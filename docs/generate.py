@@ -5,7 +5,6 @@ A page keeps its own words; what lies between `<!-- generated: NAME -->` and `<!
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import re
@@ -81,13 +80,13 @@ def default_text(value: object) -> str:
 
 def settings_of(cls: Any) -> list[tuple[str, str, str]]:
     """Return (key, default, meaning) of every setting that a table of palan.toml may hold."""
-    rows = []
-    for each in dataclasses.fields(cls):
-        if each.metadata:
-            default = each.default_factory() if callable(each.default_factory) else None
-            shown = '`"1 per 180d"`' if each.name == "false_pages" else default_text(default)
-            rows.append((f"`{each.name}`", shown, each.metadata["help"]))
-    return rows
+    from palan.flows.config import options
+
+    return [
+        (f"`{name}`", '`"1 per 180d"`' if name == "false_pages" else default_text(default), option.help)
+        for name, option, default in options(cls)
+        if option
+    ]
 
 
 def palan_toml() -> str:
@@ -144,13 +143,13 @@ def public_names() -> list[str]:
 
 def signature_text(name: str, value: Any) -> str:
     """Return `def name(...) -> type` as it would be written in code, one argument a line where it is long."""
-    signature = inspect.signature(value)
+    signature, written = inspect.signature(value), getattr(value, "__annotations__", {})
     parts, named_only = [], False
     for each in signature.parameters.values():
         if each.kind is each.KEYWORD_ONLY and not named_only:
             parts.append("*")
             named_only = True
-        annotation = "" if each.annotation is each.empty else f": {annotation_text(each.annotation)}"
+        annotation = "" if each.annotation is each.empty else f": {annotation_text(written.get(each.name, each.annotation))}"
         default = "" if each.default is each.empty else f" = {value_text(each.default)}"
         parts.append(f"{each.name}{annotation}{default}")
     returns = "" if inspect.isclass(value) or signature.return_annotation is signature.empty else f" -> {annotation_text(signature.return_annotation)}"
@@ -160,7 +159,7 @@ def signature_text(name: str, value: Any) -> str:
 
 
 def annotation_text(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
 
 
 def value_text(value: Any) -> str:

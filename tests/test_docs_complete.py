@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib.util
 import inspect
 import os
@@ -18,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import click
+import msgspec
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def test_every_key_of_palan_toml_is_in_the_reference() -> None:
 
     page = reference("palan-toml.md")
     for cls in (config.DataConfig, config.ModelConfig, config.ReleasePolicy, config.WatchPolicy, config.ReactPolicy):
-        keys = [each.name for each in dataclasses.fields(cls) if each.metadata]
+        keys = [name for name, option, _ in config.options(cls) if option]
         assert keys
         for key in keys:
             assert f"| `{key}` |" in page, f"{cls.__name__}.{key}"
@@ -151,7 +151,7 @@ def test_every_route_is_in_the_reference_and_every_one_there_exists() -> None:
     from palan.web import routes
 
     nobody: Any = SimpleNamespace()  # routes are only listed: nothing of the site is asked
-    site = Site(**{each.name: nobody for each in dataclasses.fields(Site)})
+    site = Site(**{each.name: nobody for each in msgspec.structs.fields(Site)})
     listed = {(method, route.path) for route in [*api.routes(site), *routes.routes(site)] for method in (route.methods or ()) if method != "HEAD"}
     listed.remove(("POST", "/v1/{verb}"))
     listed |= {("POST", f"/v1/{verb}") for verb in api.VERBS}

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import httpx
 import msgspec
 import polars as pl
 import pytest
+from msgspec.structs import replace
 
 from palan.data.nouns import Repair
 from palan.decisions import log

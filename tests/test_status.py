@@ -6,13 +6,13 @@ import subprocess
 import sys
 import types
 import typing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, is_typeddict
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from palan.core import Field, Schema, Version, digest_of, stamp
 from palan.data.nouns import DataVersion, Quarantine, Repair

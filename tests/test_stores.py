@@ -10,11 +10,11 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from palan.errors import Conflict, Corrupt, PalanError
 from palan.ledger import Entry, link
@@ -239,7 +239,7 @@ def test_processes_open_a_new_store_and_write_it_at_once(tmp_path: Path) -> None
 
 SWAPPER = """
 import sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from palan.releases.nouns import Release
 from palan.stores.sqlite import SQLiteRecords

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -56,8 +55,7 @@ def digest_of(value: object) -> str:
 FieldType = Literal["int", "float", "bool", "str", "time", "date", "list", "map", "any"]
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One named value of an input: its type and what it may hold.
 
     `item` describes the elements of a list, `fields` the members of a map. `minimum` and `maximum` are inclusive.
@@ -74,8 +72,7 @@ class Field:
     fields: tuple[Field, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(msgspec.Struct, frozen=True):
     """What a model takes: `rows` (columns of one batch) or one `instance` (a structured document)."""
 
     shape: Literal["rows", "instance"]
@@ -86,8 +83,7 @@ class Schema:
         return [field.name for field in self.fields]
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """An immutable model package: `id` is the digest of its manifest, `number` counts versions of one model."""
 
     id: str

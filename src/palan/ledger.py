@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from palan.core import digest_of, stamp
 
 GENESIS = "0" * 64
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """Who did what to which subject, and why. `detail` holds plain values only."""
 
     seq: int
@@ -27,8 +28,7 @@ class Entry:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """Where the ledger ends, kept beside it: a cut tail shows. `seal` is an HMAC of seq and digest by the project's key."""
 
     id: str
@@ -78,8 +78,7 @@ def link(
     return replace(entry, digest=seal(entry))
 
 
-@dataclass(frozen=True, slots=True)
-class Break:
+class Break(msgspec.Struct, frozen=True):
     """Where the chain does not hold, and what was found there."""
 
     seq: int

@@ -16,7 +16,6 @@ import copy
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from unittest import SkipTest
 import msgspec
 import numpy as np
 import polars as pl
+from msgspec.structs import replace
 
 from palan.core import digest
 from palan.errors import Corrupt, NotFound, PalanError

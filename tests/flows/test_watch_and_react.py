@@ -216,7 +216,7 @@ def test_what_a_killed_process_had_approved_is_carried_out_once(loop: Loop, monk
     assert [each.status for each in loop.remedies()] == ["released"]
     assert len(loop.release.repairs) == 2
     # Killed after the change and before the note of it: found done, not done twice.
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     loop.project.store.records.put(replace(loop.remedies()[0], status="approved"))
     tick(loop.project)

@@ -9,8 +9,9 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
 
 from palan.core import Field, FieldType, Schema
 from palan.errors import NotFound, PalanError, nearest
@@ -26,8 +27,7 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)"
 _RANGE = re.compile(rf"({_NUMBER})?\.\.({_NUMBER})?")
 
 
-@dataclass(frozen=True, slots=True)
-class Contract:
+class Contract(msgspec.Struct, frozen=True):
     """What one table holds. `rows` is the band of rows in one delivered file, either end None when open."""
 
     name: str

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from types import NoneType
 from typing import Annotated, Any, Literal
 
 import msgspec
 import polars as pl
+from msgspec.structs import replace
 
 from palan.core import Field, Schema, unstamp
 from palan.errors import Invalid, nearest
@@ -41,12 +41,11 @@ DTYPES: Mapping[str, pl.DataType] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One validated request: `columns` of equal length, or one `instance`. `columnar` tells how the caller wrote rows."""
 
     rows: int
-    columns: Mapping[str, list[Any]] = field(default_factory=dict)
+    columns: Mapping[str, list[Any]] = {}
     instance: Any = None
     keys: tuple[str, ...] | None = None
     columnar: bool = False

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class DataVersion:
+
+class DataVersion(msgspec.Struct, frozen=True):
     """One immutable state of a named table: the blobs of its Parquet `parts`, in order."""
 
     id: str
@@ -20,16 +20,15 @@ class DataVersion:
     rows: int
     added: int
     run: str
-    sources: Mapping[str, str] = field(default_factory=dict)  # file name -> digest: ingested once
-    verdict: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, str] = {}  # file name -> digest: ingested once
+    verdict: Mapping[str, Any] = {}
 
     @property
     def ref(self) -> str:
         return f"{self.data}@{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
-class Quarantine:
+class Quarantine(msgspec.Struct, frozen=True):
     """Rows of one ingested file that broke a rule: a Parquet blob with the rows, their line and their reasons."""
 
     id: str
@@ -42,8 +41,7 @@ class Quarantine:
     status: str = "open"  # open | fixed | accepted | dropped
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(msgspec.Struct, frozen=True):
     """An invertible change that puts a column right: `expression` is Polars SQL over the broken row."""
 
     column: str

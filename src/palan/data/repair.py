@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 import polars as pl
+from msgspec.structs import replace
 
 from palan.data.nouns import Repair
 from palan.data.verdict import read_time

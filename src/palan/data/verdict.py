@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -34,8 +33,7 @@ _TIME_FORMATS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RowRule:
+class RowRule(msgspec.Struct, frozen=True):
     """A rule over single rows, and how many rows broke it. `example` is the first offending value, as it came."""
 
     rule: str
@@ -45,8 +43,7 @@ class RowRule:
     severity: Literal["error"] = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class TableRule:
+class TableRule(msgspec.Struct, frozen=True):
     """A rule over the delivery as a whole."""
 
     rule: str
@@ -55,8 +52,7 @@ class TableRule:
     severity: Literal["warn", "error"] = "warn"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What was delivered. `corrections` counts good rows whose key was already known: they replace the older row."""
 
     data: str
@@ -95,8 +91,7 @@ class Verdict:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """`good` has the contract's columns in their types, then any others; `bad` has the values as they came, `palan_line` and `palan_reasons`."""
 
     good: pl.DataFrame
@@ -104,8 +99,7 @@ class Checked:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(msgspec.Struct, frozen=True):
     text: str
     column: str
     broken: pl.Expr

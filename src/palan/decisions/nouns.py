@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -45,8 +44,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     values: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """A solve that outlives its request. `fate` is the job's (queued | running | done | failed | cancelled); `status` the solver's."""
 
     id: str
@@ -60,7 +58,7 @@ class Job:
     status: str = ""
     objective: float | None = None
     bound: float | None = None
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = {}
     decision: str = ""
     idempotency_key: str = ""
     reason: str = ""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 DIAGNOSES = ("data fault", "input shift", "concept change", "release change", "volume change", "unknown")
 
 
-@dataclass(frozen=True, slots=True)
-class Alarm:
+class Alarm(msgspec.Struct, frozen=True):
     """`lane` is page (harm or fault) or digest (ranked news). `status` is open | answered | closed."""
 
     id: str
@@ -24,4 +24,4 @@ class Alarm:
     what: str  # one sentence
     diagnosis: str  # one of DIAGNOSES
     columns: tuple[str, ...] = ()
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = {}

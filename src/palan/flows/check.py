@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from palan.core import Version, new_id
 from palan.errors import ModelFailed, PalanError
@@ -88,8 +89,7 @@ def keep(project: Project, version: Version, other: Version | None, findings: Se
             )
 
 
-@dataclass(slots=True)
-class _Bench:
+class _Bench(msgspec.Struct):
     """What the gates of one check share: instances are solved once, workers stay warm."""
 
     project: Project
@@ -97,7 +97,7 @@ class _Bench:
     version: Version
     champion: Version | None
     journal: Journal
-    _solved: dict[str, dict[str, Result]] = field(default_factory=dict)
+    _solved: dict[str, dict[str, Result]] = {}
 
     def worker(self, version: Version) -> Worker:
         return packages.warm_worker(self.project, version)

@@ -1,17 +1,16 @@
 """`palan.toml`: what a project declares, read strictly, and who set each value."""
 
-from __future__ import annotations
+# Annotations are not postponed here: a setting's own carries how it is read, and texts would be compiled at each start.
 
-import dataclasses
 import os
 import re
 import tomllib
-import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from palan.errors import PalanError, nearest
 from palan.flows.root import FILE
@@ -109,80 +108,83 @@ def _number_table(value: object) -> dict[str, float]:
     return {key: float(each) for key, each in table.items()}
 
 
-def _option(read: Callable[[object], Any], default: Any, help: str) -> Any:
-    make = default if callable(default) else (lambda: default)
-    return field(default_factory=make, metadata={"read": read, "help": help})
+class Option(msgspec.Struct, frozen=True):
+    """How a setting is read, and what it is for."""
+
+    read: Callable[[object], Any]
+    help: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReleasePolicy:
+class ReleasePolicy(msgspec.Struct, frozen=True):
     """`[models.NAME.release]`."""
 
-    canary: tuple[float, timedelta] | None = _option(_canary, None, 'share and time of a canary: "20% for 7d"')
+    canary: Annotated[tuple[float, timedelta] | None, Option(_canary, 'share and time of a canary: "20% for 7d"')] = None
 
 
-@dataclass(frozen=True, slots=True)
-class WatchPolicy:
+class WatchPolicy(msgspec.Struct, frozen=True):
     """`[models.NAME.watch]`."""
 
-    window: timedelta = _option(_positive, timedelta(days=7), "length of the windows that are compared")
-    false_pages: timedelta = _option(_budget, timedelta(days=180), 'the alarm budget: "1 per 180d"')
-    reference: timedelta = _option(_positive, timedelta(days=120), "history before the release that is called normal")
+    window: Annotated[timedelta, Option(_positive, "length of the windows that are compared")] = timedelta(days=7)
+    false_pages: Annotated[timedelta, Option(_budget, 'the alarm budget: "1 per 180d"')] = timedelta(days=180)
+    reference: Annotated[timedelta, Option(_positive, "history before the release that is called normal")] = timedelta(days=120)
 
 
-@dataclass(frozen=True, slots=True)
-class ReactPolicy:
+class ReactPolicy(msgspec.Struct, frozen=True):
     """`[models.NAME.react]`."""
 
-    approve: str = _option(_one_of("ask", "auto"), "ask", "who releases a remedy: ask a person, or auto")
-    costs: Mapping[str, float] = _option(
-        _number_table, dict, "cost of train, switch and review, in units of the loss over the horizon"
-    )
-    horizon: timedelta = _option(_positive, timedelta(days=28), "how long a remedy is expected to serve")
-    holdout: timedelta = _option(_positive, timedelta(days=14), "recent outcomes on which remedies are tried")
-    cooldown: timedelta = _option(duration, timedelta(days=7), "rest between two remedies of one model")
+    approve: Annotated[str, Option(_one_of("ask", "auto"), "who releases a remedy: ask a person, or auto")] = "ask"
+    costs: Annotated[Mapping[str, float], Option(_number_table, "cost of train, switch and review, in units of the loss over the horizon")] = {}
+    horizon: Annotated[timedelta, Option(_positive, "how long a remedy is expected to serve")] = timedelta(days=28)
+    holdout: Annotated[timedelta, Option(_positive, "recent outcomes on which remedies are tried")] = timedelta(days=14)
+    cooldown: Annotated[timedelta, Option(duration, "rest between two remedies of one model")] = timedelta(days=7)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
+class ModelConfig(msgspec.Struct, frozen=True):
     """`[models.NAME]`."""
 
     name: str
-    model: str = _option(_text, "", "what decides: file.py:Class, file.py:function or table.csv")
-    kind: str = _option(_one_of(*KINDS), "", "estimator, program, rules, heuristic or policy; found out when left out")
-    data: str = _option(_text, "", "the data that fit() is given")
-    inputs: tuple[str, ...] = _option(_texts, (), "the columns that a caller sends")
-    outcome: str = _option(_text, "", "the column that is known only later")
-    key: str = _option(_text, "", "the caller's own name of a row")
-    params: Mapping[str, Any] = _option(_table, dict, "parameters: fields of the class")
-    golden: str = _option(_text, "", "JSON file of inputs with the outputs that must stay")
-    gates: tuple[str, ...] = _option(_texts, (), "what must hold before a release")
-    segments: tuple[str, ...] = _option(_texts, (), "columns by which gates and alarms look closer")
-    instances: str = _option(_text, "", "glob of real instances (JSON)")
-    fallback: str = _option(_text, "", "the model that answers when this one cannot")
-    time_limit: timedelta | None = _option(_positive, None, "deadline of one decision")
-    release: ReleasePolicy = field(default_factory=ReleasePolicy)
-    watch: WatchPolicy = field(default_factory=WatchPolicy)
-    react: ReactPolicy = field(default_factory=ReactPolicy)
+    model: Annotated[str, Option(_text, "what decides: file.py:Class, file.py:function or table.csv")] = ""
+    kind: Annotated[str, Option(_one_of(*KINDS), "estimator, program, rules, heuristic or policy; found out when left out")] = ""
+    data: Annotated[str, Option(_text, "the data that fit() is given")] = ""
+    inputs: Annotated[tuple[str, ...], Option(_texts, "the columns that a caller sends")] = ()
+    outcome: Annotated[str, Option(_text, "the column that is known only later")] = ""
+    key: Annotated[str, Option(_text, "the caller's own name of a row")] = ""
+    params: Annotated[Mapping[str, Any], Option(_table, "parameters: fields of the class")] = {}
+    golden: Annotated[str, Option(_text, "JSON file of inputs with the outputs that must stay")] = ""
+    gates: Annotated[tuple[str, ...], Option(_texts, "what must hold before a release")] = ()
+    segments: Annotated[tuple[str, ...], Option(_texts, "columns by which gates and alarms look closer")] = ()
+    instances: Annotated[str, Option(_text, "glob of real instances (JSON)")] = ""
+    fallback: Annotated[str, Option(_text, "the model that answers when this one cannot")] = ""
+    time_limit: Annotated[timedelta | None, Option(_positive, "deadline of one decision")] = None
+    release: ReleasePolicy = ReleasePolicy()
+    watch: WatchPolicy = WatchPolicy()
+    react: ReactPolicy = ReactPolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class DataConfig:
+class DataConfig(msgspec.Struct, frozen=True):
     """`[data.NAME]`: the raw table, which `data.contract.parse` reads further."""
 
     name: str
     table: Mapping[str, Any]
-    source: str = _option(_text, "", "glob of files, relative to the project")
-    transform: str = _option(_text, "", "file.py:function whose arguments are named as data")
-    time: str = _option(_text, "", "the column that says when a row happened")
-    key: tuple[str, ...] = _option(_texts, (), "the columns that identify a row")
-    checks: tuple[str, ...] = _option(_texts, (), "Polars SQL over a row; false puts it in quarantine")
-    rows: str = _option(_text, "", 'rows expected in a delivered file: "500..4000"')
-    columns: Mapping[str, Any] = _option(_table, dict, 'name = "type[?] [range | in values] [unit]"')
+    source: Annotated[str, Option(_text, "glob of files, relative to the project")] = ""
+    transform: Annotated[str, Option(_text, "file.py:function whose arguments are named as data")] = ""
+    time: Annotated[str, Option(_text, "the column that says when a row happened")] = ""
+    key: Annotated[tuple[str, ...], Option(_texts, "the columns that identify a row")] = ()
+    checks: Annotated[tuple[str, ...], Option(_texts, "Polars SQL over a row; false puts it in quarantine")] = ()
+    rows: Annotated[str, Option(_text, 'rows expected in a delivered file: "500..4000"')] = ""
+    columns: Annotated[Mapping[str, Any], Option(_table, 'name = "type[?] [range | in values] [unit]"')] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+def options(cls: type[msgspec.Struct]) -> Sequence[tuple[str, Option | None, Any]]:
+    """Return the keys of a table of palan.toml: the name, how it is read (None: a table of its own), and the default."""
+    return [
+        (each.name, getattr(each.type, "__metadata__", (None,))[0], each.default_factory() if each.default is msgspec.NODEFAULT else each.default)
+        for each in msgspec.structs.fields(cls)
+        if not each.required
+    ]
+
+
+class Setting(msgspec.Struct, frozen=True):
     """One value, and who set it: argument, environment, palan.toml or default."""
 
     name: str
@@ -191,8 +193,7 @@ class Setting:
     help: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(msgspec.Struct, frozen=True):
     """The whole file, checked."""
 
     name: str
@@ -262,7 +263,7 @@ def _store(project: Mapping[str, Any], environment: Mapping[str, str]) -> Settin
     return Setting("project.store", project.get("store", ".palan"), FILE if "store" in project else "default")
 
 
-def _check_references(reader: _Reader, data: Mapping[str, DataConfig], models: Mapping[str, ModelConfig]) -> None:
+def _check_references(reader: "_Reader", data: Mapping[str, DataConfig], models: Mapping[str, ModelConfig]) -> None:
     for model in models.values():
         where = ("models", model.name)
         if not model.model:
@@ -284,7 +285,7 @@ def _check_references(reader: _Reader, data: Mapping[str, DataConfig], models: M
 
 
 class _Reader:
-    """Reads tables into dataclasses, and knows the line of every key."""
+    """Reads tables into values, and knows the line of every key."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
@@ -318,7 +319,7 @@ class _Reader:
         place = f"{self.path.name} line {self.line(where, key)}: {dotted}"
         return PalanError(f"{place}{key + ': ' if key else ''}{what}", hint)
 
-    def known(self, table: Mapping[str, Any], where: tuple[str, ...], names: typing.Iterable[str]) -> None:
+    def known(self, table: Mapping[str, Any], where: tuple[str, ...], names: Iterable[str]) -> None:
         names = list(names)
         for key in table:
             if key not in names:
@@ -338,28 +339,25 @@ class _Reader:
     ) -> Any:
         if not isinstance(table, dict):
             raise self.wrong(where[:-1], where[-1], "has to be a table", f"[{'.'.join(where)}]")
-        options = {each.name: each for each in dataclasses.fields(cls) if each.name not in fixed}
-        self.known(table, where, options)
-        hints = typing.get_type_hints(cls)
+        keys = options(cls)
+        self.known(table, where, [name for name, _, _ in keys])
         values = dict(fixed)
-        for name, option in options.items():
-            if not option.metadata:
-                values[name] = self.read(hints[name], table.get(name, {}), (*where, name), settings)
-                continue
+        for name, option, default in keys:
             dotted = ".".join((*where, name))
-            if name not in table:
-                default = option.default_factory() if callable(option.default_factory) else None
-                settings.append(Setting(dotted, default, "default", option.metadata["help"]))
-                continue
-            try:
-                values[name] = option.metadata["read"](table[name])
-            except Wrong as error:
-                raise self.wrong(where, name, f"{table[name]!r} is not {error}", option.metadata["help"]) from error
-            settings.append(Setting(dotted, table[name], FILE, option.metadata["help"]))
+            if option is None:
+                values[name] = self.read(type(default), table.get(name, {}), (*where, name), settings)
+            elif name in table:
+                try:
+                    values[name] = option.read(table[name])
+                except Wrong as error:
+                    raise self.wrong(where, name, f"{table[name]!r} is not {error}", option.help) from error
+                settings.append(Setting(dotted, table[name], FILE, option.help))
+            else:
+                settings.append(Setting(dotted, default, "default", option.help))
         return cls(**values)
 
 
-def config(project: Project) -> list[dict[str, Any]]:
+def config(project: "Project") -> list[dict[str, Any]]:
     """Return every setting with its value and who set it."""
     rows = [
         {"name": each.name, "value": each.value, "by": each.by, "help": each.help} for each in project.config.settings

@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from palan.core import Field, FieldType, Schema, Version, new_id
 from palan.data import repair
@@ -52,21 +52,19 @@ _FAILURES = ("error", "licence", "timeout", "no_solution", "cancelled")
 """Verdicts that say nothing about the instance itself, so that another model may still answer it."""
 
 
-@dataclass(slots=True)
-class Lane:
+class Lane(msgspec.Struct):
     """One version, warm in a worker of its own. It is closed when it is retired and nobody uses it any more."""
 
     version: Version
     schema: Schema
     worker: Worker
     checks: bool = True
-    outputs: dict[str, str] = field(default_factory=dict)  # name -> field type, of a model of rows
+    outputs: dict[str, str] = {}  # name -> field type, of a model of rows
     users: int = 0
     retired: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
+class Serving(msgspec.Struct, frozen=True):
     """What answers for one model from now on: swapped as one reference, so every request sees one release whole."""
 
     config: ModelConfig
@@ -80,15 +78,14 @@ class Serving:
         return self.lanes[self.release.champion.version]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """What one version made of a part of a request. `result` holds the figures of a solve, and is empty for rows."""
 
     version: str
     status: str
     outputs: Any = None
     violations: tuple[Violation, ...] = ()
-    result: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = {}
     degraded: str = ""
     seconds: float = 0.0
     error: ModelFailed | None = None

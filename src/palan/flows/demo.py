@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,8 @@ from time import perf_counter, sleep
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from palan.core import stamp
 from palan.decisions.nouns import Job
@@ -57,8 +58,7 @@ class SimulatedClock:
         return self.now
 
 
-@dataclass(slots=True)
-class _Stage:
+class _Stage(msgspec.Struct):
     """What the story plays on."""
 
     project: Project

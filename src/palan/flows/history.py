@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+import msgspec
 
 from palan.core import Schema, digest_of
 from palan.flows.project import Project
@@ -19,12 +20,11 @@ if TYPE_CHECKING:
     from palan.decisions.nouns import Decision, Outcome
 
 
-@dataclass(slots=True)
-class _Read:
+class _Read(msgspec.Struct):
     """How far one stream was read, and what was in it."""
 
-    position: dict[str, int] = field(default_factory=dict)
-    items: list[Any] = field(default_factory=list)
+    position: dict[str, int] = {}
+    items: list[Any] = []
 
 
 _cache: WeakKeyDictionary[Blocks, dict[str, _Read]] = WeakKeyDictionary()

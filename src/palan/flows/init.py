@@ -6,11 +6,12 @@ import ast
 import errno
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from palan.errors import NotFound, PalanError, nearest
 from palan.flows.root import FILE
@@ -61,8 +62,7 @@ def init(folder: Path | str = ".", *, source: str = "", kind: str = "") -> dict[
         raise PalanError(f"{error.filename or root} cannot be used: {error.strerror}", hint) from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(msgspec.Struct, frozen=True):
     """The files to write (palan.toml among them), what is still missing, and the next thing to type."""
 
     files: Mapping[str, bytes]
@@ -133,8 +133,7 @@ def _placed(root: Path, source: Path) -> tuple[str, dict[str, bytes]]:
 # -- around Python ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A model in a Python file: its kind, whether palan.toml has to say it, its verbs, and the columns that it reads."""
 
     name: str

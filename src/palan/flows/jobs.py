@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from palan.core import new_id, stamp, utcnow
 from palan.data.inputs import Inputs, Request
@@ -162,21 +162,19 @@ def _get(project: Project, id: str) -> Job:
     return found
 
 
-@dataclass(slots=True)
-class _Kept:
+class _Kept(msgspec.Struct):
     """A worker kept warm between jobs."""
 
     lane: Lane
     used: float
 
 
-@dataclass(slots=True)
-class _Watch:
+class _Watch(msgspec.Struct):
     """What the thread that solves and the one that keeps the lease tell each other."""
 
     stop: bool = False
     lost: bool = False
-    done: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = msgspec.field(default_factory=threading.Event)
 
 
 class Runner:

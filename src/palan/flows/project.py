@@ -9,9 +9,10 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from palan.core import Clock, utcnow
 from palan.errors import Corrupt, NotFound, PalanError, nearest
@@ -30,8 +31,7 @@ def silent(_message: str) -> None:
     """Tell nobody."""
 
 
-@dataclass(slots=True)
-class Project:
+class Project(msgspec.Struct):
     """What every verb is given."""
 
     root: Path

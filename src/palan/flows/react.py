@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from palan.core import Version, new_id, unstamp
 from palan.data.nouns import Repair
@@ -299,8 +299,7 @@ def _presumed(trials: Sequence[Trial]) -> list[str]:
 def _menu(project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, faults: Sequence[Any]) -> list[Candidate]:
     from palan.remedies.menu import menu
 
-    @dataclass(frozen=True)
-    class Cause:
+    class Cause(msgspec.Struct, frozen=True):
         kind: str
         since: datetime | None
         columns: Sequence[str]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from palan.core import Schema, Version, digest_of, stamp, unstamp
 from palan.data.nouns import Repair
@@ -33,8 +34,7 @@ SOLVES = 20
 """How many instances one replay solves at the most, newest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """What a version answers over a set of rows: its outputs, and the loss of each row whose outcome is known."""
 
     outputs: pl.DataFrame

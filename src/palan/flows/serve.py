@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from palan.errors import PalanError
 from palan.flows.decide import Deciders
@@ -26,8 +27,7 @@ PORT = 7070
 DRAIN_SECONDS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(msgspec.Struct, frozen=True):
     """A running server: its address, and what answers in it."""
 
     url: str
@@ -35,8 +35,7 @@ class Server:
     runner: Runner
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(msgspec.Struct, frozen=True):
     """What the application is made of. No host means any; `csrf` is the secret of this process's forms."""
 
     project: Project

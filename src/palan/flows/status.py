@@ -11,7 +11,6 @@ import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -411,15 +410,13 @@ class _Glance(msgspec.Struct):
 _glance = msgspec.msgpack.Decoder(_Glance)
 
 
-@dataclass(slots=True)
-class _Counts:
+class _Counts(msgspec.Struct):
     decisions: int = 0
     degraded: int = 0
     violations: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     """One logged request, and where it stands in the log."""
 
     time: datetime
@@ -432,13 +429,12 @@ class _Request:
     end: int
 
 
-@dataclass(slots=True)
-class _Traffic:
+class _Traffic(msgspec.Struct):
     """One model's decisions by the hour, and its newest requests, oldest first."""
 
-    position: dict[str, int] = field(default_factory=dict)
-    hours: dict[datetime, _Counts] = field(default_factory=dict)
-    newest: list[_Request] = field(default_factory=list)
+    position: dict[str, int] = {}
+    hours: dict[datetime, _Counts] = {}
+    newest: list[_Request] = []
     unsaved: int = 0  # bytes that were read since the count was last kept
 
     def add(self, segment: str, end: int, data: bytes) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from palan.core import Version, digest_of, new_id, stamp, unstamp
 from palan.data.nouns import Repair
@@ -57,8 +57,7 @@ LEARNING = 12
 """Windows of its own that a model without a reference is learnt from."""
 
 
-@dataclass(slots=True)
-class Normal:
+class Normal(msgspec.Struct):
     """What is normal for a version: frozen bins, thresholds, and the rows they came from."""
 
     reference: Reference

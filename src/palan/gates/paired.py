@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -24,8 +24,7 @@ FEWEST_BLOCKS = 3
 """Below this many blocks no interval is worth printing: the verdict is "cannot tell"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True):
     """A mean and the bounds that hold it with probability `confidence` (two-sided). Infinite when nothing can be said."""
 
     mean: float
@@ -39,8 +38,7 @@ class Interval:
     freedom: float = 1.0  # degrees of freedom behind the error
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(msgspec.Struct, frozen=True):
     """Whether the candidate is at most `margin` worse, with the one-sided bound that says so."""
 
     verdict: Verdict
@@ -49,8 +47,7 @@ class Judgement:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """One segment's difference. `harm` is its Holm-adjusted p-value of being worse than the margin."""
 
     name: str

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -34,12 +34,11 @@ GATES: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class GateSpec:
+class GateSpec(msgspec.Struct, frozen=True):
     """One line of `gates = [...]`: the gate's name and its numbers (seconds, shares as fractions)."""
 
     name: str
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, float] = {}
 
 
 # --- the line in palan.toml ---------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ A model is a plain Python class; its dataclass fields are its parameters. Which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal
+
+import msgspec
 
 Kind = Literal["estimator", "program", "rules", "heuristic", "policy"]
 KINDS: tuple[Kind, ...] = ("estimator", "program", "rules", "heuristic", "policy")
@@ -46,8 +47,7 @@ SHAPE: Mapping[str, Literal["rows", "instance"]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(msgspec.Struct, frozen=True):
     """Something that must always hold and does not. `amount` is by how much, in the rule's own unit."""
 
     rule: str
@@ -56,8 +56,7 @@ class Violation:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Incumbent:
+class Incumbent(msgspec.Struct, frozen=True):
     """A best-so-far answer of a running solve; `seconds` since its start, `bound` where one is known."""
 
     seconds: float
@@ -66,8 +65,7 @@ class Incumbent:
     output: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The answer to one instance, whatever decided it."""
 
     status: Status
@@ -75,9 +73,9 @@ class Result:
     objective: float | None = None
     bound: float | None = None
     sense: Literal["minimize", "maximize", ""] = ""
-    kpis: Mapping[str, float] = field(default_factory=dict)
-    explain: Mapping[str, Any] = field(default_factory=dict)
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    kpis: Mapping[str, float] = {}
+    explain: Mapping[str, Any] = {}
+    evidence: Mapping[str, Any] = {}
     violations: tuple[Violation, ...] = ()
     seconds: float = 0.0
     incumbents: tuple[Incumbent, ...] = ()

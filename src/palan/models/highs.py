@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Literal
 
 import highspy
+import msgspec
 import numpy as np
 from highspy import HighsModelStatus as Model
 from highspy import _core
@@ -42,21 +42,19 @@ _STATUS: dict[Any, Status] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
+class Solution(msgspec.Struct, frozen=True):
     """What `interpret` is given: the value of each column and row in order, and their duals where there are any.
 
     Values of integer columns are rounded when they are within 1e-5 of a whole number.
     """
 
     col_value: list[float]
-    row_value: list[float] = field(default_factory=list)
-    col_dual: list[float] = field(default_factory=list)
-    row_dual: list[float] = field(default_factory=list)
+    row_value: list[float] = []
+    col_dual: list[float] = []
+    row_dual: list[float] = []
 
 
-@dataclass(frozen=True, slots=True)
-class Solved:
+class Solved(msgspec.Struct, frozen=True):
     """A finished solve. `solution` is None when there is none."""
 
     status: Status

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
+
+import msgspec
 
 from palan.data.nouns import Repair
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
+class Arm(msgspec.Struct, frozen=True):
     """One version's part: `role` is champion | canary | shadow, `share` its fraction of the requests (a shadow has 0)."""
 
     version: str  # "delay@3"
@@ -18,8 +18,7 @@ class Arm:
     share: float
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """The routing of one model. `epoch` rises with every change: the compare-and-set of promotion and roll-back."""
 
     model: str
@@ -30,7 +29,7 @@ class Release:
     until: datetime | None = None  # when a canary is due to be judged
     repairs: tuple[Repair, ...] = ()
     reason: str = ""
-    detail: Mapping[str, str] = field(default_factory=dict)
+    detail: Mapping[str, str] = {}
 
     @property
     def champion(self) -> Arm:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from palan.data.nouns import Repair
 from palan.errors import Conflict, NotFound, PalanError
@@ -30,8 +32,7 @@ TRANSITIONS: Mapping[tuple[State, Move], State] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Where one key goes: the arm that answers, how probable that was, and the shadows that answer unseen."""
 
     arm: Arm

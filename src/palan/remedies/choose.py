@@ -8,9 +8,9 @@ is above zero, the answer is to do nothing, and to say why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +19,7 @@ from palan.gates.paired import FEWEST_BLOCKS, interval
 from palan.remedies.menu import COSTS, NOTHING, Candidate
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(msgspec.Struct, frozen=True):
     """A candidate as replay measured it.
 
     `losses`: shape (n,), its loss minus the loss of doing nothing on each held-back decision (negative: it helps);
@@ -35,8 +34,7 @@ class Trial:
     refused: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """The chosen candidate, the table of all of them (plain values, best first) and the reason in a sentence or two.
 
     `benefit` is the expected gain per decision before cost, `net_low` the part of it that is vouched for after cost.

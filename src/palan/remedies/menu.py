@@ -7,9 +7,10 @@ The order is from cheap to dear; of equals, the first is taken.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
+
+import msgspec
 
 from palan.core import stamp
 from palan.data.nouns import Repair
@@ -60,13 +61,12 @@ class Fault(Protocol):
     def ends_repair(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """One remedy to try. `detail` holds the plain values that carry it out; `sentence` is what it would do."""
 
     name: str
     action: Action
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    detail: Mapping[str, Any] = {}
     sentence: str = ""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
+
+class Remedy(msgspec.Struct, frozen=True):
     """`status` is proposed | approved | released | confirmed | rolled back | rejected | nothing."""
 
     id: str
@@ -20,6 +20,6 @@ class Remedy:
     choice: str
     reason: str
     candidates: tuple[Mapping[str, Any], ...] = ()  # see remedies.choose.Trial
-    action: Mapping[str, Any] = field(default_factory=dict)
+    action: Mapping[str, Any] = {}
     predicted: float | None = None  # benefit per decision, in the model's own loss
     realised: float | None = None

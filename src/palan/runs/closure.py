@@ -11,8 +11,9 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+
+import msgspec
 
 from palan.core import digest, digest_of
 from palan.errors import NotFound, PalanError, nearest
@@ -29,8 +30,7 @@ _Import = tuple[str, str]
 """(module, what is taken from it, or "" for the module itself)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closure:
+class Closure(msgspec.Struct, frozen=True):
     """`parts` maps "file.py:name" to the digest of its code; `distributions` third-party names to versions."""
 
     entry: str
@@ -48,14 +48,13 @@ class Closure:
         return {"entry": self.entry, **self.parts, **third}
 
 
-@dataclass(slots=True)
-class _Module:
+class _Module(msgspec.Struct):
     """What one source file binds at its top level, and what runs when it is imported."""
 
-    bound: dict[str, list[ast.stmt]] = field(default_factory=dict)
-    effects: list[ast.stmt] = field(default_factory=list)
-    imports: dict[str, list[_Import]] = field(default_factory=dict)  # alias -> where it may come from
-    stars: list[str] = field(default_factory=list)
+    bound: dict[str, list[ast.stmt]] = {}
+    effects: list[ast.stmt] = []
+    imports: dict[str, list[_Import]] = {}  # alias -> where it may come from
+    stars: list[str] = []
 
 
 def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], tuple[str, str] | None]) -> Closure:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Run:
+
+class Run(msgspec.Struct, frozen=True):
     """One attempt of a flow. `status` is running | done | failed | killed; `token` is the fence of its holder's lease."""
 
     id: str
@@ -20,17 +20,16 @@ class Run:
     ended: datetime | None = None
     holder: str = ""
     token: int = 0
-    params: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = {}
+    metrics: Mapping[str, float] = {}
+    tags: Mapping[str, str] = {}
     code: str = ""
-    data: Mapping[str, int] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, int] = {}
+    environment: Mapping[str, str] = {}
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """A recorded step. `id` is its content key; `parts` are the digests that made the key, so `why` can tell what changed."""
 
     id: str

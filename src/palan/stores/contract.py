@@ -1,6 +1,6 @@
 """What a store must do. Three small contracts, all abstract; `palan.testing` holds the suite that every one passes.
 
-A store knows no nouns: a noun is a frozen dataclass with an `id` (or a first field that is its key), and the store
+A store knows no nouns: a noun is a frozen `msgspec.Struct` with an `id` (or a first field that is its key), and the store
 keeps it in the table of the same name. Fields are text, numbers, booleans, aware datetimes, or plain values kept as JSON.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 T = TypeVar("T")
 
@@ -20,8 +21,7 @@ Position = Mapping[str, int]
 """How far a stream was read: the end offset in each of its segments."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """The right to work on `name` until `expires`. `token` rises at each change of holder: the fence."""
 
     name: str
@@ -30,8 +30,7 @@ class Lease:
     expires: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One appended record of a stream, and the place where the next one begins."""
 
     segment: str
@@ -140,8 +139,7 @@ class Blobs(ABC):
         """Tell whether the blob is there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Store:
+class Store(msgspec.Struct, frozen=True):
     """The three together, as one address opens them."""
 
     records: Records

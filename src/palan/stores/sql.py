@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -30,8 +28,7 @@ FREE_LEASE = "update lease set holder = '', expires = '' where name = :name and 
 Encode = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """How one noun lies in its table: the statements, and a codec per column."""
 
     name: str
@@ -86,7 +83,7 @@ def table(noun: type) -> Table:
 def _table(noun: Any) -> Table:
     """Return the table of a noun: its class name in snake case, its first field the key."""
     hints = typing.get_type_hints(noun)
-    columns = tuple(field.name for field in dataclasses.fields(noun))
+    columns = tuple(field.name for field in msgspec.structs.fields(noun))
     codecs = [_codec(hints[column]) for column in columns]
     name, key = re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower(), columns[0]
     marks = ", ".join("?" * len(columns))
