@@ -20,6 +20,7 @@ from palan.remedies.nouns import Remedy
 if TYPE_CHECKING:
     import polars as pl
 
+    from palan.core import Version
     from palan.gates.paired import Interval
 
 EXTENSIONS = 2
@@ -28,57 +29,84 @@ EXTENSIONS = 2
 FEWEST = 100
 """Outcomes, below which a trial is given more time."""
 
+GOOD = ("ok", "optimal", "feasible")
+"""Statuses of a decision that went as it should."""
+
 
 def settle(project: Project, config: ModelConfig) -> list[Remedy]:
     """Judge what is due: promote or drop a canary, confirm or undo a repair or a roll-back.
 
-    Both are judged by paired losses on decisions whose outcome is known: what the other side would have answered is
-    found by replay. Returns the remedies whose fate was decided.
+    Where answers have a score, paired losses on decisions whose outcome is known judge: what the other side would have
+    answered is found by replay. A canary without a score is judged by what it did: violations, failures, fallbacks.
+    Returns the remedies whose fate was decided.
     """
     release = project.store.records.get(Release, config.name)
-    if release is None or SHAPE[packages.find_version(project, release.champion.version).kind] == "instance":
+    if release is None:
         return []
+    champion = packages.find_version(project, release.champion.version)
     if release.canary is not None:
-        return _canary(project, config, release)
-    return _repair(project, config, release)
+        return _canary(project, config, release, champion)
+    return [] if SHAPE[champion.kind] == "instance" else _repair(project, config, release)
 
 
-def _canary(project: Project, config: ModelConfig, release: Release) -> list[Remedy]:
+def _canary(project: Project, config: ModelConfig, release: Release, champion: Version) -> list[Remedy]:
     if release.until is None or release.canary is None or project.clock() < release.until:
         return []
     import polars as pl
 
     canary = packages.find_version(project, release.canary.version)
-    champion = packages.find_version(project, release.champion.version)
-    rows = _known(project, config, canary.manifest).filter(pl.col("version") == canary.ref)
-    extended = int(release.detail.get("extended", "0"))
-    if rows.height < FEWEST and extended < EXTENSIONS:
-        length = config.release.canary[1] if config.release.canary else timedelta(days=7)
-        longer = replace(
-            release,
-            epoch=release.epoch + 1,
-            until=project.clock() + length,
-            detail={**release.detail, "extended": str(extended + 1)},
-        )
-        releases.change(project, config.name, "extended", lambda _: longer, f"only {rows.height} outcomes of the canary are known")
-        return []
-    found = _paired(project, rows, (canary, release.repairs), (champion, release.repairs))
-    margin = 0.0
-    better = found is not None and (found.high <= margin or found.mean <= 0)
-    said = _said(found)
-    if better:
-        releases.release(project, config.name, promote=True, reason=f"on its own requests it lost {said}")
+    found: Interval | None = None
+    if SHAPE[canary.kind] == "rows" and "score" in canary.manifest["verbs"]:
+        rows = _known(project, config, canary.manifest).filter(pl.col("version") == canary.ref)
+        if rows.height < FEWEST and _longer(project, config, release, f"only {rows.height} outcomes of the canary are known"):
+            return []
+        found = _paired(project, rows, (canary, release.repairs), (champion, release.repairs))
+        better, said = found is not None and found.mean <= 0, f"on its own requests {_said(found)}"
     else:
-        releases.release(project, config.name, roll_back=True, reason=f"on its own requests it lost {said}")
+        sides = [_conduct(project, config, release, arm) for arm in ("canary", "champion")]
+        if not sides[0][1] and _longer(project, config, release, "nobody has asked the canary yet"):
+            return []
+        better, said = _behaved(*sides)
+    if better:
+        releases.release(project, config.name, promote=True, reason=said)
+    else:
+        releases.release(project, config.name, roll_back=True, reason=said)
     # A canary that a person released answers no remedy, and a repair may wait for its own outcomes meanwhile.
     tried = [each for each in _pending(project, config) if f"{config.name}@{each.action.get('version')}" == canary.ref]
     return _conclude(project, tried[0], found, confirmed=better, said=said) if tried else []
 
 
+def _longer(project: Project, config: ModelConfig, release: Release, reason: str) -> bool:
+    """Give a canary its time again; False where it had enough of that."""
+    extended = int(release.detail.get("extended", "0"))
+    if extended >= EXTENSIONS:
+        return False
+    length = config.release.canary[1] if config.release.canary else timedelta(days=7)
+    longer = replace(
+        release, epoch=release.epoch + 1, until=project.clock() + length, detail={**release.detail, "extended": str(extended + 1)}
+    )
+    releases.change(project, config.name, "extended", lambda _: longer, reason)
+    return True
+
+
+def _conduct(project: Project, config: ModelConfig, release: Release, arm: str) -> tuple[int, int]:
+    """Return how many requests of an arm went wrong since this release, and how many it had."""
+    asked = [each for each in history.decisions(project, config.name, since=release.time) if each.arm == arm]
+    return sum(1 for each in asked if each.violations or each.degraded or each.status not in GOOD), len(asked)
+
+
+def _behaved(ours: tuple[int, int], theirs: tuple[int, int]) -> tuple[bool, str]:
+    """Judge a canary that has no score by its conduct."""
+    if not ours[1]:
+        return False, "nobody asked it, so nobody can tell"
+    said = f"{ours[0]} of its {ours[1]:,} requests went wrong, against {theirs[0]} of {theirs[1]:,} of the champion; no score says more"
+    return ours[0] / ours[1] <= theirs[0] / max(1, theirs[1]), said
+
+
 def _said(found: Interval | None) -> str:
     if found is None:
-        return "what nobody can tell: no outcome came"
-    return f"{found.mean:+.5f} a decision against the champion ({found.low:+.5f} to {found.high:+.5f}, {found.rows:,} outcomes)"
+        return "it lost what nobody can tell: no outcome came"
+    return f"it lost {found.mean:+.5f} a decision against the champion ({found.low:+.5f} to {found.high:+.5f}, {found.rows:,} outcomes)"
 
 
 def _repair(project: Project, config: ModelConfig, release: Release) -> list[Remedy]:
@@ -99,7 +127,7 @@ def _repair(project: Project, config: ModelConfig, release: Release) -> list[Rem
     # A repair has to prove itself; ending one whose reason is gone is undone only where that surely harms.
     harmless = found is not None and (found.low if remedy.action["action"] == "end repair" else found.mean) <= 0
     if not harmless:
-        releases.set_repairs(project, config.name, before, f"undone: it lost {said}")
+        releases.set_repairs(project, config.name, before, f"undone: {said}")
     return _conclude(project, remedy, found, confirmed=harmless, said=said)
 
 
@@ -118,7 +146,7 @@ def _confirm_others(project: Project, config: ModelConfig, pending: Sequence[Rem
         return []
     if project.clock() < pending[0].time + config.watch.window:
         return []
-    return _conclude(project, pending[0], None, confirmed=True, said="no more than the version that it replaced")
+    return _conclude(project, pending[0], None, confirmed=True, said="it lost no more than the version that it replaced")
 
 
 def _known(project: Project, config: ModelConfig, manifest: Any) -> pl.DataFrame:
@@ -154,6 +182,6 @@ def _conclude(project: Project, pending: Remedy, found: Interval | None, *, conf
     )
     with project.store.records.transaction(durable=True):
         project.store.records.put(remedy)
-        record(project, remedy.status, remedy.model, f"{remedy.choice}: it lost {said}", remedy=remedy.id, realised=remedy.realised)
-    project.tell(f"{remedy.model}: {remedy.choice} {remedy.status}: it lost {said}")
+        record(project, remedy.status, remedy.model, f"{remedy.choice}: {said}", remedy=remedy.id, realised=remedy.realised)
+    project.tell(f"{remedy.model}: {remedy.choice} {remedy.status}: {said}")
     return [remedy]
