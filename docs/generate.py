@@ -21,8 +21,8 @@ BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def cli_group() -> click.Group:
-    """Return the command line's root, whatever palan.cli calls it."""
-    module = importlib.import_module("palan.cli")
+    """Return the command line's root, whatever palan.cli.commands calls it."""
+    module = importlib.import_module("palan.cli.commands")
     groups = [value for value in vars(module).values() if isinstance(value, click.Group)]
     nested = {id(command) for group in groups for command in group.commands.values()}
     return next(group for group in groups if id(group) not in nested)

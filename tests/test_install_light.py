@@ -67,7 +67,7 @@ def test_import_palan_loads_no_heavy_library() -> None:
 
 
 def test_command_line_loads_no_heavy_library() -> None:
-    loaded = modules_after("import palan.cli")
+    loaded = modules_after("import palan.cli.commands")
     assert "click" in loaded
     assert not loaded & {"numpy", "polars", "sklearn", "highspy", "uvicorn", "starlette", "jinja2"}
 

@@ -320,8 +320,10 @@ def test_a_migration_keeps_a_copy_of_the_store_before_it(tmp_path: Path, monkeyp
     first.put(run)
     first.close()
     newest = max(sqlite._migrations())
-    later = {**sqlite._migrations(), newest + 1: "create table later (id text primary key);\ninsert into later values ('x');\n"}
-    broken = {**later, newest + 1: "create table later (id text primary key);\nthis is no sql;\n"}
+    good, bad = tmp_path / "good.sql", tmp_path / "bad.sql"
+    good.write_text("create table later (id text primary key);\ninsert into later values ('x');\n")
+    bad.write_text("create table later (id text primary key);\nthis is no sql;\n")
+    later, broken = {**sqlite._migrations(), newest + 1: good}, {**sqlite._migrations(), newest + 1: bad}
     monkeypatch.setattr(sqlite, "_migrations", lambda: broken)
     with pytest.raises(PalanError):
         SQLiteRecords(path)

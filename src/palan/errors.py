@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -65,5 +64,7 @@ class ModelFailed(PalanError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `did you mean "x"?` for the closest known name, or an empty string."""
+    import difflib  # only a mistake needs it
+
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f'did you mean "{close[0]}"?' if close else ""

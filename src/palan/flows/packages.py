@@ -5,22 +5,21 @@ from __future__ import annotations
 import atexit
 import hashlib
 import hmac
-import platform
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib import metadata
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palan.core import Version, canonical, digest_of
 from palan.errors import Corrupt, NotFound, PalanError, nearest
 from palan.flows.project import Project, key
-from palan.runs.closure import Closure, closure
 
 if TYPE_CHECKING:
     from palan.engines.lanes import Worker
+    from palan.runs.closure import Closure
 
 _NOT_SOURCES = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 
@@ -57,11 +56,15 @@ def _python_files(folder: Path, root: Path) -> Iterator[Path]:
 
 @cache
 def _distributions() -> Mapping[str, list[str]]:
+    from importlib import metadata
+
     return metadata.packages_distributions()
 
 
 def version_of(name: str) -> tuple[str, str] | None:
     """Return the distribution and version that an import name comes from."""
+    from importlib import metadata
+
     found = _distributions().get(name, [name])  # a distribution that is installed in place lists no files of its own
     try:
         return found[0], metadata.version(found[0])
@@ -75,6 +78,8 @@ def code_of(project: Project, entry: str) -> Closure:
     Raises:
         NotFound: there is no such file or name.
     """
+    from palan.runs.closure import Closure, closure
+
     file = entry.partition(":")[0]
     path = project.root / file
     if file.endswith(".py"):
@@ -89,6 +94,8 @@ def code_of(project: Project, entry: str) -> Closure:
 
 def closure_of(version: Version) -> Closure:
     """Return the closure that a version was built from, as its manifest tells it."""
+    from palan.runs.closure import Closure
+
     manifest = version.manifest
     own = ("palan", "python")
     return Closure(manifest["entry"], dict(manifest["closure"]), tuple(manifest["code"]), {name: each for name, each in manifest["environment"].items() if name not in own})
@@ -96,6 +103,9 @@ def closure_of(version: Version) -> Closure:
 
 def environment(code: Closure) -> dict[str, str]:
     """Return what the version needs installed: distributions by name, and Python."""
+    import platform
+    from importlib import metadata
+
     own = {name: metadata.version(name) for name in ("palan", "polars", "numpy")}
     return {**own, **code.distributions, "python": platform.python_version()}
 
@@ -203,15 +213,39 @@ def same_environment(version: Version) -> None:
     for name, wanted in version.manifest["environment"].items():
         if name in ("palan", "python", "polars", "numpy"):
             continue
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found = "missing"
-        if found != wanted:
+        if (found := _installed(name, wanted)) != wanted:
             raise PalanError(
                 f"{version.ref} was built with {name} {wanted}, here it is {found}",
                 f'pip install "{name}=={wanted}"   (or: palan build {version.model})',
             )
+
+
+def _installed(name: str, likely: str) -> str:
+    """Return the version of a distribution, "missing" when there is none; at once where it is the `likely` one."""
+    places = tuple((place, Path(place).stat().st_mtime_ns) for place in sys.path if place and Path(place).is_dir())
+    if _wheels(places).get(_plain(name)) == likely:
+        return likely
+    from importlib import metadata  # exact whatever the installer was, and forty times slower to load
+
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+@lru_cache(maxsize=1)
+def _wheels(places: tuple[tuple[str, int], ...]) -> Mapping[str, str]:
+    """Return name -> version of the wheels in folders that were last changed then, as their own folders are named."""
+    found: dict[str, str] = {}
+    for place, _ in places:
+        for path in Path(place).glob("*.dist-info"):
+            name, _, version = path.stem.partition("-")
+            found.setdefault(_plain(name), version)  # the first on the path is the one that is imported
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def open_worker(project: Project, version: Version) -> Worker:

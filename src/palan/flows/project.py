@@ -6,7 +6,6 @@ import getpass
 import hashlib
 import hmac
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -118,6 +117,8 @@ def key(project: Project) -> bytes:
 
 
 def _make_key(path: Path) -> None:
+    import secrets
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".key-{secrets.token_hex(8)}.tmp")
     try:

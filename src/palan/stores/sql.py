@@ -82,9 +82,9 @@ def table(noun: type) -> Table:
 @cache
 def _table(noun: Any) -> Table:
     """Return the table of a noun: its class name in snake case, its first field the key."""
-    hints = typing.get_type_hints(noun)
-    columns = tuple(field.name for field in msgspec.structs.fields(noun))
-    codecs = [_codec(hints[column]) for column in columns]
+    fields = msgspec.structs.fields(noun)
+    columns = tuple(field.name for field in fields)
+    codecs = [_codec(field.type) for field in fields]
     name, key = re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower(), columns[0]
     marks = ", ".join("?" * len(columns))
     insert = " ".join(["insert into", name, "(", ", ".join(columns), ") values (", marks, ")"])

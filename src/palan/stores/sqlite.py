@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,7 +53,7 @@ class SQLiteRecords(Records):
             if 0 < known < newest:
                 self._backup(known)
             for number in range(known + 1, newest + 1):
-                for statement in _statements(migrations[number]):
+                for statement in _statements(migrations[number].read_text(encoding="utf-8")):
                     self._db.execute(statement)
             self._db.execute(f"pragma user_version = {newest:d}")
 
@@ -152,9 +151,8 @@ class SQLiteRecords(Records):
             return self._db.execute(statement, values)
 
 
-def _migrations() -> dict[int, str]:
-    folder = resources.files("palan.stores") / "migrations"
-    return {int(file.name[:4]): file.read_text() for file in folder.iterdir() if file.name.endswith(".sql")}
+def _migrations() -> dict[int, Path]:
+    return {int(file.name[:4]): file for file in Path(__file__).with_name("migrations").glob("*.sql")}
 
 
 def _statements(script: str) -> Iterator[str]:

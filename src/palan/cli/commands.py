@@ -1,24 +1,24 @@
-"""The command line: parse, call the verb, print. Exit codes: 0 fine, 1 act, 2 broken."""
+"""The verbs of the command line: parse, call the flow, print. Exit codes: 0 fine, 1 act, 2 broken."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from palan import __version__
+from palan.cli.show import ACT, FINE, complain, model_lines, tell, where
+from palan.cli.show import print_value as _print
+from palan.cli.show import status as show_status
+from palan.cli.show import verdict as _verdict
 from palan.errors import PalanError, nearest
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
 
-FINE, ACT, BROKEN = 0, 1, 2
 
-
-class _ReaderLeft(Exception):
+class ReaderLeft(Exception):
     """Whoever reads what we print (head, less) has seen enough. Click would call a broken pipe a failure."""
 
 
@@ -37,7 +37,7 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
-            raise _ReaderLeft from error
+            raise ReaderLeft from error
 
 
 @click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,60 +52,27 @@ def cli(ctx: click.Context, project: str | None, debug: bool) -> None:
     """
     ctx.obj = {"project": project, "debug": debug}
     if ctx.invoked_subcommand is None:
-        _where(project)
+        where(project)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
     try:
-        code = cli.main(arguments, prog_name="palan", standalone_mode=False)
-        sys.stdout.flush()
-    except PalanError as error:
-        if "--debug" in arguments:
-            raise
-        code = _complain(error.what, error.hint)
+        code = cli.main(list(arguments), prog_name="palan", standalone_mode=False)
+    except ReaderLeft:
+        raise BrokenPipeError from None
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "palan"
-        code = _complain(error.format_message(), f"{command} --help")
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
-        code = 130
-    except (_ReaderLeft, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FINE
-    except OSError as error:
-        if "--debug" in arguments:
-            raise
-        code = _complain(f"{error.filename or 'the system'}: {error.strerror}", "check that it is there and may be used; --debug shows where")
-    sys.exit(code if isinstance(code, int) else FINE)
-
-
-def _complain(what: str, hint: str) -> int:
-    lines = [line for line in what.splitlines() if line.strip()][:2]
-    click.secho("\n".join(lines) or "something went wrong", err=True, fg="red")
-    if hint:
-        click.echo(f"hint: {hint.splitlines()[0]}", err=True)
-    return BROKEN
+        return complain(error.format_message(), f"{command} --help")
+    return code if isinstance(code, int) else FINE
 
 
 def _open(ctx: click.Context, *, quiet: bool = False) -> Project:
     from palan.flows.project import open_project, silent
 
-    return open_project(ctx.obj["project"], tell=silent if quiet else _tell)
-
-
-def _tell(message: str) -> None:
-    click.secho(message, err=True, dim=True)
-
-
-def _print(value: Any, json: bool, show: Callable[[Any], None]) -> None:
-    if not json:
-        show(value)
-        return
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    return open_project(ctx.obj["project"], tell=silent if quiet else tell)
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
@@ -135,34 +102,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return escape(str(value))
-
-
-_COLOURS = {"pass": "green", "right": "green", "fail": "red", "wrong": "red", "attention": "yellow", "cannot tell": "yellow"}
-
-
-def _verdict(verdict: str) -> str:
-    return click.style(verdict, fg=_COLOURS.get(verdict), bold=True)
-
-
-def _where(folder: str | None) -> None:
-    """Say where the user is and what to do next."""
-    from palan.errors import NotFound
-    from palan.flows.root import find_root
-
-    try:
-        root = find_root(folder)
-    except NotFound:
-        click.echo("palan takes any decision model from a notebook to production, and keeps it right there.\n")
-        click.echo("This folder is no project yet. To begin:")
-        click.echo("  palan init              make one here")
-        click.echo("  palan init model.py     make one around code that you have")
-        click.echo("  palan demo              see the whole loop on a year of real flights")
-        return
-    from palan.flows.project import open_project
-    from palan.flows.status import status
-
-    click.echo(f"project {root}")
-    _show_status(status(open_project(root)))
 
 
 @cli.command()
@@ -554,36 +493,14 @@ def status(ctx: click.Context, model: str | None, as_json: bool) -> None:
     \b
     Example:  palan status --json
     """
-    from palan.flows.status import model_page
-    from palan.flows.status import status as verb
-
     project = _open(ctx, quiet=True)
-    if model:
-        page = model_page(project, model)
-        _print(page, as_json, lambda page: _show_lines([page["model"]]))
-        ctx.exit(ACT if page["model"]["verdict"] == "wrong" else FINE)
-    home = verb(project)
-    _print(home, as_json, _show_status)
-    ctx.exit(ACT if any(each["verdict"] == "wrong" for each in home["models"]) else FINE)
+    if not model:
+        ctx.exit(show_status(project, as_json))
+    from palan.flows.status import model_page
 
-
-def _show_status(home: dict[str, Any]) -> None:
-    _show_lines(home["models"])
-    for each in home["data"]:
-        mark = click.style("·", fg="green" if each["verdict"] == "right" else "yellow")
-        click.echo(f"{mark} data {each['name']}: {each['why']}")
-        if each["command"]:
-            click.echo(f"    {each['command']}")
-    if home["command"]:
-        click.echo(f"next: {home['command']}")
-
-
-def _show_lines(models: Sequence[dict[str, Any]]) -> None:
-    for each in models:
-        click.echo(f"{_verdict(each['verdict'])}  {each['name']} ({each['kind']}): {each['why']}")
-        if each["next"]:
-            click.echo(f"    {each['next']['text']}: {each['next']['reason']}")
-            click.echo(f"    {each['next']['command']}")
+    page = model_page(project, model)
+    _print(page, as_json, lambda page: model_lines([page["model"]]))
+    ctx.exit(ACT if page["model"]["verdict"] == "wrong" else FINE)
 
 
 @cli.command()
@@ -671,8 +588,4 @@ def demo(into: str, no_serve: bool, port: int | None, as_json: bool) -> None:
     def show(summary: dict[str, Any]) -> None:
         click.echo(summary["text"])
 
-    verb(into, serve=not no_serve, port=port, tell=_tell if as_json else click.echo, done=lambda made: _print(made, as_json, show))
-
-
-if __name__ == "__main__":
-    main()
+    verb(into, serve=not no_serve, port=port, tell=tell if as_json else click.echo, done=lambda made: _print(made, as_json, show))

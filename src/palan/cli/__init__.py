@@ -1,0 +1,53 @@
+"""The door of the command line. `palan` and `palan status` are asked all day: they are answered here, without click.
+
+Exit codes: 0 fine, 1 act, 2 broken.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from palan.errors import PalanError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    from palan.cli.show import FINE, complain, say
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _answer(arguments)
+        sys.stdout.flush()
+    except PalanError as error:
+        if "--debug" in arguments:
+            raise
+        code = complain(error.what, error.hint)
+    except KeyboardInterrupt:
+        say("stopped", sys.stderr)
+        code = 130
+    except BrokenPipeError:  # whoever reads what we print (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FINE
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        code = complain(f"{error.filename or 'the system'}: {error.strerror}", "check that it is there and may be used; --debug shows where")
+    sys.exit(code)
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what is asked. What needs no parser does not wait for one to load; the commands answer the same."""
+    if not arguments:
+        from palan.cli.show import where
+
+        return where()
+    if arguments in (["status"], ["status", "--json"]):
+        from palan.cli.show import status
+        from palan.flows.project import open_project
+
+        return status(open_project(), as_json="--json" in arguments)
+    from palan.cli.commands import run
+
+    return run(arguments)

@@ -1,0 +1,3 @@
+from palan.cli import main
+
+main()

@@ -1,0 +1,105 @@
+"""How the command line shows things: lines, colours where a person reads them, JSON for other programs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from palan.flows.project import Project
+
+FINE, ACT, BROKEN = 0, 1, 2
+
+_STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33}
+_COLOURS = {"pass": "green", "right": "green", "fail": "red", "wrong": "red", "attention": "yellow", "cannot tell": "yellow"}
+
+
+def say(text: str, to: TextIO | None = None) -> None:
+    """Print a line (to standard output) that is there at once, also in a pipe."""
+    stream = to or sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+def paint(text: str, *styles: str, to: TextIO | None = None) -> str:
+    """Return the text in colour, in a terminal; as it is in a pipe or a file."""
+    codes = [str(_STYLES[style]) for style in styles if style in _STYLES]
+    return f"\033[{';'.join(codes)}m{text}\033[0m" if codes and (to or sys.stdout).isatty() else text
+
+
+def verdict(word: str) -> str:
+    return paint(word, _COLOURS.get(word, ""), "bold")
+
+
+def tell(message: str) -> None:
+    """Say on the way what is being done."""
+    say(paint(message, "dim", to=sys.stderr), sys.stderr)
+
+
+def complain(what: str, hint: str) -> int:
+    """Say what is wrong and what to type next, in three lines at the most; return the exit code."""
+    lines = [line for line in what.splitlines() if line.strip()][:2]
+    say(paint("\n".join(lines) or "something went wrong", "red", to=sys.stderr), sys.stderr)
+    if hint:
+        say(f"hint: {hint.splitlines()[0]}", sys.stderr)
+    return BROKEN
+
+
+def print_value(value: Any, json: bool, show: Callable[[Any], None]) -> None:
+    """Show a value to a person, or print it as JSON."""
+    if not json:
+        show(value)
+        return
+    import msgspec
+
+    say(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def where(folder: str | None = None) -> int:
+    """Say where the user is and what to do next."""
+    from palan.errors import NotFound
+    from palan.flows.root import find_root
+
+    try:
+        root = find_root(folder)
+    except NotFound:
+        say("palan takes any decision model from a notebook to production, and keeps it right there.\n")
+        say("This folder is no project yet. To begin:")
+        say("  palan init              make one here")
+        say("  palan init model.py     make one around code that you have")
+        say("  palan demo              see the whole loop on a year of real flights")
+        return FINE
+    from palan.flows.project import open_project
+
+    say(f"project {root}")
+    status(open_project(root))
+    return FINE
+
+
+def status(project: Project, as_json: bool = False) -> int:
+    """Show the state of the whole project; return the exit code."""
+    from palan.flows.status import status as verb
+
+    home = verb(project)
+    print_value(home, as_json, _home)
+    return ACT if any(each["verdict"] == "wrong" for each in home["models"]) else FINE
+
+
+def _home(home: Mapping[str, Any]) -> None:
+    model_lines(home["models"])
+    for each in home["data"]:
+        mark = paint("·", "green" if each["verdict"] == "right" else "yellow")
+        say(f"{mark} data {each['name']}: {each['why']}")
+        if each["command"]:
+            say(f"    {each['command']}")
+    if home["command"]:
+        say(f"next: {home['command']}")
+
+
+def model_lines(models: Sequence[Mapping[str, Any]]) -> None:
+    for each in models:
+        say(f"{verdict(each['verdict'])}  {each['name']} ({each['kind']}): {each['why']}")
+        if each["next"]:
+            say(f"    {each['next']['text']}: {each['next']['reason']}")
+            say(f"    {each['next']['command']}")
