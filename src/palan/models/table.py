@@ -530,8 +530,7 @@ def _accepts(cell: Cell, kind: str, values: np.ndarray[Any, Any], nullable: bool
 
 def _masks(accepts: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
     """Return for each segment the rules that accept it, as the bits of one integer."""
-    packed = np.packbits(accepts, axis=0, bitorder="little")
-    return [int.from_bytes(packed[:, s].tobytes(), "little") for s in range(packed.shape[1])]
+    return [int.from_bytes(packed.tobytes(), "little") for packed in np.packbits(accepts.T, axis=1, bitorder="little")]
 
 
 def _uncovered(
@@ -649,23 +648,23 @@ def _shadowed(
     rank = sorted(range(len(table)), key=lambda r: (-table.rules[r].priority, r))
     place = np.empty(len(table), dtype=np.int64)
     place[rank] = np.arange(len(table))
+    masks = [_masks(axis.accepts) for axis in axes]
     findings = []
     spend = _budget()
     for r in range(len(table)):
         before = np.flatnonzero(overlaps[r] & (place < place[r])) if alive[r] else np.empty(0, dtype=np.int64)
         if not len(before):
             continue
-        alone = np.ones(len(before), dtype=np.bool_)
-        for axis in axes:
-            alone &= (axis.accepts[before] | ~axis.accepts[r]).all(axis=1)
-        if alone.any():
-            winners = [int(before[alone.argmax()])]
+        inside = [np.flatnonzero(axis.accepts[r]) for axis in axes]
+        alone = before
+        for axis, segments in zip(axes, inside, strict=True):
+            alone = alone[axis.accepts[np.ix_(alone, segments)].all(axis=1)]
+        if len(alone):
+            winners = [int(alone[0])]
         else:
-            choices = []
-            for axis in axes:
-                inside = np.flatnonzero(axis.accepts[r])
-                choices.append({mask: int(s) for mask, s in zip(_masks(axis.accepts[np.ix_(before, inside)]), inside, strict=True)})
-            if _uncovered(choices, (1 << len(before)) - 1, spend):
+            rivals = sum(1 << b for b in before.tolist())
+            choices = [{mask[s] & rivals: s for s in segments.tolist()} for mask, segments in zip(masks, inside, strict=True)]
+            if _uncovered(choices, rivals, spend):
                 continue  # somewhere it is the first to hold
             if not spend(0):
                 findings.append(_finding(table, "unknown", [r], {}, f"and those after it: the search for rules that never win was given up after {MOST_STEPS} steps"))
