@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from datetime import time as clock
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -236,7 +237,9 @@ def _blocks(daily: Floats, length: int) -> Floats:
 
 def _average(daily: Floats) -> Floats:
     """Return the mean over the days that have a value, NaN where none has."""
-    mean: Floats = _blocks(daily, len(daily))[0]
+    known = np.isfinite(daily)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Floats = np.where(known, daily, 0.0).sum(axis=0) / known.sum(axis=0)
     return mean
 
 
@@ -246,6 +249,7 @@ def _average(daily: Floats) -> Floats:
 def _nulls(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], past: Sequence[date], now: Sequence[date]) -> list[Hypothesis]:
     """A column is missing far more often than any stretch of the history had it."""
     found = []
+    names = [name for name in names if window[name].null_count()]
     before, after = (_daily(frame, [pl.col(name).is_null().mean().alias(name) for name in names], days) for frame, days in ((history, past), (window, now)))
     for name in names:
         usual, share = before[name].to_numpy().astype(float), after[name].to_numpy().astype(float)
@@ -271,18 +275,16 @@ def _nulls(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], pa
 
 def _sentinels(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str]) -> tuple[list[Hypothesis], pl.DataFrame]:
     """One exact value, far outside everything seen before, stands for "missing". Its rows are emptied for what follows."""
-    found = []
-    for name in names:
-        seen = history[name].drop_nulls()
-        if seen.len() == 0:
-            continue
-        low, high = float(seen.min()), float(seen.max())  # type: ignore[arg-type]
-        reach = max(high - low, abs(high) * 0.1, 1e-9)
-        column = pl.col(name).cast(pl.Float64)
-        odd = window.filter((column < low - reach) | (column > high + reach))
-        present = window[name].count()
-        if odd.height < 3 or odd.height == present:
+    found: list[Hypothesis] = []
+    if not names:
+        return found, window
+    lowest, highest = history.select(pl.col(names).min()).row(0), history.select(pl.col(names).max()).row(0)
+    ranges = {name: (float(low), float(high)) for name, low, high in zip(names, lowest, highest, strict=True) if low is not None}
+    odd_rows = window.select(_outside(name, *ends).sum().alias(name) for name, ends in ranges.items())
+    for name, (low, high) in ranges.items():
+        if odd_rows[name][0] < 3 or odd_rows[name][0] == window[name].count():
             continue  # a column that is odd in every row has changed its unit: a sentinel stands among values
+        odd = window.filter(_outside(name, low, high))
         top = odd[name].value_counts(sort=True).row(0)
         value, count = float(top[0]), int(top[1])
         # one value for all that is odd, and one that a person would choose: -9999, 999, -1
@@ -302,8 +304,13 @@ def _sentinels(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str]
                 evidence={"statistic": "rows with one value outside all history", "before": count, "after": 0, "threshold": 3, "value": value, "range": [low, high]},
             )
         )
-        window = window.with_columns(pl.when(column != value).then(pl.col(name)).alias(name))
+        window = window.with_columns(pl.when(pl.col(name).cast(pl.Float64) != value).then(pl.col(name)).alias(name))
     return found, window
+
+
+def _outside(name: str, low: float, high: float) -> pl.Expr:
+    column, reach = pl.col(name).cast(pl.Float64), max(high - low, abs(high) * 0.1, 1e-9)
+    return (column < low - reach) | (column > high + reach)
 
 
 def _looks_chosen(value: float) -> bool:
@@ -314,24 +321,25 @@ def _looks_chosen(value: float) -> bool:
 def _stuck(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], past: Sequence[date], now: Sequence[date]) -> list[Hypothesis]:
     """A column repeats the same few values day after day, as no stretch of the history did."""
     found = []
-    before, after = (
-        _daily(frame, [pl.col(name).drop_nulls().unique().sort().head(7).implode().alias(name) for name in names], days) for frame, days in ((history, past), (window, now))
-    )
     rows = _daily(window, [pl.len().alias("rows")], now)["rows"].to_numpy()
     if names and float(np.median(rows)) < 5:
         return []
+    after = _few_values(window, names, now)
+    names = [name for name in names if any(len(values) <= 6 for values in after[name] if values is not None)]
+    before = _few_values(history, names, past)
     for name in names:
-        usual, values = _repeats(before[name].to_list()), _repeats(after[name].to_list())
-        if before[name].to_list()[-1] and after[name].to_list()[0]:
-            values[0] = set(after[name].to_list()[0]) <= set(before[name].to_list()[-1]) or (len(values) > 1 and values[1])
+        then, later = before[name], after[name]
+        usual, values = _repeats(then), _repeats(later)
+        if then[-1] and later[0]:
+            values[0] = set(later[0]) <= set(then[-1]) or (len(values) > 1 and values[1])
         chance = (sum(usual) + 0.5) / (len(usual) + 1)
         begin, end = _run(np.where(values, 1.0, -len(values)))
         length = end - begin
         # clear skies come in runs: a value that has stood still before may stand still for longer
         if length < _shortest(now) or chance**length > 1e-3 or length <= 3 * _longest(usual):
             continue
-        kept = after[name].to_list()[begin]
-        if begin > 0 and set(after[name].to_list()[begin - 1] or ()) == set(kept):
+        kept = later[begin]
+        if begin > 0 and set(later[begin - 1] or ()) == set(kept):
             begin -= 1  # the day that brought the value is the first day of it
         shown = ", ".join(f"{value:g}" for value in kept[:4])
         repair = Repair(name, f"NULLIF({_name(name)}, {_name(name)})", _name(name), _start(now[begin]), _until(end, now), f"{name} is stuck at {shown}")
@@ -348,6 +356,11 @@ def _stuck(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], pa
             )
         )
     return found
+
+
+def _few_values(frame: pl.DataFrame, names: Sequence[str], days: Sequence[date]) -> dict[str, list[Any]]:
+    """Return each day's values of each column, sorted, or the first seven of them."""
+    return _daily(frame, [pl.col(name).drop_nulls().unique().sort().head(7).implode().alias(name) for name in names], days).drop(DAY).to_dict(as_series=False)
 
 
 def _repeats(daily: Sequence[Sequence[float] | None]) -> list[bool]:
@@ -391,30 +404,32 @@ def _categories(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str
 
 @dataclass(frozen=True, slots=True)
 class _Shares:
-    values: list[str]
+    values: dict[str, int]  # and their place, most frequent first
     daily: Floats  # days x values
     rows: Floats  # days
 
     def of(self, value: str) -> Floats:
         zeros: Floats = np.zeros(len(self.rows))
-        return self.daily[:, self.values.index(value)] if value in self.values else zeros
+        return self.daily[:, self.values[value]] if value in self.values else zeros
 
 
 def _shares(frame: pl.DataFrame, name: str, days: Sequence[date], limit: int = 500) -> _Shares:
-    known = frame.select(DAY, pl.col(name).cast(pl.String)).drop_nulls()
-    values = known[name].value_counts(sort=True).head(limit)[name].to_list()
-    rows = _daily(known, [pl.len().alias("rows")], days)["rows"].fill_null(0).to_numpy().astype(float)
-    counts = np.zeros((len(days), len(values)))
-    day_at, value_at = {day: number for number, day in enumerate(days)}, {value: number for number, value in enumerate(values)}
-    for day, value, count in known.group_by(DAY, name).len().iter_rows():
-        if day in day_at and value in value_at:
-            counts[day_at[day], value_at[value]] = count
+    counted = frame.group_by(DAY, pl.col(name).cast(pl.String).alias("value")).len().drop_nulls()
+    totals = counted.group_by("value").agg(pl.col("len").sum()).sort("len", "value", descending=[True, False])
+    values = {value: place for place, value in enumerate(totals["value"].head(limit))}
+    place = {day: number for number, day in enumerate(days)}
+    counts, rows = np.zeros((len(days), len(values))), np.zeros(len(days))
+    for day, value, count in counted.iter_rows():
+        if day in place:
+            rows[place[day]] += count
+            if value in values:
+                counts[place[day], values[value]] = count
     return _Shares(values, counts / np.maximum(rows, 1)[:, None], rows)
 
 
 def _foreign(share: _Shares, own: _Shares, other: _Shares) -> Floats:
     """Return per day the share of values that this column never had and the other one had."""
-    strangers = [number for number, value in enumerate(share.values) if value not in own.values and value in other.values]
+    strangers = [number for value, number in share.values.items() if value not in own.values and value in other.values]
     foreign: Floats = share.daily[:, strangers].sum(axis=1)
     return foreign
 
@@ -422,9 +437,9 @@ def _foreign(share: _Shares, own: _Shares, other: _Shares) -> Floats:
 def _renamed(name: str, usual: _Shares, share: _Shares, now: Sequence[date]) -> list[Hypothesis]:
     new = [value for value in share.values if value not in usual.values]
     # a value that is missed: it came on nearly every day, and often enough that a day without it is no chance
-    steady = [value for number, value in enumerate(usual.values) if np.mean(usual.daily[:, number] > 0) >= 0.9 and np.median(usual.daily[:, number] * usual.rows) >= 5]
-    if not new or not steady or len(usual.values) >= 500:
+    if not new or len(usual.values) >= 500:
         return []
+    steady = [value for value, number in usual.values.items() if np.mean(usual.daily[:, number] > 0) >= 0.9 and np.median(usual.daily[:, number] * usual.rows) >= 5]
     pairs: dict[str, str] = {}
     runs: list[tuple[int, int]] = []
     for old in steady:
@@ -546,8 +561,9 @@ class _Relation:
 
     def misfit(self, rows: Floats, day: NDArray[np.int64], days: int) -> Floats:
         """Return per day the median absolute residual in units of the usual one."""
-        standard = (rows - self.center) / self.scale
-        residual = np.abs(_features(standard[:, list(self.inputs)]) @ self.weights - standard[:, self.target])
+        columns = [*self.inputs, self.target]
+        standard = (rows[:, columns] - self.center[columns]) / self.scale[columns]
+        residual = np.abs(_features(standard[:, :-1]) @ self.weights - standard[:, -1])
         return _daily_median(residual, day, days) / self.usual
 
     def limit(self, length: int) -> float:
@@ -561,7 +577,8 @@ class _Relation:
 def _numbers(
     history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], past: Sequence[date], now: Sequence[date], active: Sequence[Repair]
 ) -> list[Hypothesis]:
-    names = [name for name in names if not _is_calendar(history, name, past)]
+    calendar = _calendar(history, names, past)
+    names = [name for name in names if name not in calendar]
     if not names:
         return []
     old, old_day = _matrix(history, names, past)
@@ -587,14 +604,20 @@ def _numbers(
     return _best(accepted)
 
 
-def _is_calendar(history: pl.DataFrame, name: str, past: Sequence[date]) -> bool:
-    """Tell a column that only restates the date or counts rows up: a new month there is no fault."""
-    daily = _daily(history, [pl.col(name).drop_nulls().n_unique().alias("values"), pl.len().alias("rows"), pl.col(name).cast(pl.Float64).median().alias("level")], past)
-    if float(daily["rows"].median() or 0) >= 5 and float((daily["values"] == 1).mean() or 0) >= 0.8 and daily["level"].n_unique() > 1:  # type: ignore[arg-type]
-        return True
-    level = daily["level"].drop_nulls().to_numpy()
-    steps = np.diff(level)
-    return bool(len(steps) >= MIN_DAYS - 1 and np.any(steps != 0) and (np.all(steps >= 0) or np.all(steps <= 0)))
+def _calendar(history: pl.DataFrame, names: Sequence[str], past: Sequence[date]) -> set[str]:
+    """Return the columns that only restate the date or count rows up: a new month there is no fault."""
+    each = [(pl.col(name).drop_nulls().n_unique().alias(f"values {name}"), pl.col(name).cast(pl.Float64).median().alias(f"level {name}")) for name in names]
+    daily = _daily(history, [pl.len().alias("rows"), *chain.from_iterable(each)], past)
+    busy = float(daily["rows"].median() or 0) >= 5  # type: ignore[arg-type]
+    found = set()
+    for name in names:
+        level = daily[f"level {name}"]
+        if busy and float((daily[f"values {name}"] == 1).mean() or 0) >= 0.8 and level.n_unique() > 1:  # type: ignore[arg-type]
+            found.add(name)
+        steps = np.diff(level.drop_nulls().to_numpy())
+        if len(steps) >= MIN_DAYS - 1 and np.any(steps != 0) and (np.all(steps >= 0) or np.all(steps <= 0)):
+            found.add(name)
+    return found
 
 
 def _matrix(frame: pl.DataFrame, names: Sequence[str], days: Sequence[date]) -> tuple[Floats, NDArray[np.int64]]:
@@ -697,12 +720,6 @@ def _shapes(past: Floats, now: Floats, length: int) -> tuple[_Shape, ...]:
     return tuple(shapes)
 
 
-def _changed(quantiles: Floats, change: _Change) -> Floats:
-    """Return the quantile function of factor * x + shift: a negative factor turns it round."""
-    line = change.factor * quantiles + change.shift
-    return line[..., ::-1] if change.factor < 0 else line
-
-
 @dataclass(frozen=True, slots=True)
 class _Column:
     """One column of the window, and what the history says of it."""
@@ -723,24 +740,23 @@ class _Column:
 
 def _fits(columns: Sequence[_Column], day: NDArray[np.int64], now: Sequence[date], active: Sequence[Repair]) -> list[_Fit]:
     """Return every change that would explain a stretch of days of a column."""
-    changes = {column.number: [*CHANGES, *_ends(column.name, active)] for column in columns if column.shapes}
+    tried = [(column, changes, _lines(column, changes)) for column in columns if column.shapes for changes in [[*CHANGES, *_ends(column.name, active)]]]
     fits: dict[tuple[int, str, int, int], _Fit] = {}
-    for column in columns:
-        for change in changes.get(column.number, ()):
-            lines = _lines(column, change)
-            gain: Floats = np.min([shape.distance(shape.now) - shape.distance(line) for shape, line in zip(column.shapes, lines, strict=True)], axis=0)
-            begin, end = _run(gain)
-            if end - begin >= _shortest(now) and np.isfinite(gain[begin:end]).sum() >= _shortest(now):
-                fit = _fit(column, change, lines, begin, end, day, 0.7)
+    for column, changes, lines in tried:
+        gains: Floats = np.min([shape.distance(shape.now) - shape.distance(line) for shape, line in zip(column.shapes, lines, strict=True)], axis=0)
+        for number in np.flatnonzero((gains > 0).any(axis=1)).tolist():  # most changes bring no day nearer
+            begin, end = _run(gains[number])
+            if end - begin >= _shortest(now) and np.isfinite(gains[number, begin:end]).sum() >= _shortest(now):
+                fit = _fit(column, changes[number], [line[number] for line in lines], begin, end, day, 0.7)
                 if fit:
-                    fits[column.number, _key(change), begin, end] = fit
+                    fits[column.number, _key(fit.change), begin, end] = fit
     # a feed changes its units as a whole: where one column tells it plainly, look at the others over the same days
     for plain in [fit for fit in fits.values() if fit.alone > 1]:
-        for column in columns:
-            for change in changes.get(column.number, ()):
+        for column, changes, lines in tried:
+            for number, change in enumerate(changes):
                 place = (column.number, _key(change), plain.begin, plain.end)
                 if _key(change) == _key(plain.change) and place not in fits:
-                    fit = _fit(column, change, _lines(column, change), plain.begin, plain.end, day, 1.0)
+                    fit = _fit(column, change, [line[number] for line in lines], plain.begin, plain.end, day, 1.0)
                     if fit:
                         fits[place] = fit
     return list(fits.values())
@@ -750,17 +766,21 @@ def _key(change: _Change) -> str:
     return "ends" if change.ends else change.words
 
 
-def _lines(column: _Column, change: _Change) -> list[Floats]:
-    """Return the quantile functions put right, on each scale."""
-    line = _changed(column.quantiles, change)
-    return [_scaled(line, shape.unit) for shape in column.shapes]
+def _lines(column: _Column, changes: Sequence[_Change]) -> list[Floats]:
+    """Return the quantile functions that each change would put right, on each scale: changes x days x grid."""
+    factor, shift = np.array([change.factor for change in changes]), np.array([change.shift for change in changes])
+    lines = factor[:, None, None] * column.quantiles + shift[:, None, None]
+    lines[factor < 0] = lines[factor < 0, :, ::-1]  # a negative factor turns a quantile function round
+    return [_scaled(lines, shape.unit) for shape in column.shapes]
 
 
 def _fit(column: _Column, change: _Change, lines: Sequence[Floats], begin: int, end: int, day: NDArray[np.int64], better: float) -> _Fit | None:
     limits = column.limit(end - begin)
-    found = max(float(shape.distance(_average(shape.now[begin:end]))) / limit for shape, limit in zip(column.shapes, limits, strict=True))
     right = max(float(shape.distance(_average(line[begin:end]))) / limit for shape, line, limit in zip(column.shapes, lines, limits, strict=True))
-    if not right <= SUPPORTED or not right < better * found:
+    if not right <= SUPPORTED:
+        return None
+    found = max(float(shape.distance(_average(shape.now[begin:end]))) / limit for shape, limit in zip(column.shapes, limits, strict=True))
+    if not right < better * found:
         return None
     steps = None
     if column.lattice is not None:
@@ -981,58 +1001,70 @@ def _relations(rows: Floats, day: NDArray[np.int64], days: int) -> list[_Relatio
     center, scale = np.zeros(columns), np.ones(columns)
     for number in usable:
         values = sample[:, number][np.isfinite(sample[:, number])]
-        low, high = np.percentile(values, [0.5, 99.5])
-        center[number], scale[number] = float(np.median(values)), float(np.std(np.clip(values, low, high)))
+        low, center[number], high = np.percentile(values, [0.5, 50, 99.5])
+        scale[number] = float(np.std(np.clip(values, low, high)))
     usable = [number for number in usable if scale[number] > 0]
+    order = np.argsort(sample_day, kind="stable")
+    sample, sample_day = sample[order], sample_day[order]
     standard = np.clip((sample - center) / np.where(scale > 0, scale, 1), -6, 6)
-    folds = np.minimum(sample_day * 5 // max(days, 1), 4)
     relations = []
-    for target in usable:
-        inputs = _inputs(standard, target, [number for number in usable if number != target])
-        known = np.all(np.isfinite(standard[:, [target, *inputs]]), axis=1)
+    for target, inputs in _inputs(standard, usable).items():
+        known = np.isfinite(standard[:, [target, *inputs]]).all(axis=1)
         if not inputs or known.sum() < 100:
             continue
-        features, goal = _features(standard[known][:, inputs]), standard[known, target]
-        held_out = np.full(int(known.sum()), np.nan)
-        for fold in range(5):
-            test = folds[known] == fold
-            if test.any() and (~test).sum() >= 50:
-                held_out[test] = np.abs(features[test] @ _ridge(features[~test], goal[~test]) - goal[test])
-        usual = float(np.nanmedian(held_out))
+        table = np.column_stack([_features(standard[known][:, inputs]), standard[known, target]])
+        ends = np.searchsorted(np.minimum(sample_day[known] * 5 // max(days, 1), 4), range(6))
+        products = [table[begin:end].T @ table[begin:end] for begin, end in pairwise(ends)]
+        whole = np.sum(products, axis=0)
+        held_out = np.full(len(table), np.nan)
+        for begin, end, product in zip(ends[:-1], ends[1:], products, strict=True):
+            rest = len(table) - (end - begin)
+            if rest >= 50:
+                held_out[begin:end] = np.abs(_errors(table[begin:end], _ridge(whole - product, rest)))
+        usual, goal = float(np.nanmedian(held_out)), table[:, -1]
         # a relation is worth listening to when it leaves a third of the spread at most, in weeks it has not seen
         if usual > 0.35 * float(np.median(np.abs(goal - np.median(goal)))) or not np.isfinite(usual):
             continue
         usual = max(usual, 1e-3)
         daily = _daily_median(held_out, sample_day[known], days) / usual
-        relations.append(_Relation(target, tuple(inputs), _ridge(features, goal), center, np.where(scale > 0, scale, 1), usual, daily))
+        relations.append(_Relation(target, tuple(inputs), _ridge(whole, len(table)), center, np.where(scale > 0, scale, 1), usual, daily))
     return relations
 
 
-def _inputs(standard: Floats, target: int, others: Sequence[int]) -> list[int]:
-    chosen: list[int] = []
-    residual = standard[:, target]
+def _inputs(standard: Floats, usable: Sequence[int]) -> dict[int, list[int]]:
+    """Return for each column up to three others, each of which goes along best with what those before it leave open."""
+    chosen: dict[int, list[int]] = {target: [] for target in usable}
+    residual, growing = standard.copy(), set(usable)
+    unusable = [number for number in range(standard.shape[1]) if number not in growing]
     for _ in range(3):
-        strength = {number: _correlation(standard[:, number], residual) for number in others if number not in chosen}
-        best = max(strength, key=lambda number: strength[number], default=None)
-        if best is None or strength[best] < 0.1:
-            break
-        chosen.append(best)
-        known = np.all(np.isfinite(standard[:, [target, *chosen]]), axis=1)
-        if known.sum() < 100:
-            return chosen[:-1]
-        features = np.column_stack([np.ones(int(known.sum())), standard[known][:, chosen]])
-        residual = np.full(len(standard), np.nan)
-        residual[known] = standard[known, target] - features @ _ridge(features, standard[known, target])
+        strength = _correlations(standard, residual)
+        strength[unusable] = 0.0
+        for target in sorted(growing):
+            strength[[target, *chosen[target]], target] = 0.0
+            best = int(strength[:, target].argmax())
+            known = np.isfinite(standard[:, [target, best, *chosen[target]]]).all(axis=1)
+            if strength[best, target] < 0.1 or known.sum() < 100:
+                growing.remove(target)
+                continue
+            chosen[target].append(best)
+            table = np.column_stack([np.ones(int(known.sum())), standard[known][:, [*chosen[target], target]]])
+            residual[:, target] = np.nan
+            residual[known, target] = _errors(table, _ridge(table.T @ table, len(table)))
     return chosen
 
 
-def _correlation(one: Floats, other: Floats) -> float:
-    known: NDArray[np.bool_] = np.isfinite(one) & np.isfinite(other)
-    if known.sum() < 100:
-        return 0.0
-    left, right = one[known] - one[known].mean(), other[known] - other[known].mean()
-    size = float(np.sqrt((left @ left) * (right @ right)))
-    return abs(float(left @ right)) / size if size > 0 else 0.0
+def _correlations(columns: Floats, others: Floats) -> Floats:
+    """Return how closely each column goes along with each of the others, from 0 to 1, over the rows that both have."""
+    one, two = np.isfinite(columns).astype(float), np.isfinite(others).astype(float)
+    left, right = np.where(one, columns, 0.0), np.where(two, others, 0.0)
+    count = np.maximum(one.T @ two, 1)
+    lefts, rights = left.T @ two, one.T @ right
+    one_squares, two_squares = (left * left).T @ two, one.T @ (right * right)
+    one_spread, two_spread = one_squares - lefts**2 / count, two_squares - rights**2 / count
+    # what remains of a difference of two equal numbers is rounding, not spread
+    known = (count >= 100) & (one_spread > 1e-12 * one_squares) & (two_spread > 1e-12 * two_squares)
+    strength: Floats = np.where(known, np.abs(left.T @ right - lefts * rights / count), 0.0) / np.sqrt(np.where(known, one_spread * two_spread, 1.0))
+    return strength.round(9)  # so that of two columns that say the same the first is taken
 
 
 def _features(inputs: Floats) -> Floats:
@@ -1042,9 +1074,15 @@ def _features(inputs: Floats) -> Floats:
     return np.column_stack([np.ones(len(inputs)), inputs, *squares])
 
 
-def _ridge(features: Floats, values: Floats) -> Floats:
-    penalty = 1e-5 * len(features) * np.eye(features.shape[1])
-    return np.asarray(np.linalg.solve(features.T @ features + penalty, features.T @ values), dtype=np.float64)
+def _ridge(products: Floats, rows: int) -> Floats:
+    """Return the weights of a ridge fit, from the products of all columns of its table; the last column is the goal."""
+    penalty = 1e-5 * rows * np.eye(len(products) - 1)
+    return np.asarray(np.linalg.solve(products[:-1, :-1] + penalty, products[:-1, -1]), dtype=np.float64)
+
+
+def _errors(table: Floats, weights: Floats) -> Floats:
+    errors: Floats = table[:, -1] - table[:, :-1] @ weights
+    return errors
 
 
 def _daily_median(values: Floats, day: NDArray[np.int64], days: int) -> Floats:

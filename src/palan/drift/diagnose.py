@@ -296,8 +296,9 @@ def _cells(reference: pl.DataFrame, window: pl.DataFrame, columns: Sequence[str]
         return np.zeros(reference.height + window.height, dtype=np.intp), ["everything"]
     coded = both.select(_coarse(both[name], groups) for name in columns)
     joint = coded.select(pl.concat_str([pl.lit(f"{name} ") + pl.col(name) for name in columns], separator=", ")).to_series()
-    labels, cells = np.unique(joint.to_numpy(), return_inverse=True)
-    return cells.reshape(-1), [str(label) for label in labels]
+    labels = joint.unique().sort()
+    cells = joint.to_frame("label").join(labels.to_frame("label").with_row_index("cell"), on="label", how="left", maintain_order="left")["cell"]
+    return cells.to_numpy().astype(np.intp), labels.to_list()
 
 
 def _coarse(series: pl.Series, groups: int) -> pl.Series:
@@ -310,7 +311,7 @@ def _coarse(series: pl.Series, groups: int) -> pl.Series:
         names = ["any"] if not len(cuts) else [f"< {cuts[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(cuts)), f">= {cuts[-1]:g}"]
         # NaN sorts past every cut: it is told apart before its group is looked up.
         place = np.where(np.isnan(numbers), len(names), np.searchsorted(cuts, numbers, side="right"))
-        return pl.Series(series.name, np.array([*names, "empty"])[place])
+        return pl.Series(series.name, [*names, "empty"]).gather(place)
     text = series.cast(pl.String)
     kept = text.drop_nulls().value_counts(sort=True).head(2 * groups)[series.name].to_list()
     return pl.select(pl.when(text.is_null()).then(pl.lit("empty")).when(text.is_in(kept)).then(text).otherwise(pl.lit("other")).alias(series.name)).to_series()

@@ -146,8 +146,7 @@ def _column(frame: pl.DataFrame, name: str, reference: ColumnReference) -> Colum
         return empty
     if reference.kind == "text":
         return _texts(frame[name].cast(pl.String, strict=False), reference)
-    series = frame[name].cast(pl.Float64, strict=False)  # a number that arrives as text is read; what is none is null
-    numbers = series.drop_nulls().to_numpy()
+    numbers = frame[name].cast(pl.Float64, strict=False).to_numpy()  # a number that arrives as text is read; what is none is NaN
     numbers = numbers[np.isfinite(numbers)]
     n = len(numbers)
     if not n:
@@ -168,10 +167,10 @@ def _column(frame: pl.DataFrame, name: str, reference: ColumnReference) -> Colum
 def _texts(series: pl.Series, reference: ColumnReference) -> ColumnProfile:
     place = {category: i for i, category in enumerate(reference.categories)}
     counts = [0] * reference.bins
-    present = series.drop_nulls()
-    for text, count in present.value_counts().iter_rows():
-        counts[place.get(text, len(place))] += count
-    return ColumnProfile(n=len(present), nulls=len(series) - len(present), counts=counts)
+    for text, count in series.value_counts().iter_rows():
+        if text is not None:
+            counts[place.get(text, len(place))] += count
+    return ColumnProfile(n=series.count(), nulls=series.null_count(), counts=counts)
 
 
 def merge(profiles: Sequence[Profile]) -> Profile:
