@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 act, 2 broken.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     from palan.cli.show import FINE, complain, say
 
+    if mine := arguments is None:
+        gc.disable()  # a start makes no garbage; a command that goes on to work turns it on
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = _answer(arguments)
@@ -34,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in arguments:
             raise
         code = complain(f"{error.filename or 'the system'}: {error.strerror}", "check that it is there and may be used; --debug shows where")
+    if mine:
+        gc.freeze()  # what is left ends with the process: not to be searched once more
     sys.exit(code)
 
 
@@ -43,11 +48,10 @@ def _answer(arguments: list[str]) -> int:
         from palan.cli.show import where
 
         return where()
-    if arguments in (["status"], ["status", "--json"]):
-        from palan.cli.show import status
-        from palan.flows.project import open_project
+    if arguments not in (["status"], ["status", "--json"]):
+        from palan.cli.commands import run
 
-        return status(open_project(), as_json="--json" in arguments)
-    from palan.cli.commands import run
+        return run(arguments)
+    from palan.cli.show import open_alone, status
 
-    return run(arguments)
+    return status(open_alone(), as_json="--json" in arguments)

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -175,7 +176,8 @@ class DataConfig(msgspec.Struct, frozen=True):
     columns: Annotated[Mapping[str, Any], Option(_table, 'name = "type[?] [range | in values] [unit]"')] = {}
 
 
-def options(cls: type[msgspec.Struct]) -> Sequence[tuple[str, Option | None, Any]]:
+@cache
+def options(cls: Any) -> Sequence[tuple[str, Option | None, Any]]:
     """Return the keys of a table of palan.toml: the name, how it is read (None: a table of its own), and the default."""
     return [
         (each.name, getattr(each.type, "__metadata__", (None,))[0], each.default_factory() if each.default is msgspec.NODEFAULT else each.default)
@@ -335,7 +337,7 @@ class _Reader:
         return found
 
     def read(
-        self, cls: type[Any], table: Any, where: tuple[str, ...], settings: list[Setting], /, **fixed: Any
+        self, cls: Any, table: Any, where: tuple[str, ...], settings: list[Setting], /, **fixed: Any
     ) -> Any:
         if not isinstance(table, dict):
             raise self.wrong(where[:-1], where[-1], "has to be a table", f"[{'.'.join(where)}]")

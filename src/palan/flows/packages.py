@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import hashlib
 import hmac
+import os
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,22 +212,20 @@ def same_environment(version: Version) -> None:
     Raises:
         PalanError: one is missing or of another version; the hint installs it.
     """
+    wheels = _wheels()
     for name, wanted in version.manifest["environment"].items():
-        if name in ("palan", "python", "polars", "numpy"):
+        if name in ("palan", "python", "polars", "numpy") or wheels.get(_plain(name)) == wanted:
             continue
-        if (found := _installed(name, wanted)) != wanted:
+        if (found := _installed(name)) != wanted:
             raise PalanError(
                 f"{version.ref} was built with {name} {wanted}, here it is {found}",
                 f'pip install "{name}=={wanted}"   (or: palan build {version.model})',
             )
 
 
-def _installed(name: str, likely: str) -> str:
-    """Return the version of a distribution, "missing" when there is none; at once where it is the `likely` one."""
-    places = tuple((place, Path(place).stat().st_mtime_ns) for place in sys.path if place and Path(place).is_dir())
-    if _wheels(places).get(_plain(name)) == likely:
-        return likely
-    from importlib import metadata  # exact whatever the installer was, and forty times slower to load
+def _installed(name: str) -> str:
+    """Return the version of a distribution, "missing" when there is none: exact whatever installed it, and slow to load."""
+    from importlib import metadata
 
     try:
         return metadata.version(name)
@@ -233,15 +233,20 @@ def _installed(name: str, likely: str) -> str:
         return "missing"
 
 
-@lru_cache(maxsize=1)
-def _wheels(places: tuple[tuple[str, int], ...]) -> Mapping[str, str]:
-    """Return name -> version of the wheels in folders that were last changed then, as their own folders are named."""
+def _wheels() -> Mapping[str, str]:
+    """Return name -> version of installed wheels, as their folders are named: quick, and nearly always all that is asked."""
     found: dict[str, str] = {}
-    for place, _ in places:
-        for path in Path(place).glob("*.dist-info"):
-            name, _, version = path.stem.partition("-")
-            found.setdefault(_plain(name), version)  # the first on the path is the one that is imported
+    for place in reversed(sys.path):  # the first on the path is the one that is imported
+        with suppress(OSError):
+            found.update(_wheels_in(place, Path(place).stat().st_mtime_ns))
     return found
+
+
+@lru_cache(maxsize=64)
+def _wheels_in(place: str, _changed: int) -> Mapping[str, str]:
+    with os.scandir(place or ".") as entries:
+        parts = [each.name.removesuffix(".dist-info").partition("-") for each in entries if each.name.endswith(".dist-info")]
+    return {_plain(name): version for name, _, version in parts}
 
 
 def _plain(name: str) -> str:

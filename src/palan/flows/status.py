@@ -147,7 +147,7 @@ def alarm_page(project: Project, id: str) -> dict[str, Any]:
         "because": str(evidence.pop("because", "")),
         "columns": _shifts(project, alarm),
         "evidence": {name: value for name, value in evidence.items() if name != "columns"},
-        "loss": _loss(project, alarm.model, records.find(Entry), since=alarm.since - 12 * window, until=alarm.until + 8 * window),
+        "loss": _loss(project, alarm.model, _frames(project, alarm.model), records.find(Entry), since=alarm.since - 12 * window, until=alarm.until + 8 * window),
         "remedy": remedy.id if remedy else None,
         "remedy_status": remedy.status if remedy else "",
         "candidates": [_candidate(each, remedy) for each in remedy.candidates] if remedy else [],
@@ -169,8 +169,9 @@ def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry])
     release = project.store.records.get(Release, config.name)
     now = project.clock()
     try:
-        traffic, loss = _traffic(project, config.name), _loss(project, config.name, own)
-        verdict, why, alarm, step = _verdict(project, config, release, traffic, own)
+        traffic, frames = _traffic(project, config.name), _frames(project, config.name)
+        loss = _loss(project, config.name, frames, own)
+        verdict, why, alarm, step = _verdict(project, config, release, traffic, frames, own)
     except Corrupt as error:  # one damaged log must not hide the other models
         traffic, loss = _Traffic(), _no_loss()
         verdict, why, alarm, step = "wrong", error.what, None, _step(error.hint, error.what, f"palan status {config.name}")
@@ -195,11 +196,16 @@ def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry])
     }
 
 
+Frame = Mapping[str, Any]
+"""What the watch said of one window, as `flows.watch` logs it."""
+
 Verdict = tuple[str, str, str | None, dict[str, Any] | None]
 """The verdict, why, the alarm that it is about, and the next step."""
 
 
-def _verdict(project: Project, config: ModelConfig, release: Release | None, traffic: _Traffic, entries: Sequence[Entry]) -> Verdict:
+def _verdict(
+    project: Project, config: ModelConfig, release: Release | None, traffic: _Traffic, frames: Sequence[Frame], entries: Sequence[Entry]
+) -> Verdict:
     """Judge a model by what was recorded, the worst first."""
     name, records = config.name, project.store.records
     newest = records.find(Version, order="-number", limit=1, model=name)
@@ -226,7 +232,7 @@ def _verdict(project: Project, config: ModelConfig, release: Release | None, tra
         why = f"the canary {canary.version} was to be judged by {release.until:%Y-%m-%d}"
         return "attention", why, None, _step(f"Judge the canary {canary.version}", why, "palan tick")
     fresh = _fresh(project, release, newest[0] if newest else None, entries)
-    verdict, why, due = _watched(project, config, traffic)
+    verdict, why, due = _watched(project, config, traffic, frames)
     tried = f"; {canary.version} is tried on {canary.share:.0%} of the requests" if canary else ""
     return verdict, why + tried, None, due or fresh
 
@@ -268,13 +274,14 @@ def _fresh(project: Project, release: Release, newest: Version | None, entries: 
     return _to_admit(project, newest)[1]
 
 
-def _watched(project: Project, config: ModelConfig, traffic: _Traffic) -> tuple[str, str, dict[str, Any] | None]:
+def _watched(
+    project: Project, config: ModelConfig, traffic: _Traffic, frames: Sequence[Frame]
+) -> tuple[str, str, dict[str, Any] | None]:
     """Judge by the newest window that the watch looked at."""
     name, now, window = config.name, project.clock(), config.watch.window
     if not traffic.hours:
         why = "it is released, and nothing was asked yet"
         return "learning", why, _step("Let it answer", why, "palan serve")
-    frames = _frames(project, name)
     due = _step("Watch it", "a window has ended that was not looked at", f"palan watch {name}")
     if not frames:
         ends = min(traffic.hours) + window
@@ -467,7 +474,8 @@ class _Traffic(msgspec.Struct):
             days[hour.replace(hour=0)] = days.get(hour.replace(hour=0), 0) + counts.decisions
         today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
         shown = [today - timedelta(days=back) for back in range(DAYS - 1, -1, -1)]
-        shown = [day for day in shown if days and day >= min(days)]
+        first = min(days, default=today + timedelta(days=1))
+        shown = [day for day in shown if day >= first]
         return {"times": [stamp(day) for day in shown], "values": [float(days.get(day, 0)) for day in shown]}
 
     def failing(self, since: datetime) -> str:
@@ -603,12 +611,18 @@ def _frames(project: Project, model: str) -> list[dict[str, Any]]:
 
 
 def _loss(
-    project: Project, model: str, entries: Sequence[Entry], *, since: datetime | None = None, until: datetime | None = None
+    project: Project,
+    model: str,
+    frames: Sequence[Frame],
+    entries: Sequence[Entry],
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> dict[str, Any]:
     """Return the loss of each watched window with the newest threshold, and what was done meanwhile as marks."""
     frames = [
         each
-        for each in _frames(project, model)
+        for each in frames
         if (since is None or unstamp(each["since"]) >= since) and (until is None or unstamp(each["until"]) <= until)
     ]
     if not any(each["loss"] is not None for each in frames):
