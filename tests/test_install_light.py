@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -53,11 +52,32 @@ def test_count_of_distributions_follows_the_requirements_of_requirements() -> No
     assert len(whole_install("pytest")) > 1
 
 
-def modules_after(code: str) -> set[str]:
-    """Top-level modules that are loaded once a fresh interpreter has run the code."""
-    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted(name.split('.')[0] for name in sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+SLOW = {"click", "dataclasses", "inspect", "ast", "typing_extensions", "email", "zipfile", "tempfile", "shutil", "difflib", "secrets", "urllib.request"}
+"""What a quick answer has no use for, and what was once on its way."""
+
+
+def modules_after(code: str, folder: Path | None = None) -> set[str]:
+    """Modules, and their packages, that are loaded once a fresh interpreter has run the code."""
+    script = f"{code}\nimport sys\nprint('\\n' + ' '.join({{*sys.modules, *(name.split('.')[0] for name in sys.modules)}}))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def modules_of(*words: str, folder: Path) -> set[str]:
+    """What `palan WORDS` has loaded when it ends."""
+    code = f"import sys\nsys.argv = {['palan', *words]}\nfrom palan.cli import main\ntry:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0"
+    return modules_after(code, folder)
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose model is released and was asked."""
+    folder = tmp_path_factory.mktemp("light") / "parcels"
+    palan = [sys.executable, "-m", "palan.cli"]
+    subprocess.run([*palan, "init", "--kind", "rules", "--into", str(folder)], check=True, capture_output=True)
+    for words in ("ingest", "build shipping", "release shipping --force --reason measured", "decide shipping --input example.json"):
+        subprocess.run([*palan, *words.split()], cwd=folder, check=True, capture_output=True)
+    return folder
 
 
 def test_import_palan_loads_no_heavy_library() -> None:
@@ -70,6 +90,31 @@ def test_command_line_loads_no_heavy_library() -> None:
     loaded = modules_after("import palan.cli.commands")
     assert "click" in loaded
     assert not loaded & {"numpy", "polars", "sklearn", "highspy", "uvicorn", "starlette", "jinja2"}
+
+
+@pytest.mark.parametrize("words", [[], ["status"], ["status", "--json"]], ids=["bare", "status", "json"])
+def test_state_of_a_project_is_told_without_what_only_other_commands_need(words: list[str], answering: Path) -> None:
+    loaded = modules_of(*words, folder=answering)
+    assert {"palan.flows.status", "msgspec", "sqlite3"} <= loaded
+    assert not loaded & (HEAVY | SLOW), sorted(loaded & (HEAVY | SLOW))
+
+
+def test_palan_outside_a_project_loads_next_to_nothing(tmp_path: Path) -> None:
+    loaded = modules_of(folder=tmp_path)
+    assert not loaded & (HEAVY | SLOW | {"msgspec", "sqlite3", "tomllib"}), sorted(loaded)
+
+
+def test_help_loads_no_verb(tmp_path: Path) -> None:
+    loaded = modules_of("--help", folder=tmp_path)
+    assert "click" in loaded
+    assert not loaded & (HEAVY | {"msgspec", "sqlite3", "palan.flows"})
+
+
+def test_status_answers_the_same_at_the_door_and_by_its_command(answering: Path) -> None:
+    palan = [sys.executable, "-m", "palan.cli"]
+    told = [subprocess.run([*palan, *words], cwd=answering, check=True, capture_output=True, text=True).stdout for words in (["status"], ["-p", ".", "status"], [])]
+    assert told[0] == told[1]
+    assert told[2] == f"project {answering}\n{told[0]}"
 
 
 @pytest.fixture(scope="module")
