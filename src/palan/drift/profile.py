@@ -151,16 +151,19 @@ def _column(frame: pl.DataFrame, name: str, reference: ColumnReference) -> Colum
     n = len(numbers)
     if not n:
         return empty
-    bins = np.searchsorted(np.asarray(reference.edges), numbers, side="right")
+    ordered = np.sort(numbers)  # to look up 256 edges in many values is far quicker than many values in 256 edges
+    starts = np.concatenate([[0], np.searchsorted(ordered, reference.edges)])
+    counts, sums = np.diff(starts, append=n), np.zeros(reference.bins)
+    sums[counts > 0] = np.add.reduceat(ordered, starts[counts > 0])
     return ColumnProfile(
         n=n,
         nulls=frame.height - n,
-        counts=np.bincount(bins, minlength=reference.bins).tolist(),
-        sums=np.bincount(bins, weights=numbers, minlength=reference.bins).tolist(),
+        counts=counts.tolist(),
+        sums=sums.tolist(),
         total=float(numbers.sum()),
         squares=float(numbers @ numbers),
-        minimum=float(numbers.min()),
-        maximum=float(numbers.max()),
+        minimum=float(ordered[0]),
+        maximum=float(ordered[-1]),
     )
 
 
