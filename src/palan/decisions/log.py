@@ -112,20 +112,24 @@ def told_frame(outcomes: Sequence[Outcome]) -> pl.DataFrame:
     )
 
 
-def with_outcomes(frame: pl.DataFrame, told: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows with `outcome` as it was told last, by the row's id or by its key; null where nothing was."""
+def with_outcomes(frame: pl.DataFrame, told: pl.DataFrame, last: pl.Series | None = None) -> pl.DataFrame:
+    """Return the rows with `outcome` as it was told last (`last_told`), null where nothing was."""
     if not told.height:
         return frame.with_columns(outcome=pl.lit(None))
-    numbered = told.with_row_index("told")
+    return frame.with_columns(told["value"].gather(last_told(frame, told) if last is None else last).alias("outcome"))
 
-    def last(column: str, target: str) -> pl.Series:
-        ours = frame.lazy().select(target)
-        # Only what was told of these rows: the rest of a year's outcomes need not be grouped.
-        table = numbered.lazy().filter(pl.col(column) != "").join(ours, left_on=column, right_on=target, how="semi").group_by(column).agg(pl.col("told").max())
-        return frame.lazy().select(target).join(table, left_on=target, right_on=column, how="left", maintain_order="left").collect()["told"]
 
-    index = pl.select(pl.max_horizontal(last("by_id", "id"), last("by_key", "key"))).to_series()
-    return frame.with_columns(told["value"].gather(index).alias("outcome"))
+def last_told(frame: pl.DataFrame, told: pl.DataFrame) -> pl.Series:
+    """Return for each row which outcome was told last of it, by its id or by its key; null where none was."""
+    rows = frame.lazy().select("id", "key").with_row_index("row")
+    found = []
+    for by, name in (("by_id", "id"), ("by_key", "key")):
+        table = told.lazy().with_row_index("told").filter(pl.col(by) != "")
+        if told.height > frame.height:  # of a year's outcomes only those of these rows need be grouped
+            table = table.join(rows, left_on=by, right_on=name, how="semi")
+        found.append(rows.join(table.group_by(by).agg(pl.col("told").max()), left_on=name, right_on=by).select("row", "told"))
+    last = pl.concat(found).group_by("row").agg(pl.col("told").max()).collect()
+    return pl.repeat(None, frame.height, dtype=pl.UInt32, eager=True).scatter(last["row"], last["told"])
 
 
 def _stacked(parts: Sequence[Any], decisions: Sequence[Decision]) -> dict[str, list[Any]]:

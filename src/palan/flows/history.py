@@ -29,6 +29,7 @@ class _Read(msgspec.Struct):
 
 _cache: WeakKeyDictionary[Blocks, dict[str, _Read]] = WeakKeyDictionary()
 _tables: WeakKeyDictionary[Blocks, dict[str, tuple[int, Any]]] = WeakKeyDictionary()
+_joined: WeakKeyDictionary[Blocks, dict[str, tuple[int, Any]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 CHUNKS = 32
@@ -41,7 +42,7 @@ def decisions(
     """Return the logged decisions with since <= time < until, in the order in which they were read from the log."""
     from palan.decisions import log
 
-    found = _stream(project, f"decisions/{model}", log.decode_decision)
+    found = stream(project, f"decisions/{model}", log.decode_decision)
     return [each for each in found if (since is None or each.time >= since) and (until is None or each.time < until)]
 
 
@@ -49,10 +50,10 @@ def outcomes(project: Project, model: str) -> list[Outcome]:
     """Return what was told of this model's decisions, in the order in which it was read from the log."""
     from palan.decisions import log
 
-    return _stream(project, f"outcomes/{model}", log.decode_outcome)
+    return stream(project, f"outcomes/{model}", log.decode_outcome)
 
 
-def _stream(project: Project, stream: str, decode: Any) -> list[Any]:
+def stream(project: Project, stream: str, decode: Any) -> list[Any]:
     """Return a stream's items; only what was appended since the last call is read and decoded."""
     with _lock:
         read = _cache.setdefault(project.store.blocks, {}).setdefault(stream, _Read())
@@ -80,12 +81,37 @@ def frame(
 
     from palan.decisions import log
 
-    table = _laid_out(project, f"{model} {digest_of(schema)}", decisions(project, model), lambda new: log.to_frame(new, (), schema).drop("outcome"))
+    name = f"{model} {digest_of(schema)}"
+    table = _laid_out(project, name, decisions(project, model), lambda new: log.to_frame(new, (), schema).drop("outcome"))
+    told = _laid_out(project, f"{model} outcomes", outcomes(project, model), log.told_frame)
+    table = log.with_outcomes(table, told, _last_told(project, name, table, told))
     if since is not None:
         table = table.filter(pl.col("time") >= since)
     if until is not None:
         table = table.filter(pl.col("time") < until)
-    return log.with_outcomes(table, _laid_out(project, f"{model} outcomes", outcomes(project, model), log.told_frame))
+    return table
+
+
+def _last_told(project: Project, name: str, table: pl.DataFrame, told: pl.DataFrame) -> pl.Series:
+    """Return which outcome was told last of each row; rows and outcomes that were joined before are not joined again."""
+    import polars as pl
+
+    from palan.decisions import log
+
+    with _lock:
+        known = _joined.setdefault(project.store.blocks, {})
+        outcomes: int
+        last: pl.Series
+        outcomes, last = known.get(name, (0, pl.Series(dtype=pl.UInt32)))
+        if last.len() > table.height or outcomes > told.height:  # another thread has read on meanwhile
+            return log.last_told(table, told)
+        if told.height > outcomes:
+            newer = log.last_told(table[: last.len()], told[outcomes:]) + outcomes
+            last = pl.select(pl.coalesce(newer, last).cast(pl.UInt32)).to_series()
+        if table.height > last.len():
+            last = pl.concat([last, log.last_told(table[last.len() :], told).cast(pl.UInt32)])
+        known[name] = (told.height, last)
+        return last
 
 
 def _laid_out(project: Project, name: str, items: list[Any], lay_out: Callable[[list[Any]], pl.DataFrame]) -> pl.DataFrame:

@@ -82,6 +82,13 @@ def load_frame(project: Project, blob: str) -> pl.DataFrame:
     return pl.read_parquet(io.BytesIO(project.store.blobs.get(blob)))
 
 
+def scan_frame(project: Project, blob: str) -> pl.LazyFrame:
+    """Return a table of which only what is asked for will be read."""
+    import polars as pl
+
+    return pl.scan_parquet(io.BytesIO(project.store.blobs.get(blob)))
+
+
 def add_version(
     project: Project,
     data: str,

@@ -62,7 +62,7 @@ class Normal(msgspec.Struct):
 
     reference: Reference
     thresholds: Thresholds
-    rows: pl.DataFrame
+    rows: pl.LazyFrame
 
 
 def watch(project: Project, model: str = "") -> list[dict[str, Any]]:
@@ -129,11 +129,7 @@ def _line(alarm: Alarm) -> dict[str, Any]:
 
 def frames(project: Project, model: str) -> dict[str, dict[str, Any]]:
     """Return the newest judgement of each window, by the window's start."""
-    found = {}
-    for frame in project.store.blocks.scan(f"watch/{model}"):
-        each = msgspec.msgpack.decode(frame.data)
-        found[each["since"]] = each
-    return found
+    return {each["since"]: each for each in history.stream(project, f"watch/{model}", msgspec.msgpack.decode)}
 
 
 def window_start(time: datetime, length: timedelta) -> datetime:
@@ -279,21 +275,21 @@ def normal_of(
     from palan.drift.profile import Reference
 
     blob = version.manifest["reference"]
-    if blob:
-        reference = tables.load_frame(project, blob)
-    else:
-        start = window_start(rows["time"].min(), config.watch.window)  # type: ignore[arg-type]
-        reference = rows.filter(rows["time"] < start + LEARNING * config.watch.window)
-    columns = [name for name in watched_columns(version, rows) if name in reference.columns]
+    start = window_start(rows["time"].min(), config.watch.window)  # type: ignore[arg-type]
+    own = rows.filter(rows["time"] < start + LEARNING * config.watch.window)
+    # A reference is read when it is needed: while the log is short, and to split a loss.
+    reference = tables.scan_frame(project, blob) if blob else own.lazy()
+    known = reference.collect_schema().names()
+    columns = [name for name in watched_columns(version, rows) if name in known]
     parts = {
         "version": version.id,
         "window": config.watch.window.total_seconds(),
         "budget": config.watch.false_pages.total_seconds(),
-        "rows": 0 if blob else reference.height,
-        "known": 0 if blob else int(reference["loss"].is_not_null().sum()),
+        "rows": 0 if blob else own.height,
+        "known": 0 if blob else own["loss"].count(),
         "columns": columns,
     }
-    kept = journal.step(f"calibrate {config.name}", parts, lambda: _calibrate(project, config, reference, columns))
+    kept = journal.step(f"calibrate {config.name}", parts, lambda: _calibrate(project, config, reference.collect(), columns))
     found = msgspec.msgpack.decode(project.store.blobs.get(kept["blob"]), type=tuple[Reference, Thresholds])
     return Normal(found[0], found[1], reference)
 
@@ -337,18 +333,16 @@ def _starts(rows: pl.DataFrame, length: timedelta) -> list[datetime]:
 
 def loss_window(rows: pl.DataFrame) -> LossWindow | None:
     """Return the mean loss of the rows whose outcome is known, with the standard error that their days give it."""
-    import polars as pl
-
     from palan.drift.calibrate import LossWindow
 
     if "loss" not in rows.columns:
         return None
-    known = rows.filter(pl.col("loss").is_not_null())
-    if not known.height:
+    known = rows["loss"].drop_nulls()
+    if not known.len():
         return None
-    spread = known["loss"].std()
-    error = float(spread) / known.height**0.5 if spread is not None else None  # type: ignore[arg-type]
-    return LossWindow(mean=float(known["loss"].mean()), rows=known.height, error=error)  # type: ignore[arg-type]
+    spread = known.std()
+    error = float(spread) / known.len() ** 0.5 if spread is not None else None  # type: ignore[arg-type]
+    return LossWindow(mean=float(known.mean()), rows=known.len(), error=error)  # type: ignore[arg-type]
 
 
 def _judge(
@@ -414,7 +408,7 @@ def hypotheses(
         columns = [name for name in watched_columns(version, rows) if name.startswith("size.")]
     else:
         columns = history.schema_of(version.manifest).names
-    if not columns or not all(name in normal.rows.columns for name in columns):
+    if not columns or not set(columns) <= set(normal.rows.collect_schema().names()):
         return []
     sick = [
         (unstamp(each["since"]), unstamp(each["until"]))
@@ -422,9 +416,9 @@ def hypotheses(
         if each.get("fault") and each.get("repairs") == digest_of(release.repairs)  # else they were put right since
     ]
     begin = since - timedelta(weeks=HISTORY_WEEKS)
-    before = normal.rows.filter(pl.col("time") < rows["time"].min())  # a version that learnt from the log holds it too
-    past = pl.concat([before.select("time", *columns), rows.select("time", *columns)], how="vertical_relaxed")
-    past = past.filter(pl.col("time").is_between(begin, since, closed="left"))
+    span = pl.col("time").is_between(begin, since, closed="left")
+    before = normal.rows.filter(span, pl.col("time") < rows["time"].min())  # a version that learnt from the log holds it too
+    past = pl.concat([before.select("time", *columns), rows.lazy().filter(span).select("time", *columns)], how="vertical_relaxed").collect()
     for first, last in sick:
         past = past.filter(~pl.col("time").is_between(first, last, closed="left"))
     window = rows.filter(pl.col("time").is_between(since, until, closed="left")).select("time", *columns)
@@ -458,21 +452,25 @@ def _diagnose(
 
     from palan.drift import diagnose, profile
 
-    recent = rows.filter(pl.col("time").is_between(since - 4 * (until - since), until, closed="left"))
+    # When it began shows in the loss and in the column that moved most: the others need not be counted day by day.
+    most = {each.name: normal.reference.columns[each.name] for each in judged.changed[:1]}
+    reference = profile.Reference(normal.reference.id, most)
+    recent = rows.filter(pl.col("time").is_between(since - 4 * (until - since), until, closed="left")).select("time", "loss", *most)
     losses, profiles, volume = {}, {}, {}
     for (day,), part in recent.group_by(pl.col("time").dt.date()):
         assert isinstance(day, date)
         loss = loss_window(part)
         if loss is not None:
             losses[day] = loss
-        profiles[day] = profile.profile(part, normal.reference)
+        profiles[day] = profile.profile(part, reference)
         volume[day] = part.height
     split = None
     known = window.filter(pl.col("loss").is_not_null())
-    inputs = [name for name in history.schema_of(version.manifest).names if name in normal.rows.columns]
-    if judged.loss_high and known.height and "loss" in normal.rows.columns and inputs:
+    names = normal.rows.collect_schema().names()
+    inputs = [name for name in history.schema_of(version.manifest).names if name in names]
+    if judged.loss_high and known.height and "loss" in names and inputs:
         moved = [each.name for each in judged.columns if each.name in inputs][:3]
-        before = normal.rows.filter(pl.col("loss").is_not_null())
+        before = normal.rows.filter(pl.col("loss").is_not_null()).select(*inputs, "loss").collect()
         split = diagnose.split_loss(
             before.select(inputs),
             before["loss"].to_numpy(),
