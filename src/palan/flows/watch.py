@@ -276,7 +276,7 @@ def normal_of(
 
     blob = version.manifest["reference"]
     start = window_start(rows["time"].min(), config.watch.window)  # type: ignore[arg-type]
-    own = rows.filter(rows["time"] < start + LEARNING * config.watch.window)
+    own = rows.clear() if blob else rows.filter(rows["time"] < start + LEARNING * config.watch.window)
     # A reference is read when it is needed: while the log is short, and to split a loss.
     reference = tables.scan_frame(project, blob) if blob else own.lazy()
     known = reference.collect_schema().names()
@@ -285,8 +285,8 @@ def normal_of(
         "version": version.id,
         "window": config.watch.window.total_seconds(),
         "budget": config.watch.false_pages.total_seconds(),
-        "rows": 0 if blob else own.height,
-        "known": 0 if blob else own["loss"].count(),
+        "rows": own.height,
+        "known": own["loss"].count(),
         "columns": columns,
     }
     kept = journal.step(f"calibrate {config.name}", parts, lambda: _calibrate(project, config, reference.collect(), columns))
