@@ -32,6 +32,7 @@ from palan.flows.serve import serving
 from palan.http.guard import Door, refuse
 from palan.releases import route as routing
 from palan.releases.nouns import Release
+from processes import children, gone
 from queue_project import GOOD, INSTANCE, Served, make
 
 pytest_plugins = ["queue_server"]
@@ -428,7 +429,8 @@ def test_sigterm_lets_requests_end_and_leaves_no_process(served: Served) -> None
         assert httpx.post(f"{url}/v1/models/wait/decide", json={"rows": [GOOD]}, timeout=30).status_code == 200
         slow.start()
         time.sleep(0.5)
-        workers = [int(pid) for task in Path(f"/proc/{server.pid}/task").glob("*/children") for pid in task.read_text().split()]
+        templates = children(server.pid)
+        workers = [pid for template in templates for pid in children(template)]
         server.send_signal(signal.SIGTERM)
         slow.join()
         errors = server.communicate(timeout=30)[1]
@@ -436,7 +438,7 @@ def test_sigterm_lets_requests_end_and_leaves_no_process(served: Served) -> None
     assert server.returncode == 0, errors
     assert "Traceback" not in errors
     assert len(workers) == 3
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert all(gone(pid) for pid in (*workers, *templates))
 
 
 def test_a_version_that_cannot_be_opened_keeps_the_others_from_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from palan.core import Field, Schema
 from palan.engines.lanes import Worker
 from palan.errors import ModelFailed, NotFound, PalanError
 from palan.models.contract import Incumbent
+from processes import gone
 
 CODE = '''
 import os, signal, subprocess, sys, time
@@ -120,18 +121,6 @@ def mean(folder: Path) -> Iterator[Worker]:
 def search(folder: Path) -> Iterator[Worker]:
     with Worker(folder, "model.py:Search") as worker:
         yield worker
-
-
-def gone(pid: int, seconds: float = 5.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_a_fitted_model_moves_to_another_process_as_data(folder: Path, mean: Worker) -> None:
@@ -405,4 +394,136 @@ def test_a_library_that_starts_a_thread_has_it_in_the_worker(libraries: Path) ->
 @pytest.mark.parametrize(("name", "told"), [("lib_dies", "exit code 7: this machine is too old"), ("lib_missing", "needs lib_missing, which is not installed")])
 def test_a_library_that_cannot_be_imported_is_told_by_name(libraries: Path, name: str, told: str) -> None:
     with _with(libraries, name) as worker, pytest.raises(PalanError, match=told):
+        worker.decide(ROWS)
+
+
+HOSTILE = '''
+import os, signal, time
+import numpy as np
+import polars as pl
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        raise ValueError("not even that")
+
+
+class Half(Exception):
+    def __str__(self):
+        return "half a character: \\ud800"
+
+
+def _raise(error):
+    raise error
+
+
+def _fork_and_die(rows):
+    if os.fork() == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write_everywhere(rows):
+    for fd in range(3, 10):
+        try:
+            os.write(fd, b"\\0\\0\\0\\x01\\xc1")
+        except OSError:
+            pass
+    return [0] * rows.height
+
+
+def decide(rows):
+    n = rows.height
+    return {
+        "long": lambda: np.full(n, 1.5, dtype=np.longdouble),
+        "complex": lambda: np.full(n, 1j),
+        "structured": lambda: np.zeros(n, dtype=[("a", "i4"), ("b", "f8")]),
+        "objects": lambda: [object()] * n,
+        "object series": lambda: pl.Series([object()] * n, dtype=pl.Object),
+        "objects in a frame": lambda: {"x": np.array([object()] * n)},
+        "masked": lambda: np.ma.masked_array(np.arange(n, dtype=float), mask=[i > 0 for i in range(n)]),
+        "masked in a dict": lambda: {"x": np.ma.masked_array(np.arange(n), mask=True)},
+        "huge": lambda: [2**70] * n,
+        "unreadable": lambda: _raise(Unreadable()),
+        "half": lambda: _raise(Half()),
+        "silent": lambda: _raise(RuntimeError()),
+        "interrupt": lambda: _raise(KeyboardInterrupt()),
+        "generator exit": lambda: _raise(GeneratorExit()),
+        "fork and die": lambda: _fork_and_die(rows),
+        "write everywhere": lambda: _write_everywhere(rows),
+    }[rows["do"][0]]()
+
+
+def plan(instance, ctx):
+    return {"n": 2**70}
+'''
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    place = tmp_path_factory.mktemp("hostile")
+    (place / "hostile.py").write_text(HOSTILE)
+    with Worker(place, "hostile.py:decide", kind="rules") as worker:
+        yield worker
+
+
+def _asked(hostile: Worker, what: str) -> pl.DataFrame:
+    return hostile.decide(pl.DataFrame({"do": [what] * 2}), time_limit=20)
+
+
+def test_answers_of_unusual_types_are_values_or_nothing(hostile: Worker) -> None:
+    assert _asked(hostile, "long")["output"].to_list() == [1.5, 1.5]
+    assert _asked(hostile, "masked")["output"].to_list() == [0.0, None]
+    assert _asked(hostile, "masked in a dict")["x"].to_list() == [None, None]
+
+
+@pytest.mark.parametrize("what", ["complex", "structured", "objects", "object series", "objects in a frame", "huge"])
+def test_answers_that_are_no_values_are_refused_and_not_shown_as_bytes(hostile: Worker, what: str) -> None:
+    with pytest.raises(ModelFailed):
+        _asked(hostile, what)
+    assert _asked(hostile, "long").height == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("unreadable", "Unreadable: <exception str"), ("half", "Half: half a character: ?"), ("silent", "RuntimeError "), ("interrupt", "KeyboardInterrupt"), ("generator exit", "GeneratorExit")],
+)
+def test_whatever_a_model_raises_ends_its_answer_and_not_its_process(hostile: Worker, what: str, told: str) -> None:
+    hostile.open()
+    before = hostile.pid
+    with pytest.raises(ModelFailed, match=told):
+        _asked(hostile, what)
+    assert hostile.pid == before
+
+
+def test_a_death_is_noticed_while_a_child_of_it_holds_the_pipe(hostile: Worker) -> None:
+    started = time.monotonic()
+    with pytest.raises(ModelFailed, match="SIGKILL"):
+        _asked(hostile, "fork and die")
+    assert time.monotonic() - started < 10
+    assert _asked(hostile, "long").height == 2
+
+
+def test_a_model_that_writes_into_the_pipe_of_its_answers_fails_alone(hostile: Worker) -> None:
+    with pytest.raises(ModelFailed, match="wrote into the pipe"):
+        _asked(hostile, "write everywhere")
+    assert _asked(hostile, "long").height == 2
+
+
+def test_a_number_that_no_message_can_hold_is_refused_before_it_is_sent(search: Worker) -> None:
+    with pytest.raises(PalanError, match="cannot be sent"):
+        search.solve({"n": 2**70}, time_limit=1.0)
+
+
+def test_a_plan_that_no_message_can_hold_is_an_error_of_the_model(hostile: Worker) -> None:
+    with Worker(hostile.folder, "hostile.py:plan", kind="heuristic") as worker, pytest.raises(ModelFailed, match="cannot be passed on"):
+        worker.solve({}, time_limit=5.0)
+
+
+@pytest.mark.parametrize("name", ["calendar", "numpy"])
+def test_a_file_that_nobody_could_import_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.py").write_text("month_name = ['mine'] * 13\n")
+    (tmp_path / "m.py").write_text(f"import {name}\n\n\ndef decide(rows):\n    return [{name}.month_name[1]] * rows.height\n")
+    with Worker(tmp_path, "m.py:decide", kind="rules") as worker, pytest.raises(PalanError, match=f"{name}.py has the name of"):
         worker.decide(ROWS)

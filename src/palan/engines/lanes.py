@@ -29,6 +29,7 @@ from palan.models.contract import Incumbent, Result, Violation
 LOG_LINES = 200
 LOG_WIDTH = 2000
 POLL_SECONDS = 0.05
+LOOK_SECONDS = 1.0
 CHECK_SECONDS = 10.0
 _ERRORS = {cls.__name__: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, PalanError)}
 # Linux ends a child when the *thread* that started it ends, so all are started by one thread that stays
@@ -356,8 +357,10 @@ class Worker:
                 self._kill(process)
                 why = "did not stop when it was asked to" if cancelled else f"did not answer within {limit:g} s"
                 raise ModelFailed(f"{self.entry} {why} and was killed", "give it more time, or make it look at ctx.cancelled()", status="cancelled" if cancelled else "timeout", log=self.log)
-            wait = min(left, POLL_SECONDS) if is_cancelled is not None else min(left, 60.0)
-            for fd, _ in poll.poll(wait * 1000):
+            ready = poll.poll(min(left, POLL_SECONDS if is_cancelled is not None else LOOK_SECONDS) * 1000)
+            if not ready and process.poll() is not None:
+                raise self._died(process)  # what it started itself may hold its pipes open
+            for fd, _ in ready:
                 if fd == to_child:
                     try:
                         pending = pending[os.write(to_child, pending[: 1 << 20]) :]
@@ -389,7 +392,10 @@ class Worker:
         self._buffer += part
         messages = []
         while len(self._buffer) >= 4 and len(self._buffer) >= (end := 4 + int.from_bytes(self._buffer[:4], "big")):
-            messages.append(msgspec.msgpack.decode(self._buffer[4:end]))
+            try:
+                messages.append(msgspec.msgpack.decode(self._buffer[4:end]))
+            except msgspec.DecodeError as error:
+                raise ModelFailed(f"{self.entry} wrote into the pipe that its answers go through", "leave file descriptors that it did not open alone", log=self.log) from error
             del self._buffer[:end]
         return messages or None
 
@@ -437,7 +443,10 @@ class Worker:
 
 
 def _framed(message: Mapping[str, Any]) -> bytes:
-    data = msgspec.msgpack.encode(message)
+    try:
+        data = msgspec.msgpack.encode(message)
+    except (OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise PalanError(f"this cannot be sent to a worker: {error}", "keep whole numbers within 64 bits and nesting within reason") from error
     if len(data) >= 1 << 32:
         raise PalanError(f"{len(data) / 1e9:.1f} GB are too much for one call of a worker", "send fewer rows at a time (at most 4 GB)")
     return len(data).to_bytes(4, "big") + data

@@ -51,10 +51,11 @@ def load(folder: Path, entry: str) -> Any:
         return parse_table(path.read_bytes(), file)
     if path.suffix != ".py" or not name:
         raise PalanError(f"{entry!r} does not name a model", 'write model = "file.py:Class", "file.py:function" or "table.csv"')
-    for place in dict.fromkeys([str(path.parent), str(folder)]):
-        if place not in sys.path:
-            sys.path.insert(0, place)
     module_name = ".".join(Path(file).with_suffix("").parts)
+    for place in dict.fromkeys([path.parent, folder]):
+        _refuse_shadows(place, module_name)
+        if str(place) not in sys.path:
+            sys.path.insert(0, str(place))
     module = sys.modules.get(module_name)
     if module is None or getattr(module, "__file__", None) != str(path):
         spec = importlib.util.spec_from_file_location(module_name, path)
@@ -74,6 +75,16 @@ def load(folder: Path, entry: str) -> Any:
         public = [key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == module_name]
         raise NotFound(f"no {name!r} in {file}", nearest(name, public) or f"it has {', '.join(public) or 'nothing public'}")
     return getattr(module, name)
+
+
+def _refuse_shadows(folder: Path, entry: str) -> None:
+    """Refuse files that nobody could import: Python would give the module of that name that it has already."""
+    for path in (*folder.glob("*.py"), *folder.glob("*/__init__.py")):
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        taken = sys.modules.get(name)
+        if name != entry and taken is not None and getattr(taken, "__file__", None) != str(path):
+            owner = "Python's own" if name in sys.stdlib_module_names else "a library's"
+            raise PalanError(f"{path.relative_to(folder)} has the name of {owner} {name}, which would be imported in its place", f"rename it, for example to my_{name}.py")
 
 
 class Served:
@@ -195,7 +206,7 @@ def described(error: PalanError) -> dict[str, Any]:
         told |= {"status": error.status, "log": error.log[-20_000:]}
     if isinstance(error, Invalid):
         told |= {"field": error.field, "value": str(error.value)}
-    return told
+    return {name: text.encode(errors="replace").decode() for name, text in told.items()}  # half a character cannot be sent
 
 
 def read_exactly(fd: int, count: int) -> bytes:
@@ -258,7 +269,10 @@ def main(parent: int) -> None:
         return bool(asked["cancel"])
 
     def send(message: Mapping[str, Any]) -> None:
-        data = msgspec.msgpack.encode(message)
+        try:
+            data = msgspec.msgpack.encode(message)
+        except (OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise ModelFailed(f"what the model answered cannot be passed on: {error}", "keep whole numbers within 64 bits and nesting within reason") from error
         write_all(answers, len(data).to_bytes(4, "big") + data)
 
     served = Served(send, is_cancelled)

@@ -250,7 +250,7 @@ class Runner:
                 for dead in records.find(Job, model=model, fate="running"):
                     records.put(replace(dead, fate="cancelled" if _STOP in dead.reason else "queued", started=None, ended=self.project.clock() if _STOP in dead.reason else None))
                 while not self._stop.is_set() and (queued := records.find(Job, model=model, fate="queued", order="id", limit=1)):
-                    self._solve(queued[0], lease)
+                    self._try(queued[0], lease)
             finally:
                 records.free(lease)
         except LeaseLost:
@@ -260,6 +260,17 @@ class Runner:
         finally:
             with self._lock:
                 self._active.pop(model, None)
+
+    def _try(self, job: Job, lease: Lease) -> None:
+        """Solve a job. One that palan itself stumbles over has failed: the ones behind it must not wait for ever."""
+        try:
+            self._solve(job, lease)
+        except PalanError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            reason = f"palan failed on it: {type(error).__name__}: {error}"[:500]
+            self.project.tell(f"job {job.id} of {job.model}: {reason}")
+            self._record(lease, job.id, fate="failed", ended=self.project.clock(), status="error", reason=reason)
 
     def _solve(self, job: Job, lease: Lease) -> None:
         project = self.project

@@ -89,13 +89,13 @@ def guarded(model: Any, verb: str) -> Iterator[None]:
         yield
     except (ModelFailed, MissingExtra):
         raise
-    except (Exception, SystemExit) as error:
-        told = str(error) or repr(error)
-        if isinstance(error, PalanError):
-            told = error.what
+    except BaseException as error:  # a model may raise anything; it ends its answer, not the process
+        # an exception's own words may raise in turn: Python's traceback reads them safely
+        told = error.what if isinstance(error, PalanError) else str(traceback.TracebackException.from_exception(error))
+        first = next(iter(told.splitlines()), "")[:500]
         where = _last_user_line(error)
         raise ModelFailed(
-            f"{name_of(model)}.{verb} raised {type(error).__name__}: {told.splitlines()[0][:500]}{f' ({where})' if where else ''}",
+            f"{name_of(model)}.{verb} raised {type(error).__name__}{f': {first}' if first else ''}{f' ({where})' if where else ''}",
             getattr(error, "hint", "") or "correct the model's code; the whole traceback is in the log",
             log="".join(traceback.format_exception(error)),
         ) from error
@@ -167,33 +167,58 @@ def frame_of(answer: Any, rows: int, model: Any, verb: str) -> pl.DataFrame:
         if isinstance(answer, pl.DataFrame):
             frame = answer
         elif isinstance(answer, Mapping):
-            frame = pl.DataFrame(dict(answer))
+            frame = pl.DataFrame({str(name): _column(values) for name, values in answer.items()})
         elif isinstance(answer, pl.Series):
             frame = answer.rename("output").to_frame()
         elif hasattr(answer, "to_dict") and hasattr(answer, "columns"):  # a pandas frame, without importing pandas
-            frame = pl.DataFrame({str(name): np.asarray(answer[name]) for name in answer.columns})
+            frame = pl.DataFrame({str(name): _column(np.asarray(answer[name])) for name in answer.columns})
         elif isinstance(answer, list | tuple) and answer and isinstance(answer[0], Mapping):
             frame = pl.DataFrame(answer)
         elif answer is None:
             raise ModelFailed(f"{name_of(model)}.{verb} returned None", "return one answer for each row: an array or a DataFrame")
         else:
             frame = _frame_of_array(answer)
+        for name, dtype in frame.schema.items():
+            if dtype in (pl.Object, pl.Int128):
+                what = "Python objects" if dtype == pl.Object else "numbers of more than 64 bits"
+                raise ModelFailed(f"{name_of(model)}.{verb} returned {what} in {name!r}", PLAIN_COLUMNS)
     if frame.height != rows:
         raise ModelFailed(f"{name_of(model)}.{verb} returned {frame.height} answers for {rows} rows", "return one answer for each row, in their order")
     return frame
 
 
+PLAIN_COLUMNS = "return numbers, texts, booleans or times, one for each row"
+
+
 def _frame_of_array(answer: Any) -> pl.DataFrame:
     if isinstance(answer, list | tuple):
-        return pl.DataFrame({"output": pl.Series("output", list(answer))}) if not answer or not isinstance(answer[0], Sequence | np.ndarray) or isinstance(answer[0], str) else _frame_of_array(np.asarray(answer))
-    array = np.asarray(answer)
+        nested = bool(answer) and isinstance(answer[0], Sequence | np.ndarray) and not isinstance(answer[0], str)
+        if not nested:
+            return pl.DataFrame({"output": pl.Series("output", list(answer))})
+        answer = np.asarray(answer)
+    array = np.asanyarray(answer)
     if array.ndim == 0:
-        return pl.DataFrame({"output": [array.item()]})
+        return pl.DataFrame({"output": _column(array.reshape(1))})
     if array.ndim == 1:
-        return pl.DataFrame({"output": array.tolist() if array.dtype == object else array})
+        return pl.DataFrame({"output": _column(array)})
     if array.ndim == 2:
-        return pl.DataFrame({f"output_{i}": array[:, i] for i in range(array.shape[1])})
+        return pl.DataFrame({f"output_{i}": _column(array[:, i]) for i in range(array.shape[1])})
     raise ModelFailed(f"an answer of {array.ndim} dimensions", "return one answer for each row: (n,) or (n, k)")
+
+
+def _column(values: Any) -> Any:
+    """Return the values of a column as Polars can read them; what is masked is missing.
+
+    Raises:
+        ModelFailed: Polars would show the bytes of such an array as if they were values.
+    """
+    if not isinstance(values, np.ndarray):
+        return values
+    if values.dtype.kind in "cV":
+        raise ModelFailed(f"an answer of dtype {values.dtype}", PLAIN_COLUMNS)
+    if np.ma.isMaskedArray(values) or values.dtype == object:
+        return values.tolist()
+    return values.astype(float) if values.dtype == np.longdouble else values
 
 
 def outcomes_of(outcomes: Any) -> Any:
