@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from palan.decisions.nouns import Job
 from palan.errors import Conflict, NotFound
 from palan.flows import jobs
 from palan.flows.history import decisions
@@ -78,6 +79,23 @@ def test_a_job_whose_model_dies_fails_with_the_reason(served: Served) -> None:
     found = wait_for(served.project, made["id"], "failed")
     assert "exit code 3" in found["reason"]
     assert (found["outputs"], found["decision"]) == (None, "")
+
+
+def test_a_job_that_cannot_be_begun_fails_and_holds_up_no_other(tmp_path: Path) -> None:
+    project = make(tmp_path / "queue", "plan")
+    bad, good = (submit(project, "plan", instance={**INSTANCE, "room": room}) for room in (4, 5))
+    request = project.store.records.find(Job, id=bad["id"])[0].request
+    blob = next((project.folder / "blobs").rglob(request))
+    blob.chmod(0o644)
+    blob.write_bytes(b"{}")
+    runner = Runner(project)
+    runner.start()
+    try:
+        wait_for(project, good["id"], "done")
+        found = project.store.records.find(Job, id=bad["id"])[0]
+        assert (found.fate, request in found.reason) == ("failed", True)
+    finally:
+        runner.close()
 
 
 def test_what_cannot_be_a_job_is_refused(served: Served) -> None:

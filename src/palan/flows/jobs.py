@@ -262,13 +262,13 @@ class Runner:
                 self._active.pop(model, None)
 
     def _try(self, job: Job, lease: Lease) -> None:
-        """Solve a job. One that palan itself stumbles over has failed: the ones behind it must not wait for ever."""
+        """Solve a job. One that cannot even be begun, or that palan stumbles over, has failed: others wait behind it."""
         try:
             self._solve(job, lease)
-        except PalanError:
+        except LeaseLost:
             raise
-        except Exception as error:  # noqa: BLE001
-            reason = f"palan failed on it: {type(error).__name__}: {error}"[:500]
+        except Exception as error:  # noqa: BLE001 - the last door of this thread: told, and kept as the job's reason
+            reason = error.what if isinstance(error, PalanError) else f"palan failed on it: {type(error).__name__}: {error}"[:500]
             self.project.tell(f"job {job.id} of {job.model}: {reason}")
             self._record(lease, job.id, fate="failed", ended=self.project.clock(), status="error", reason=reason)
 
