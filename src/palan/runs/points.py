@@ -1,0 +1,186 @@
+"""Points of curves: frames as they are written, one a call, and the column blocks that they are folded into.
+
+A point is one step of a run with a value for each of some names: its keyset. A frame carries the run and the digest of the
+keyset, so that every frame means the same wherever it is read; the names of a keyset are written once, before its first
+use. Blocks keep steps and times once for all names of a keyset, and the least and the largest of every 64 points, so that
+a curve of a million points is drawn without reading it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+KEYSET, POINT = b"K", b"P"
+_HEAD = "<c26s8sqq"
+BUCKET = 64
+"""Points behind one pair of least and largest."""
+
+BLOCK = 4096
+"""Points that one block holds at the most."""
+
+
+class Keyset:
+    """Some names in their order, and how a point of them is written."""
+
+    __slots__ = ("digest", "frame", "names", "pack")
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        encoded = msgspec.msgpack.encode(self.names)
+        self.digest = hashlib.sha256(encoded).digest()[:8]
+        self.frame = KEYSET + encoded
+        self.pack = struct.Struct(f"{_HEAD}{len(self.names)}d").pack
+
+    def point(self, run: bytes, step: int, ns: int, values: Iterable[float]) -> bytes:
+        """Return the frame of one point.
+
+        Args:
+            run: the 26 characters of the run's id.
+            ns: nanoseconds since 1970.
+            values: one for each name.
+        """
+        return self.pack(POINT, run, self.digest, step, ns, *values)
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Points of one run and keyset, in the order of writing: `values` has a row for each name, shape (names, n)."""
+
+    names: tuple[str, ...]
+    steps: Any  # Ints, shape (n,)
+    times: Any  # Ints, shape (n,), nanoseconds since 1970
+    values: Any  # Floats, shape (names, n)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def read(frames: Iterable[bytes], known: Mapping[bytes, tuple[str, ...]]) -> tuple[dict[bytes, tuple[str, ...]], dict[tuple[str, bytes], Block]]:
+    """Return the keysets that the frames define, and their points as one block for each run and keyset.
+
+    Args:
+        known: keysets that were defined before.
+
+    Raises:
+        KeyError: a point's keyset was never defined.
+    """
+    found: dict[bytes, tuple[str, ...]] = {}
+    points: dict[bytes, list[bytes]] = {}
+    for frame in frames:
+        if frame[:1] == POINT:
+            points.setdefault(frame[27:35], []).append(frame)
+        else:
+            names = msgspec.msgpack.decode(frame[1:], type=tuple[str, ...])
+            found[hashlib.sha256(frame[1:]).digest()[:8]] = names
+    blocks = {}
+    for digest, each in points.items():
+        names = found.get(digest) or known[digest]
+        dtype = np.dtype([("kind", "S1"), ("run", "S26"), ("keyset", "V8"), ("step", "<i8"), ("ns", "<i8"), ("values", "<f8", (len(names),))])
+        table = np.frombuffer(b"".join(each), dtype=dtype)
+        runs, place = np.unique(table["run"], return_inverse=True)
+        for number, run in enumerate(runs):
+            rows = table if len(runs) == 1 else table[place == number]
+            blocks[run.decode(), digest] = Block(names, rows["step"], rows["ns"], np.ascontiguousarray(rows["values"].T))
+    return found, blocks
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Return blocks of one keyset as one."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(
+        blocks[0].names,
+        np.concatenate([each.steps for each in blocks]),
+        np.concatenate([each.times for each in blocks]),
+        np.concatenate([each.values for each in blocks], axis=1),
+    )
+
+
+def split(block: Block, size: int = BLOCK) -> list[Block]:
+    """Return a block in pieces of `size` points, the last one of what is left."""
+    cuts = range(0, len(block), size)
+    return [Block(block.names, block.steps[at : at + size], block.times[at : at + size], block.values[:, at : at + size]) for at in cuts]
+
+
+def pack(block: Block) -> bytes:
+    """Return a block as bytes: differences of steps and times, and the values, their bytes sorted by weight, deflated."""
+    steps, times = (np.diff(each, prepend=np.int64(0)) for each in (block.steps, block.times))
+    parts = [_deflated(np.asarray(each)) for each in (steps, times, *block.values)]
+    return msgspec.msgpack.encode((len(block), block.names, parts))
+
+
+def unpack(data: bytes, names: Sequence[str] | None = None) -> Block:
+    """Return the block that was packed, of all names or of some."""
+    count, every, parts = msgspec.msgpack.decode(data, type=tuple[int, tuple[str, ...], list[bytes]])
+    wanted = every if names is None else tuple(names)
+    steps, times = (np.cumsum(_inflated(each, np.dtype("<i8"), count)) for each in parts[:2])
+    values = np.empty((len(wanted), count))
+    for row, name in enumerate(wanted):
+        values[row] = _inflated(parts[2 + every.index(name)], np.dtype("<f8"), count)
+    return Block(wanted, steps, times, values)
+
+
+def _deflated(values: NDArray[Any]) -> bytes:
+    raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8)
+    return zlib.compress(raw.T.tobytes(), 1)
+
+
+def _inflated(data: bytes, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    sorted_bytes = np.frombuffer(zlib.decompress(data), np.uint8).reshape(8, count)
+    return np.ascontiguousarray(sorted_bytes.T).view(dtype).reshape(count)
+
+
+def extremes(block: Block) -> Floats:
+    """Return least and largest of every `BUCKET` points, NaN where there is no number, shape (names, buckets, 2)."""
+    buckets = -(-len(block) // BUCKET)
+    padded = np.full((len(block.names), buckets * BUCKET), np.nan)
+    padded[:, : len(block)] = block.values
+    shaped = padded.reshape(len(block.names), buckets, BUCKET)
+    # fmin and fmax pass over NaN, and give it only where there is nothing else
+    return np.stack([np.fmin.reduce(shaped, axis=2), np.fmax.reduce(shaped, axis=2)], axis=2)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What one name's points come to. The last value is that of the largest (step, time, value), as MLflow has it."""
+
+    name: str
+    value: float
+    step: int
+    time: int  # nanoseconds since 1970
+    least: float | None
+    largest: float | None
+    count: int
+
+
+def summaries(block: Block) -> list[Summary]:
+    """Return a summary of each name of a block that is not empty."""
+    order = np.lexsort((block.times, block.steps))
+    top = block.steps == block.steps[order[-1]]
+    top &= block.times == block.times[order[-1]]
+    found = []
+    for name, values in zip(block.names, block.values, strict=True):
+        last = values[top]
+        value = float(np.fmax.reduce(last))  # among equals the largest; NaN is never the larger one
+        known = values[~np.isnan(values)]
+        found.append(
+            Summary(
+                name,
+                value,
+                int(block.steps[order[-1]]),
+                int(block.times[order[-1]]),
+                float(known.min()) if known.size else None,
+                float(known.max()) if known.size else None,
+                len(values),
+            )
+        )
+    return found
