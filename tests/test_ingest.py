@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -250,6 +252,194 @@ def test_a_contract_that_changed_is_asked_of_new_files_and_old_ones_stay_readabl
     assert report["rows"] == 2
     frame = rows(later).sort("at")
     assert frame["wind"].to_list() == [None, None, None, 5, 6]
+
+
+def temps(project: Project) -> list[float]:
+    return rows(project).sort("at")["temp"].to_list()
+
+
+def test_a_file_that_comes_again_corrects_only_what_it_says_anew(project: Project) -> None:
+    deliver(project, "1.csv", HEAD + hours(0, 3))
+    deliver(project, "2.csv", HEAD + hours(0, 2, temp=60.0))
+    ingest(project)
+    assert temps(project) == [60.0, 60.1, 40.2]
+    deliver(project, "1.csv", HEAD + hours(0, 4))  # one row more; the others are as 1.csv told them before 2.csv did better
+    (report,) = ingest(project)
+    assert (report["rows"], report["corrections"]) == (1, 0) and "3 as before" in report["text"]
+    assert temps(project) == [60.0, 60.1, 40.2, 40.3]
+    deliver(project, "1.csv", HEAD + hours(0, 1, temp=70.0) + hours(1, 4))
+    (report,) = ingest(project)
+    assert (report["rows"], report["corrections"]) == (0, 1)
+    assert temps(project) == [70.0, 60.1, 40.2, 40.3]
+    deliver(project, "1.csv", HEAD + hours(0, 4))  # what it said first is news again: it said something else since
+    (report,) = ingest(project)
+    assert (report["rows"], report["corrections"]) == (0, 1)
+    assert temps(project) == [40.0, 60.1, 40.2, 40.3]
+    newest = tables.latest(project, "weather")
+    assert newest is not None and newest.rows == rows(project).height == 4
+
+
+def test_a_column_that_is_added_to_a_file_makes_its_rows_news(project: Project) -> None:
+    deliver(project, "1.csv", HEAD + hours(0, 2))
+    ingest(project)
+    deliver(project, "1.csv", "place,at,temp,dewp,note\nEWR,2026-01-01T00:00:00Z,40.0,30,\nEWR,2026-01-01T01:00:00Z,40.1,30,checked\n")
+    (report,) = ingest(project)
+    assert (report["rows"], report["corrections"]) == (0, 1)
+    assert rows(project).sort("at")["note"].to_list() == [None, "checked"]
+
+
+def changed(project: Project, *pairs: tuple[str, str]) -> Project:
+    text = TOML
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    (project.root / "palan.toml").write_text(text, encoding="utf-8")
+    return open_project(project.root)
+
+
+def test_a_key_that_makes_one_row_of_two_is_refused_and_nothing_is_lost(project: Project) -> None:
+    deliver(project, "1.csv", HEAD + "EWR,2026-01-01T00:00:00Z,40,30\n")
+    deliver(project, "2.csv", HEAD + "JFK,2026-01-01T00:00:00Z,41,30\n")
+    ingest(project)
+    other = changed(project, ('key = ["place", "at"]', 'key = ["at"]'))
+    assert rows(other).height == 2  # what a version holds does not hang on the file
+    deliver(project, "3.csv", HEAD + hours(5, 7))
+    with pytest.raises(PalanError, match=re.escape('key = ["at"] makes 1 rows of what is stored, and key = ["place", "at"], by which weather@1 was made, 2')) as refused:
+        ingest(other)
+    assert 'write key = ["place", "at"] again' in refused.value.hint and "palan ingest weather_2" in refused.value.hint
+    assert rows(other).height == 2 and len(other.store.records.find(DataVersion)) == 1
+    anew = changed(project, ("[data.weather]", "[data.weather_2]"), ("[data.weather.columns]", "[data.weather_2.columns]"), ('key = ["place", "at"]', 'key = ["at"]'))
+    assert ingest(anew)[0]["corrections"] == 1  # as the hint says
+
+
+def test_a_contract_that_was_tightened_is_held_against_the_stored_rows_once(project: Project) -> None:
+    deliver(project, "1.csv", HEAD + hours(0, 3) + hours(3, 5, temp=90.0))
+    ingest(project)
+    said = "2 of 5 stored rows break the contract that palan.toml has now: 2 x temp is outside -30..50"
+    tight = changed(project, ("-30..120", "-30..50"))
+    (report,) = ingest(tight)
+    assert report["files"] == [] and said in report["text"] and said in report["warnings"][0] and "palan ingest weather" in report["text"]
+    assert report["version"] == "weather@2" and rows(tight).height == 5  # told, not taken away
+    assert said in log(tight)["entries"][-1]["reason"]
+    assert ingest(tight)[0]["text"] == "nothing new"
+    deliver(project, "1.csv", HEAD + hours(0, 5))  # delivered corrected
+    (report,) = ingest(tight)
+    assert (report["rows"], report["corrections"], report["warnings"]) == (0, 2, [])
+    wide = changed(project, ("-30..120", "-90..190"))
+    assert ingest(wide)[0]["text"] == "nothing new" and tables.find_data_version(wide, "weather").ref == "weather@3"
+
+
+def test_a_column_that_is_declared_later_is_read_as_its_type_or_refused(project: Project) -> None:
+    head = HEAD.replace("dewp", "dewp,wind")
+    deliver(project, "1.csv", head + "EWR,2026-01-01T00:00:00Z,40,30,5\nEWR,2026-01-01T01:00:00Z,40,30,\n")
+    ingest(project)
+    assert rows(project)["wind"].to_list() == ["5", None]  # no contract says more
+    declared = changed(project, ('dewp = "float?"', 'dewp = "float?"\nwind = "int?"'))
+    deliver(project, "2.csv", head + "EWR,2026-01-01T01:00:00Z,40,30,7\nEWR,2026-01-01T02:00:00Z,40,30,8\n")
+    (report,) = ingest(declared)
+    assert (report["corrections"], report["warnings"]) == (1, [])
+    assert rows(declared).schema["wind"] == pl.Int64 and rows(declared).sort("at")["wind"].to_list() == [5, 7, 8]
+    truth = changed(project, ('dewp = "float?"', 'dewp = "float?"\nwind = "bool?"'))
+    with pytest.raises(PalanError, match=r"3 of 3 stored rows break the contract .* 3 x wind is not true or false") as refused:
+        ingest(truth)
+    assert "give wind the old type again" in refused.value.hint
+    assert rows(truth).sort("at")["wind"].to_list() == [5, 7, 8]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"], ids=["an old Mac", "Windows", "Unix"])
+@pytest.mark.parametrize("quote", ["", '"'], ids=["plain", "quoted"])
+def test_lines_may_end_as_they_do_anywhere(project: Project, end: str, quote: str) -> None:
+    text = (HEAD + hours(0, 3) + "EWR,2026-01-01T09:00:00Z,warm,30\n").replace("EWR", f"{quote}EWR{quote}")
+    deliver(project, "one.csv", text.replace("\n", end).encode())
+    (report,) = ingest(project)
+    assert (report["rows"], report["quarantined"]) == (3, 1)
+    (kept,) = quarantined(project, "weather")
+    assert tables.load_frame(project, kept.blob)["palan_line"].to_list() == [5]
+
+
+def test_a_time_that_no_calendar_knows_is_no_time(project: Project) -> None:
+    times = ["9999-12-31T23:59:59-23:59", "-2025-01-01T00:00:00Z", "-2025-01-01", "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59.999999Z", "0001-01-01"]
+    deliver(project, "one.csv", HEAD + "".join(f"EWR,{time},40,30\n" for time in times))
+    (report,) = ingest(project)
+    assert (report["rows"], report["quarantined"], report["reasons"]) == (2, 4, {"at is outside the years 1 to 9999": 4})
+    assert sorted(each.year for each in rows(project)["at"].to_list()) == [1, 9999]
+    (kept,) = quarantined(project, "weather")
+    assert tables.load_frame(project, kept.blob)["at"].to_list() == times[:4]
+    buffer = io.BytesIO()
+    far = pl.Series("at", [2**61]).cast(pl.Datetime("us", "UTC"))
+    pl.DataFrame({"place": ["EWR"], "at": far, "temp": [40.0], "dewp": [30.0]}).write_parquet(buffer)
+    deliver(project, "two.parquet", buffer.getvalue())
+    assert ingest(project)[0]["reasons"] == {"at is outside the years 1 to 9999": 1}
+
+
+def test_a_file_with_thousands_of_columns_is_read_and_one_with_more_is_refused(project: Project) -> None:
+    def wide(columns: int) -> str:
+        names = [f"c{number}" for number in range(columns)]
+        return HEAD.strip() + "," + ",".join(names) + "\nEWR,2026-01-01T00:00:00Z,40,30," + ",".join("1" * columns) + "\n"
+
+    deliver(project, "one.csv", wide(3000))
+    (report,) = ingest(project)
+    assert report["rows"] == 1 and rows(project).width == 3004
+    for name in ("c0", "temp"):
+        deliver(project, "two.csv", wide(9000).replace(",c8999", f",{name}"))
+        with pytest.raises(PalanError, match=f'two columns of the file are named "{name}"'):
+            ingest(project)
+    deliver(project, "two.csv", wide(100_000))
+    with pytest.raises(PalanError, match="the file has 100,004 columns, and at most 10,000 are read"):
+        ingest(project)
+
+
+ODD = {
+    "a list": pl.Series([[1, 2], None]),
+    "a list of lists": pl.Series([[["a"]], [[]]]),
+    "a struct": pl.Series([{"a": 1}, {"a": None}]),
+    "a duration": pl.Series([timedelta(days=1), None]),
+    "a duration of ages": pl.Series([2**62, 1]).cast(pl.Duration("ms")),
+    "bytes": pl.Series([b"\xff\xfe", b"plain"]),
+    "a time of day": pl.Series([1, 2]).cast(pl.Time),
+    "a decimal": pl.Series(["1.5", "2.5"]).cast(pl.Decimal(10, 2)),
+    "nothing": pl.Series([None, None]),
+}
+
+
+@pytest.mark.parametrize("values", ODD.values(), ids=ODD.keys())
+@pytest.mark.parametrize("kind", ["int", "str", "float", "bool", "time", "date"])
+def test_a_parquet_column_of_any_type_is_judged_and_shown(project: Project, kind: str, values: pl.Series) -> None:
+    text = TOML.replace('dewp = "float?"', f'odd = "{kind}"').replace('checks = ["dewp <= temp"]\n', "")
+    (project.root / "palan.toml").write_text(text, encoding="utf-8")
+    odd = open_project(project.root)
+    buffer = io.BytesIO()
+    frame().drop("dewp").with_columns(values.alias("odd"), values.alias("extra")).write_parquet(buffer)
+    deliver(project, "one.parquet", buffer.getvalue())
+    (report,) = ingest(odd)
+    assert report["rows"] + report["quarantined"] == 2
+    if report["quarantined"]:
+        (kept,) = quarantined(odd, "weather")
+        bad = tables.load_frame(odd, kept.blob)
+        assert bad.schema["odd"] == bad.schema["extra"] == pl.String
+        assert bad["odd"].null_count() == values.null_count()
+
+
+@pytest.mark.parametrize("values", ODD.values(), ids=ODD.keys())
+def test_rows_are_compared_whatever_they_hold(project: Project, values: pl.Series) -> None:
+    for rounds, compression in enumerate(("zstd", "gzip")):
+        buffer = io.BytesIO()
+        frame().with_columns(values.alias("extra")).write_parquet(buffer, compression=compression)  # type: ignore[arg-type]
+        deliver(project, "one.parquet", buffer.getvalue())
+        (report,) = ingest(project)
+        assert (report["rows"], report["corrections"], len(report["files"])) == (0 if rounds else 2, 0, 1)
+    assert rows(project)["extra"].to_list() == values.to_list() if values.dtype != pl.Duration("ms") else rows(project).height == 2
+
+
+def test_a_file_name_that_is_no_text_is_refused(project: Project) -> None:
+    deliver(project, "a.csv", HEAD + hours(0, 2))
+    path = Path(os.fsdecode(os.fsencode(project.root / "feed") + b"/caf\xe9.csv"))
+    path.write_text(HEAD + hours(2, 3), encoding="utf-8")
+    with pytest.raises(PalanError, match=r"the name of feed/caf\\xe9\.csv is not UTF-8 text") as refused:
+        ingest(project)
+    assert refused.value.hint.startswith("rename the file") and str(refused.value).encode()
+    path.rename(project.root / "feed" / "cafe.csv")
+    assert ingest(project)[0]["rows"] == 3
 
 
 def test_a_killed_ingest_goes_on_with_the_file_it_was_at(project: Project) -> None:

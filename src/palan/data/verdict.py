@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Sequence, Set
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +24,9 @@ from palan.errors import PalanError, nearest
 LINE = "palan_line"
 REASONS = "palan_reasons"
 BROKEN = "palan_broken"  # set by the parsers on a line that has no readable form
+
+WIDEST = 10_000
+"""Columns that a delivered file may have: beyond that it is another kind of file, or one on its side."""
 
 _RAW = "palan_raw:"
 _RULE = "palan_rule:"
@@ -53,7 +59,8 @@ class TableRule(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What was delivered. `corrections` counts good rows whose key was already known: they replace the older row."""
+    """What was delivered. Of the good rows, `unchanged` came in the same file before and say nothing new; `corrections`
+    have a key that was already known and replace the older row."""
 
     data: str
     rows: int
@@ -62,6 +69,7 @@ class Verdict(msgspec.Struct, frozen=True):
     corrections: int
     broken: tuple[RowRule, ...]
     table: tuple[TableRule, ...]
+    unchanged: int = 0
 
     @property
     def warnings(self) -> list[str]:
@@ -71,6 +79,8 @@ class Verdict(msgspec.Struct, frozen=True):
     def text(self) -> str:
         """One line for a person."""
         parts = [f"{self.rows} rows: {self.good} good, {self.bad} in quarantine"]
+        if self.unchanged:
+            parts[0] += f", {self.unchanged} as before"
         if self.corrections:
             parts[0] += f", {self.corrections} corrections"
         parts += [f"{rule.count} x {rule.rule}" for rule in self.broken]
@@ -83,6 +93,7 @@ class Verdict(msgspec.Struct, frozen=True):
             "good": self.good,
             "bad": self.bad,
             "corrections": self.corrections,
+            "unchanged": self.unchanged,
             "broken": [
                 {"rule": rule.rule, "column": rule.column, "count": rule.count, "example": rule.example, "severity": rule.severity}
                 for rule in self.broken
@@ -92,7 +103,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """`good` has the contract's columns in their types, then any others; `bad` has the values as they came, `palan_line` and `palan_reasons`."""
+    """`good` has the rows to take in: the contract's columns in their types, then any others. `bad` has the values as they came, `palan_line` and `palan_reasons`."""
 
     good: pl.DataFrame
     bad: pl.DataFrame
@@ -105,7 +116,9 @@ class _Rule(msgspec.Struct, frozen=True):
     broken: pl.Expr
 
 
-def verify(frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None) -> Checked:
+def verify(
+    frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
+) -> Checked:
     """Judge every row of a delivery in one pass of compiled expressions.
 
     A value that cannot be read as its column's type breaks its row; nothing becomes null silently. A check that gives
@@ -115,7 +128,9 @@ def verify(frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | N
     Args:
         frame: the delivery, any height; columns as they came (text from a CSV).
         contract: what must hold.
-        known_keys: the key columns, typed, of rows that the table already holds: they make corrections, not faults.
+        known_keys: the key columns of rows that the table already holds: they make corrections, not faults.
+        earlier: the rows, verified, that the same file delivered before, one of each key. What it only repeats is left
+            out of `good`: another file may have corrected it since.
 
     Raises:
         PalanError: a column that may not be missing is not there, a check is not a yes/no question about one row, or
@@ -124,8 +139,9 @@ def verify(frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | N
     if not contract.columns:
         raise PalanError(f'data "{contract.name}" has no columns to verify', f"[data.{contract.name}.columns] in palan.toml")
     delivered = [name for name in frame.columns if name not in (LINE, BROKEN)]
-    missing = [field for field in contract.columns if field.name not in delivered]
-    extra = [name for name in delivered if name not in contract.names]
+    declared, here = set(contract.names), set(delivered)
+    missing = [field for field in contract.columns if field.name not in here]
+    extra = [name for name in delivered if name not in declared]
     for field in missing:
         if not field.nullable:
             raise PalanError(f'data "{contract.name}": the delivery has no column "{field.name}"', _missing_hint(field.name, extra, delivered))
@@ -139,19 +155,59 @@ def verify(frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | N
     counts = judged.select(pl.col(flags).sum()).row(0) if flags else ()
     is_bad = judged.select(pl.any_horizontal(flags)).to_series() if flags else pl.Series([False] * judged.height, dtype=pl.Boolean)
     good = judged.filter(~is_bad).select([*contract.names, *extra])
-    bad = _quarantine(judged.filter(is_bad), rules, delivered)
+    bad = _quarantine(judged.filter(is_bad), rules, delivered, declared)
     broken = tuple(
         RowRule(rule.text, rule.column, count, _example(judged, flag, rule.column, delivered))
         for rule, flag, count in zip(rules, flags, counts, strict=True)
         if count
     )
-    corrections = 0
+    held, corrections = good.height, 0
+    if earlier is not None and earlier.height:
+        good = _news(good, earlier, contract)
     if known_keys is not None and contract.key and known_keys.height:
-        corrections = good.select(contract.key).join(known_keys.select(contract.key).unique(), on=contract.key, how="semi").height
-    verdict = Verdict(
-        contract.name, frame.height, good.height, bad.height, corrections, broken, _table_rules(contract, frame.height, missing, extra)
-    )
-    return Checked(good, bad, verdict)
+        keys = alike([known_keys.select(contract.key), good.select(contract.key)], contract)[0]
+        corrections = good.select(contract.key).join(keys.unique(), on=contract.key, how="semi").height
+    table = _table_rules(contract, frame.height, missing, extra)
+    return Checked(good, bad, Verdict(contract.name, frame.height, held, bad.height, corrections, broken, table, held - good.height))
+
+
+def _news(good: pl.DataFrame, earlier: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    """Return the rows that differ in some column from each earlier one."""
+    earlier = alike([earlier, good], contract)[0]
+    marked = [earlier.with_columns(pl.lit(None, pl.UInt32).alias("palan_row")), good.with_row_index("palan_row")]
+    try:
+        both = pl.concat(marked, how="diagonal_relaxed")
+    except pl.exceptions.PolarsError:  # a column outside the contract is of quite another type now: every row differs
+        return good
+    old = pl.col("palan_row").is_null()
+    news = both.filter(~old).join(both.filter(old), on=[name for name in both.columns if name != "palan_row"], how="anti", nulls_equal=True)
+    return good[news["palan_row"].sort()]
+
+
+def alike(parts: Sequence[pl.DataFrame], contract: Contract) -> list[pl.DataFrame]:
+    """Return the verified tables with each column of the contract in the type that it has in the newest, the last of them."""
+    newest: dict[str, pl.DataType] = {}
+    for part in parts:
+        newest.update(part.schema)
+    kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
+    wanted = {name: newest[name] for name in contract.names if newest.get(name) in kinds}
+
+    def read_as(part: pl.DataFrame) -> pl.DataFrame:
+        other = {name: dtype for name, dtype in part.schema.items() if wanted.get(name, dtype) != dtype}
+        casts = [_cast(Field(name, kinds[wanted[name]]), dtype).alias(name) for name, dtype in other.items()]  # type: ignore[arg-type]
+        return part.with_columns(casts) if casts else part
+
+    return [read_as(part) for part in parts]
+
+
+def again(stored: pl.DataFrame, contract: Contract) -> tuple[Verdict, list[str]]:
+    """Judge rows that were verified under an older contract by this one: what breaks it, and the columns whose values
+    cannot even be read as their new type."""
+    absent = [pl.lit(None, pl.Null).alias(field.name) for field in contract.columns if field.name not in stored.columns]
+    open_ended = msgspec.structs.replace(contract, key=(), rows=(None, None))
+    checked = verify(stored.with_columns(absent), open_ended)
+    unread = {f"{field.name} is not {_ARTICLES[field.type]}" for field in contract.columns}
+    return checked.verdict, [rule.column for rule in checked.verdict.broken if rule.rule in unread]
 
 
 def compile_checks(contract: Contract) -> list[pl.Expr]:
@@ -185,7 +241,7 @@ def parse_file(data: bytes, suffix: str, contract: Contract) -> pl.DataFrame:
     """Read the bytes of a delivered file: `suffix` is .csv, .parquet or .ndjson.
 
     Raises:
-        PalanError: another suffix, an empty file, or bytes that are not such a file.
+        PalanError: another suffix, an empty file, bytes that are not such a file, or more than 10,000 columns.
     """
     readers = {".csv": parse_csv, ".parquet": parse_parquet, ".ndjson": parse_ndjson, ".jsonl": parse_ndjson}
     reader = readers.get(suffix.lower())
@@ -214,13 +270,17 @@ def parse_csv(data: bytes, contract: Contract) -> pl.DataFrame:
     try:
         text = data.decode()
     except UnicodeDecodeError as problem:
-        line = data[: problem.start].count(b"\n") + 1
+        line = len(re.findall(rb"\r\n|\r|\n", data[: problem.start])) + 1
         raise PalanError(f"{where}: line {line} is not UTF-8 text", "save the file as UTF-8: iconv -f latin1 -t utf-8") from problem
-    first = text.lstrip("\r\n").split("\n", 1)[0]
+    quoted = '"' in text
+    if not quoted and "\r" in text:  # lines may end as in Windows, or as in an old Mac
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    first = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
     separator = max(",;\t|", key=lambda mark: len({cell.strip().strip('"') for cell in first.split(mark)} & set(contract.names)))
-    names, rows, lines, widths = _cells(text, separator, where)
-    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if repeated is not None:
+    _not_too_wide(first.count(separator) + 1, where)
+    names, rows, lines, widths = (_quoted_cells if quoted else _cells)(text, separator, where)
+    if len(set(names)) < len(names):
+        repeated = next(name for name, count in Counter(names).items() if count > 1)
         raise PalanError(f'{where}: two columns of the file are named "{repeated}"', "give each column its own name")
     reserved = next((name for name in names if name in (LINE, BROKEN, REASONS)), None)
     if reserved is not None:
@@ -242,6 +302,7 @@ def parse_parquet(data: bytes, contract: Contract) -> pl.DataFrame:
     if data[-4:] != b"PAR1":
         raise PalanError(f"{where}: the Parquet file is cut off after {len(data)} bytes", "deliver it again, whole; nothing was taken in")
     try:
+        _not_too_wide(len(pl.read_parquet_schema(io.BytesIO(data))), where)
         return pl.read_parquet(io.BytesIO(data))
     except (pl.exceptions.PolarsError, OSError) as problem:
         raise PalanError(f"{where}: the Parquet file is damaged: {_first_line(problem)}", "deliver it again; nothing was taken in") from problem
@@ -270,8 +331,17 @@ def parse_ndjson(data: bytes, contract: Contract) -> pl.DataFrame:
     if not any(problem is None for problem in broken):
         raise PalanError(f'data "{contract.name}": no line of the file is a JSON object', 'one object a line: {"temp": 39.0, ...}')
     names = list(dict.fromkeys(name for record in records for name in record))
+    _not_too_wide(len(names), f'data "{contract.name}"')
     columns = {name: _column([record.get(name) for record in records]) for name in names if name not in (LINE, BROKEN)}
     return pl.DataFrame({**columns, LINE: pl.Series(lines, dtype=pl.Int64), BROKEN: pl.Series(broken, dtype=pl.String)})
+
+
+def _not_too_wide(columns: int, where: str) -> None:
+    if columns > WIDEST:
+        raise PalanError(
+            f"{where}: the file has {columns:,} columns, and at most {WIDEST:,} are read",
+            "deliver the columns that are needed; one row a line, not one column a row",
+        )
 
 
 _DTYPES: dict[str, pl.DataType] = {
@@ -298,6 +368,20 @@ def read_time(name: str, dtype: pl.DataType) -> pl.Expr:
     return _cast(Field(name, "time"), dtype)
 
 
+def as_text(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return every column as text, whatever it holds: for people to read, and for rows of several files to lie together."""
+    return frame.with_columns(_text_of(column) for column in frame.iter_columns())
+
+
+def _text_of(column: pl.Series) -> pl.Series:
+    if isinstance(column.dtype, pl.Duration):
+        return column.dt.to_string("polars")
+    if not column.dtype.is_nested() and column.dtype not in (pl.Binary, pl.Object):
+        return column.cast(pl.String, strict=False)
+    words = [value.decode(errors="backslashreplace") if isinstance(value, bytes) else None if value is None else str(value) for value in column]
+    return pl.Series(column.name, words, dtype=pl.String)
+
+
 def empty(contract: Contract) -> pl.DataFrame:
     """Return the verified table without rows."""
     return pl.DataFrame(schema={field.name: dtype_of(field) for field in contract.columns})
@@ -305,18 +389,14 @@ def empty(contract: Contract) -> pl.DataFrame:
 
 def _cells(text: str, separator: str, where: str) -> tuple[list[str], pl.DataFrame, pl.Series, pl.Series]:
     """Split text into the header, cells as text, the line of each row and how many fields it had."""
-    if '"' in text:
-        return _quoted_cells(text, separator, where)
     # without quotes a line is a row, so the fields of each can be counted, and cut, in one vectorised step
-    lines = pl.DataFrame({"text": pl.Series(text.split("\n"), dtype=pl.String).str.strip_suffix("\r")}).with_row_index(LINE, offset=1)
+    lines = pl.DataFrame({"text": pl.Series(text.split("\n"), dtype=pl.String)}).with_row_index(LINE, offset=1)
     lines = lines.filter(pl.col("text") != "")
     names = [name.strip() for name in lines["text"][0].split(separator)]
     body = lines.slice(1)
     widths = (body["text"].str.count_matches(separator, literal=True) + 1).cast(pl.Int64).alias("palan_width")
-    cells = body["text"].str.splitn(separator, len(names) + 1).struct.unnest() if body.height else pl.DataFrame()
-    rows = pl.DataFrame(
-        [_none_if_empty(cells.to_series(number).alias(f"column_{number}")) if body.height else pl.Series(f"column_{number}", [], dtype=pl.String) for number in range(len(names))]
-    )
+    cells = body["text"].str.splitn(separator, len(names) + 1).struct.unnest()
+    rows = cells[:, : len(names)].select(pl.when(pl.all() != "").then(pl.all()))
     return names, _named(rows, names, where), body[LINE].cast(pl.Int64), widths
 
 
@@ -350,10 +430,6 @@ def _named(rows: pl.DataFrame, names: Sequence[str], where: str) -> pl.DataFrame
     return rows.rename(dict(zip(rows.columns, names, strict=True)))
 
 
-def _none_if_empty(column: pl.Series) -> pl.Series:
-    return column.to_frame().select(pl.when(pl.first() != "").then(pl.first())).to_series()
-
-
 def _column(values: list[Any]) -> pl.Series:
     """One JSON column: in its own type where all values share it, else as text for `verify` to judge."""
     kinds = {type(value) for value in values if value is not None}
@@ -382,7 +458,7 @@ def _with_line(frame: pl.DataFrame) -> pl.DataFrame:
 def _judge(frame: pl.DataFrame, contract: Contract, rules: Sequence[_Rule]) -> pl.DataFrame:
     """Add the typed columns under their names, the values as they came under `palan_raw:`, and one flag a rule."""
     present = [field for field in contract.columns if field.name in frame.columns]
-    raw = [pl.col(name).alias(_RAW + name) for name in frame.columns if name not in (LINE, BROKEN)]
+    raw = [pl.col(field.name).alias(_RAW + field.name) for field in present]
     typed = [_cast(field, frame.schema[field.name]).alias(field.name) for field in present]
     absent = [pl.lit(None, dtype=_DTYPES[field.type]).alias(field.name) for field in contract.columns if field.name not in frame.columns]
     flags = [rule.broken.fill_null(False).alias(f"{_RULE}{number}") for number, rule in enumerate(rules)]
@@ -402,6 +478,9 @@ def _row_rules(contract: Contract, frame: pl.DataFrame, checks: Sequence[pl.Expr
             rules.append(_Rule(f"{field.name} is missing", field.name, readable & raw.is_null()))
         if field.type == "float":
             rules.append(_Rule(f"{field.name} is not finite", field.name, ~value.is_finite()))
+        if field.type in ("time", "date"):
+            first, last = _YEARS if field.type == "time" else (each.date() for each in _YEARS)
+            rules.append(_Rule(f"{field.name} is outside the years 1 to 9999", field.name, ~value.is_between(first, last)))
         outside = [value < field.minimum] if field.minimum is not None else []
         outside += [value > field.maximum] if field.maximum is not None else []
         if outside:
@@ -441,18 +520,18 @@ def _judge_keys(judged: pl.DataFrame, contract: Contract, rules: list[_Rule]) ->
     return rules + key_rules, judged.with_columns(added).drop("palan_no_key", "palan_row")
 
 
-def _quarantine(bad: pl.DataFrame, rules: Sequence[_Rule], delivered: Sequence[str]) -> pl.DataFrame:
+def _quarantine(bad: pl.DataFrame, rules: Sequence[_Rule], delivered: Sequence[str], declared: Set[str]) -> pl.DataFrame:
     """Return the broken rows as they came, with their line and the rules that they broke."""
     reasons = pl.concat_list([pl.when(pl.col(f"{_RULE}{number}")).then(pl.lit(rule.text)) for number, rule in enumerate(rules)]) if rules else pl.lit([], dtype=pl.List(pl.String))
     return bad.select(
-        [pl.col(_RAW + name).alias(name) for name in delivered] + [pl.col(LINE), reasons.list.drop_nulls().alias(REASONS)]
+        [pl.col(_RAW + name).alias(name) if name in declared else pl.col(name) for name in delivered] + [pl.col(LINE), reasons.list.drop_nulls().alias(REASONS)]
     )
 
 
 def _example(judged: pl.DataFrame, flag: str, column: str, delivered: Sequence[str]) -> str:
     if column not in delivered:
         return f"line {judged.filter(pl.col(flag))[LINE][0]}"
-    value = judged.filter(pl.col(flag))[_RAW + column][0]
+    value = _text_of(judged.lazy().filter(pl.col(flag)).select(_RAW + column).head(1).collect().to_series())[0]
     return "" if value is None else str(value)[:80]
 
 
@@ -467,7 +546,7 @@ def _table_rules(contract: Contract, rows: int, missing: Sequence[Field], extra:
         rules.append(TableRule("rows", holds, f"{rows} rows, {'within' if holds else 'outside'} {band}"))
     rules += [TableRule("missing column", False, f'column "{field.name}" is not in the delivery and was taken as missing values', "error") for field in missing]
     if extra:  # kept as they came: a contract says what it needs, not all that a supplier may send
-        rules.append(TableRule("extra columns", True, f"not in the contract, kept as they came: {', '.join(extra)}"))
+        rules.append(TableRule("extra columns", True, f"not in the contract, kept as they came: {_listed(extra)}"))
     return tuple(rules)
 
 
@@ -475,8 +554,15 @@ def _missing_hint(name: str, extra: Sequence[str], delivered: Sequence[str]) -> 
     close = nearest(name, extra)
     if close:
         return f"the file has an unknown column of a similar name: {close}"
-    return f"it has {', '.join(delivered[:12])}{' ...' if len(delivered) > 12 else ''}"
+    return f"it has {_listed(delivered)}"
 
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12:,} more" if len(names) > 12 else "")
+
+
+_YEARS = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC))
+"""What a time may be in UTC: beyond, no calendar but this library's knows it."""
 
 _ARTICLES = {"int": "an int", "float": "a float", "bool": "true or false", "str": "text", "time": "a time", "date": "a date"}
 
@@ -503,7 +589,7 @@ def _cast(field: Field, dtype: pl.DataType) -> pl.Expr:
         "int": (dtype.is_integer() or dtype.is_float() or dtype.is_decimal(), _whole(column.cast(pl.Float64), column.cast(pl.Int64, strict=False), dtype)),
         "float": (dtype.is_numeric(), column.cast(pl.Float64, strict=False)),
         "bool": (dtype == pl.Boolean or dtype.is_integer(), pl.when(column.cast(pl.Int64, strict=False).is_in([0, 1])).then(column.cast(pl.Boolean))),
-        "str": (dtype.is_integer() or dtype == pl.Boolean or dtype.is_temporal(), column.cast(pl.String)),
+        "str": (dtype.is_integer() or dtype == pl.Boolean or (dtype.is_temporal() and dtype != pl.Duration), column.cast(pl.String)),
         "time": (isinstance(dtype, pl.Datetime) or dtype == pl.Date, _as_utc(column, dtype)),
         "date": (isinstance(dtype, pl.Datetime) or dtype == pl.Date, pl.when(column.cast(pl.Date).cast(pl.Datetime("us")) == _naive(column, dtype)).then(column.cast(pl.Date))),
     }

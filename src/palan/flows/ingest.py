@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from palan.core import digest_of
+from palan.data.contract import Contract
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import NotFound, PalanError
 from palan.flows import tables
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
+from palan.runs.run import Step
 
 
 def ingest(project: Project, data: str = "") -> list[dict[str, Any]]:
     """Take in every file of a table's source (of all tables without a name) that was not taken in before.
 
     Returns one report per table: files, rows, quarantined rows, the verdict of each rule, and the version. Ingesting
-    twice adds nothing; a row that is delivered again with the same key is a correction.
+    twice adds nothing; a row that is delivered again with the same key is a correction. Of a file that was taken in
+    before and has changed, only the rows that differ from what it delivered then are taken.
 
     Raises:
         NotFound: no such table, or its source matches no file.
-        PalanError: a file that cannot be read as what it is; nothing of the table is taken in then.
+        PalanError: a file that cannot be read as what it is, or a key or a type in palan.toml that was changed and
+            does not fit the stored rows; nothing of the table is taken in then.
     """
     names = [data] if data else [name for name, config in project.config.data.items() if config.source]
     if not names:
@@ -53,11 +59,13 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     newest = tables.latest(project, name)
     known = dict(newest.sources) if newest else {}
     parts = list(newest.parts) if newest else []
+    contract, said = tables.contract_of(project, name), digest_of(_row_rules(project, name))
+    stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     total, reports, quarantines = newest.rows if newest else 0, [], []
     for path in files:
+        source = _source(project, path)
         if not path.is_file():
             raise PalanError(f'{path} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
-        source = path.relative_to(project.root).as_posix()
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -65,15 +73,16 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         content = hashlib.sha256(data).hexdigest()
         if known.get(source) == content:
             continue
-        if source in known and not project.config.data[name].key:
+        if source in known and not contract.key:
             raise PalanError(
                 f'{source} was taken in before and has changed, but data "{name}" has no key that tells its old rows from its new ones',
                 f'[data.{name}] key = ["..."], or deliver the new rows in a file of their own',
             )
-        contract = digest_of(project.config.data[name].table)
-        before = {"source": source, "content": content, "contract": contract, "after": list(parts)}
-        report = journal.step(f"verify {source}", before, lambda path=path, data=data, parts=tuple(parts): _verify(  # type: ignore[misc]
-            project, name, path, data, parts
+        table = digest_of(project.config.data[name].table)
+        before = {"source": source, "content": content, "contract": table, "after": list(parts)}
+        earlier = _parts_of(project, source, parts) if source in known else []
+        report = journal.step(f"verify {source}", before, lambda path=path, data=data, parts=tuple(parts), earlier=earlier: _verify(  # type: ignore[misc]
+            project, contract, path, data, parts, earlier
         ))
         project.tell(f"{source}: {report['text']}")
         known[source] = content
@@ -89,7 +98,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     added = sum(report["added"] for report in reports)
     bad = sum(report["bad"] for report in reports)
     version: DataVersion | None = newest
-    if reports:
+    if reports or stale:
         with records.transaction(durable=True):
             journal.fence()
             version = tables.add_version(
@@ -100,11 +109,15 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
                 added=added,
                 run=journal.run.id,
                 sources=known,
-                verdict={"files": [report["verdict"] for report in reports]},
+                verdict={
+                    "key": list(contract.key),
+                    "contract": said,
+                    "files": [*([_stored(stale)] if stale else []), *(report["verdict"] for report in reports)],
+                },
             )
             for quarantine in quarantines:
                 records.add(quarantine)
-            text = f"{added:,} rows from {len(reports)} file(s), {bad:,} in quarantine"
+            text = "; ".join([f"{added:,} rows from {len(reports)} file(s), {bad:,} in quarantine", *([stale] if stale else [])])
             record(project, "ingested", version.ref, text, rows=added, quarantined=bad)
     return {
         "data": name,
@@ -114,9 +127,78 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         "quarantined": bad,
         "version": version.ref if version else None,
         "reasons": _sum(report["reasons"] for report in reports),
-        "warnings": [warning for report in reports for warning in report["warnings"]],
-        "text": "; ".join(report["text"] for report in reports) or "nothing new",
+        "warnings": [*([stale] if stale else []), *(warning for report in reports for warning in report["warnings"])],
+        "text": "; ".join([*([stale] if stale else []), *(report["text"] for report in reports)]) or "nothing new",
     }
+
+
+def _source(project: Project, path: Path) -> str:
+    """Return what a file is called in the records."""
+    source = path.relative_to(project.root).as_posix()
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(source).decode(errors="backslashreplace")
+        raise PalanError(f"the name of {shown} is not UTF-8 text", "rename the file; nothing was taken in") from error
+    return source
+
+
+def _row_rules(project: Project, name: str) -> dict[str, Any]:
+    """Return the part of `[data.NAME]` that stored rows were judged by."""
+    return {key: value for key, value in project.config.data[name].table.items() if key in ("columns", "checks")}
+
+
+def _judge_again(project: Project, contract: Contract, newest: DataVersion, said: str, journal: Journal) -> str:
+    """Hold the stored rows against a contract that was changed since; return what they break, "" when nothing.
+
+    Raises:
+        PalanError: the key is another one and does not tell the stored rows apart as the old one did, or stored values
+            cannot be read as the type that their column has now.
+    """
+    anew = f"or take the files in anew under a name of their own: [data.{contract.name}_2]  palan ingest {contract.name}_2"
+    key = list(newest.verdict.get("key", contract.key))
+    if sorted(key) != sorted(contract.key):
+        rows, others = (tables.merged(project, newest.parts, by, contract) for by in (key, contract.key))
+        if not rows.equals(others):
+            raise PalanError(
+                f'data "{contract.name}": key = {_toml(contract.key)} makes {others.height:,} rows of what is stored, '
+                f"and key = {_toml(key)}, by which {newest.ref} was made, {rows.height:,}",
+                f"write key = {_toml(key)} again, {anew}",
+            )
+    if newest.verdict.get("contract", said) == said:
+        return ""
+    parts = {"rows": newest.id, "contract": said}
+    found = journal.step(f"verify {newest.ref} again", parts, lambda: _again(project, contract, newest))
+    if not found["bad"]:
+        return ""
+    broken = "; ".join(f"{count} x {rule}" for rule, count in found["broken"].items())
+    what = f"{found['bad']:,} of {found['rows']:,} stored rows break the contract that palan.toml has now: {broken}"
+    if found["unread"]:
+        raise PalanError(f'data "{contract.name}": {what}', f"give {', '.join(found['unread'])} the old type again, {anew}")
+    return f"{what}; they stay until their file is delivered corrected (then: palan ingest {contract.name})"
+
+
+def _again(project: Project, contract: Contract, newest: DataVersion) -> dict[str, Any]:
+    from palan.data.verdict import again
+
+    verdict, unread = again(tables.read(project, newest), contract)
+    return {"rows": verdict.rows, "bad": verdict.bad, "broken": {rule.rule: rule.count for rule in verdict.broken}, "unread": unread}
+
+
+def _stored(stale: str) -> dict[str, Any]:
+    """Return what stored rows break in the form of a file's verdict."""
+    return {"table": [{"rule": "stored rows", "holds": False, "text": stale, "severity": "warn"}]}
+
+
+def _toml(names: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
+
+
+def _parts_of(project: Project, source: str, parts: Sequence[str]) -> list[str]:
+    """Return those of a table's parts that came from one file, in the order of delivery."""
+    steps = project.store.records.find(Step, name=f"verify {source}")
+    own = {step.value["part"] for step in steps}
+    return [part for part in parts if part in own]
 
 
 def _sum(counts: Any) -> dict[str, int]:
@@ -127,27 +209,27 @@ def _sum(counts: Any) -> dict[str, int]:
     return total
 
 
-def _verify(project: Project, name: str, path: Path, data: bytes, parts: tuple[str, ...]) -> dict[str, Any]:
-    import polars as pl
+def _verify(
+    project: Project, contract: Contract, path: Path, data: bytes, parts: tuple[str, ...], earlier: Sequence[str]
+) -> dict[str, Any]:
+    from palan.data.verdict import LINE, REASONS, as_text, parse_file, verify
 
-    from palan.data.verdict import parse_file, verify
-
-    contract = tables.contract_of(project, name)
     try:
         frame = parse_file(data, path.suffix, contract)
-        known = _known_keys(project, list(contract.key), parts)
-        checked = verify(frame, contract, known)
+        known = _known_keys(project, contract, parts)
+        before = tables.merged(project, earlier, contract.key, contract) if earlier else None
+        checked = verify(frame, contract, known, before)
     except PalanError as error:
         raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
     verdict = checked.verdict
     part = tables.store_frame(project, checked.good) if checked.good.height else ""
     bad = checked.bad
     if bad.height:
-        bad = bad.with_columns(pl.exclude("palan_line", "palan_reasons").cast(pl.String, strict=False))
+        bad = as_text(bad.drop(LINE, REASONS)).with_columns(bad[LINE], bad[REASONS])
     return {
         "source": path.name,
         "part": part,
-        "added": verdict.good - verdict.corrections,
+        "added": checked.good.height - verdict.corrections,
         "corrections": verdict.corrections,
         "bad": verdict.bad,
         "quarantine": tables.store_frame(project, bad) if bad.height else "",
@@ -158,14 +240,17 @@ def _verify(project: Project, name: str, path: Path, data: bytes, parts: tuple[s
     }
 
 
-def _known_keys(project: Project, key: list[str], parts: tuple[str, ...]) -> Any:
+def _known_keys(project: Project, contract: Contract, parts: tuple[str, ...]) -> Any:
     import polars as pl
 
+    from palan.data.verdict import alike
+
+    key = list(contract.key)
     if not key or not parts:
         return None
-    frames = [tables.load_frame(project, part) for part in parts]
-    have = [frame.select(key) for frame in frames if set(key) <= set(frame.columns)]
-    return pl.concat(have, how="vertical_relaxed").unique() if have else None
+    frames = [tables.scan_frame(project, part) for part in parts]
+    keys = [frame.select(key).collect() for frame in frames if set(key) <= set(frame.collect_schema().names())]
+    return pl.concat(alike(keys, contract)).unique() if keys else None
 
 
 def quarantined(project: Project, data: str) -> list[Quarantine]:

@@ -56,17 +56,29 @@ def find_data_version(project: Project, ref: str) -> DataVersion:
 
 
 def read(project: Project, version: DataVersion) -> pl.DataFrame:
-    """Return a version's rows; of rows with one key the one that was delivered last."""
+    """Return a version's rows; of rows with one key the one that was delivered last.
+
+    The key is the one that the version was made with: what a version holds does not change with palan.toml.
+    """
     import polars as pl
 
     contract = contract_of(project, version.data)
-    parts = [pl.read_parquet(io.BytesIO(project.store.blobs.get(part))) for part in version.parts]
-    if not parts:
+    if not version.parts:
         return pl.DataFrame({field.name: [] for field in contract.columns})
-    frame = pl.concat(parts, how="diagonal_relaxed")
-    if len(parts) > 1 and contract.key:
-        frame = frame.unique(subset=list(contract.key), keep="last", maintain_order=True)
-    return frame
+    if len(version.parts) == 1:
+        return load_frame(project, version.parts[0])
+    return merged(project, version.parts, version.verdict.get("key", contract.key), contract)
+
+
+def merged(project: Project, parts: Sequence[str], key: Sequence[str], contract: contracts.Contract) -> pl.DataFrame:
+    """Return the rows of these parts, one at least; of rows with one key the one in the last part."""
+    import polars as pl
+
+    from palan.data.verdict import alike
+
+    frame = pl.concat(alike([load_frame(project, part) for part in parts], contract), how="diagonal_relaxed")
+    known = [name for name in key if name in frame.columns]
+    return frame.unique(subset=known, keep="last", maintain_order=True) if known else frame
 
 
 def store_frame(project: Project, frame: pl.DataFrame) -> str:
@@ -102,7 +114,8 @@ def add_version(
 ) -> DataVersion:
     """Record the next version of a table, or return the newest one if it is the same. To be called in a transaction."""
     newest = latest(project, data)
-    if newest and newest.parts == tuple(parts) and dict(newest.sources) == dict(sources):
+    same = newest and newest.parts == tuple(parts) and dict(newest.sources) == dict(sources)
+    if newest and same and newest.verdict.get("contract") == verdict.get("contract"):
         return newest
     number = newest.number + 1 if newest else 1
     version = DataVersion(
