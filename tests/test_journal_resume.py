@@ -346,6 +346,24 @@ def test_nobody_waits_for_a_lease_of_a_process_that_is_no_more(project: Project)
     assert sorted(run.status for run in project.store.records.find(Run, flow="build")) == ["done", "killed"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only where /proc tells of processes")
+def test_a_process_that_ended_is_no_more_though_nobody_asked_for_its_end(project: Project) -> None:
+    code = FROZEN.replace("sys.stdin.readline()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").replace("seconds=0.4", "seconds=60")
+    killed = subprocess.Popen([sys.executable, "-c", code, str(project.root)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+    assert killed.stdout is not None and killed.stdout.read() == b"working\n"
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it ended, and stays a zombie
+    try:
+        started = time.monotonic()
+        with running(project, "build", "rolls") as heir:
+            heir.step("fit", {}, lambda: 1)
+        assert time.monotonic() - started < 5
+    finally:
+        killed.wait()
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as alive:
+        assert not journals._died(f"{journals._machine()}:{alive.pid}:1")
+        alive.communicate()
+
+
 def test_two_runs_that_do_one_step_at_once_agree_on_its_value(project: Project) -> None:
     start, values = threading.Barrier(2), []
 

@@ -55,7 +55,16 @@ def _died(holder: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _zombie(pid)
+
+
+def _zombie(pid: str) -> bool:
+    """Tell whether a process has ended and only its parent was not told yet: with a parent that never asks, for ever."""
+    try:
+        stat = Path("/proc", pid, "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(") ")[2][:1] in ("Z", "X")  # the name before it may hold brackets itself
 
 
 class Journal:
