@@ -124,7 +124,7 @@ def errors() -> str:
 
 
 def gates() -> str:
-    from palan.gates.rules import GATES
+    from palan.gates.spec import GATES
 
     return table(("gate", "what must hold"), [(f"`{name}`", text) for name, text in GATES.items()])
 

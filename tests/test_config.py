@@ -53,6 +53,15 @@ model = "plain.csv"
 """
 
 
+GATES = """
+[models.gates]
+model = "gates.py:Gates"
+kind = "program"
+golden = "golden/gates.json"
+gates = ["golden", "latency 6s"]
+"""
+
+
 def read(tmp_path: Path, text: str, environment: dict[str, str] | None = None):  # type: ignore[no-untyped-def]
     path = tmp_path / "palan.toml"
     path.write_text(text, encoding="utf-8")
@@ -103,6 +112,23 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
         pytest.param('"1 per 180d"', '"2 per 180d"', 31, "false_pages: '2 per 180d' is not an alarm budget", "1 per 180d", id="another budget"),
         pytest.param('approve = "auto"', 'approve = "yes"', 33, "approve: 'yes' is not one of ask, auto", "ask a person", id="an unknown approval"),
         pytest.param("{ review = 0.5 }", '{ review = "cheap" }', 34, "costs: {'review': 'cheap'} is not a table of numbers", "", id="a cost that is no number"),
+        pytest.param("{ review = 0.5 }", "{ revew = 0.5 }", 34, "costs: {'revew': 0.5} is not made of review, train, switch (did you mean \"review\"?)", "", id="an unknown cost"),
+        pytest.param("{ review = 0.5 }", "{ review = nan }", 34, "costs: {'review': nan} is not a table of numbers", "", id="a cost of no number"),
+        pytest.param('inputs = ["temp", "dewp"]', "inputs = []", 20, "inputs: [] is not a list of names", "the columns that a caller sends", id="no inputs"),
+        pytest.param('inputs = ["temp", "dewp"]', 'inputs = ["temp", ""]', 20, "inputs: ['temp', ''] is not a list of names", "the columns", id="an input without a name"),
+        pytest.param('inputs = ["temp", "dewp"]', 'inputs = ["temp", "temp"]', 20, "inputs: ['temp', 'temp'] is not a list of different names", "the columns", id="an input twice"),
+        pytest.param('key = ["id"]', 'key = ["id", "id"]', 6, "key: ['id', 'id'] is not a list of different names", "identify a row", id="a key twice"),
+        pytest.param('gates = ["golden"]', 'segments = ["tmp"]', 24, 'segments: "tmp" is none of the inputs', 'did you mean "temp"?', id="an unknown segment"),
+        pytest.param('gates = ["golden"]', 'gates = ["nope"]', 24, 'gates: no gate "nope"', "gates are: champion", id="an unknown gate"),
+        pytest.param('gates = ["golden"]', 'gates = ["golden", "latncy 5s"]', 24, 'gates: no gate "latncy"', 'did you mean "latency"?', id="a gate of nearly a name"),
+        pytest.param('gates = ["golden"]', 'gates = ["latency -1"]', 24, 'gates: gate latency: limit cannot be "-1"', "limit=50ms", id="a limit below zero"),
+        pytest.param('gates = ["golden"]', 'gates = ["latency 0ms"]', 24, 'gates: gate latency: limit cannot be "0ms"', "limit=50ms", id="a limit of zero"),
+        pytest.param('gates = ["golden"]', 'gates = ["champion margin=nan"]', 24, 'gates: gate champion: margin cannot be "nan"', "margin=0.002", id="a margin of no number"),
+        pytest.param('gates = ["golden"]', 'gates = ["champion margn=1"]', 24, 'gates: gate champion does not take "margn"', 'did you mean "margin"?', id="an unknown option of a gate"),
+        pytest.param('gates = ["golden"]', 'golden = "nope.json"', 24, "golden: there is no file nope.json", "write golden cases there", id="golden cases that are not there"),
+        pytest.param('window = "7d"', 'window = "1s"', 30, "window: '1s' is not a window of 1h at least", "windows", id="a window of a moment"),
+        pytest.param('window = "7d"', 'window = "20w"', 30, "window: is longer than the reference", "reference", id="a window longer than what is normal"),
+        pytest.param('"1 per 180d"', '"1 per 13d"', 31, "false_pages: is less than two windows", "1 per 180d", id="a page each window"),
         pytest.param("[models.plain]", '[models."plain v2"]', 37, '"plain v2" is no name', "letters, digits, _ and -", id="a name with a space"),
         pytest.param("[data.weather]\n", '[data."a@1"]\nsource = "x"\n[data.weather]\n', 4, '"a@1" is no name', "letters, digits", id="a name with an @"),
     ],
@@ -143,6 +169,16 @@ def test_what_is_no_toml_names_the_line(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(PalanError, match="cannot be read: Is a directory"):
         load(tmp_path / "folder", {})
+
+
+def test_golden_cases_are_looked_for_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "golden").mkdir()
+    (tmp_path / "golden" / "gate.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(PalanError, match=r"palan.toml line 5: \[models.gates\] golden: there is no file golden/gates.json") as refused:
+        read(tmp_path, GATES)
+    assert refused.value.hint == 'did you mean "golden/gate.json"?'
+    (tmp_path / "golden" / "gate.json").rename(tmp_path / "golden" / "gates.json")
+    assert read(tmp_path, GATES).models["gates"].gates == ("golden", "latency 6s")
 
 
 def test_palan_config_says_who_set_what(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

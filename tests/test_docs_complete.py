@@ -138,7 +138,7 @@ def test_every_key_of_palan_toml_is_in_the_reference() -> None:
 
 
 def test_every_gate_is_in_the_reference() -> None:
-    from palan.gates.rules import GATES
+    from palan.gates.spec import GATES
 
     page = reference("palan-toml.md")
     assert GATES

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from palan.core import Field, Schema
 from palan.errors import PalanError
 from palan.gates import paired, rules
+from palan.gates.spec import GateSpec, parse
 from palan.models.contract import Violation
 
 
@@ -178,11 +179,11 @@ def test_shifted_geometric_mean_and_ratio():
 
 
 def test_gate_lines_are_read():
-    assert rules.parse("champion margin=0.002") == rules.GateSpec("champion", {"margin": 0.002})
-    assert rules.parse("latency 50ms").options["limit"] == pytest.approx(0.05)
-    assert rules.parse("latency limit=2s").options["limit"] == 2.0
-    assert rules.parse("decision_diff 5%").options["most"] == pytest.approx(0.05)
-    assert rules.parse("golden") == rules.GateSpec("golden", {})
+    assert parse("champion margin=0.002") == GateSpec("champion", {"margin": 0.002})
+    assert parse("latency 50ms").options["limit"] == pytest.approx(0.05)
+    assert parse("latency limit=2s").options["limit"] == 2.0
+    assert parse("decision_diff 5%").options["most"] == pytest.approx(0.05)
+    assert parse("golden") == GateSpec("golden", {})
 
 
 @pytest.mark.parametrize(
@@ -194,12 +195,20 @@ def test_gate_lines_are_read():
         ("latency 50parsecs", 'limit cannot be "50parsecs"', "for example limit=50ms"),
         ("golden 3", 'golden does not take "3"', "it takes no options"),
         ("decision_diff 500%", 'most cannot be "500%"', "for example most=5%"),
+        ("latency -1", 'limit cannot be "-1"', "for example limit=50ms"),
+        ("latency 0ms", 'limit cannot be "0ms"', "for example limit=50ms"),
+        ("latency 1e999s", 'limit cannot be "1e999s"', "for example limit=50ms"),
+        ("champion margin=nan", 'margin cannot be "nan"', "for example margin=0.002"),
+        ("champion margin=inf", 'margin cannot be "inf"', "for example margin=0.002"),
+        ("champion confidence=100%", 'confidence cannot be "100%"', "for example confidence=95%"),
+        ("beats_baselines confidence=0.5", 'confidence cannot be "0.5"', "for example confidence=95%"),
+        ("bound_sane tolerance=-1", 'tolerance cannot be "-1"', "for example tolerance=1e-6"),
         ("", "a gate is empty", "write one of"),
     ],
 )
 def test_a_wrong_gate_line_says_what_would_do(line, what, hint):
     with pytest.raises(PalanError) as caught:
-        rules.parse(line)
+        parse(line)
     assert what in caught.value.what
     assert hint in caught.value.hint
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.engines.lanes import Worker
-    from palan.gates.rules import GateSpec
+    from palan.gates.spec import GateSpec
     from palan.models.contract import Result
 
 DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
@@ -144,10 +144,10 @@ def judge(
     project: Project, config: ModelConfig, version: Version, journal: Journal, *, against: str = "champion"
 ) -> tuple[list[Finding], Version | None]:
     """Run the gates and return what each found, and the version that it was compared with."""
-    from palan.gates import rules
+    from palan.gates.spec import parse
 
     kind: Kind = version.kind  # type: ignore[assignment]
-    specs = [rules.parse(text) for text in config.gates or DEFAULTS[kind]]
+    specs = [parse(text) for text in config.gates or DEFAULTS[kind]]
     other = _other(project, config, version, against)
     bench = _Bench(project, config, version, other, journal)
     findings = []

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,10 @@ from palan.models.contract import KINDS
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
+
+COSTS = ("review", "train", "switch")
+SHORTEST = timedelta(hours=1)
+"""The shortest window that is watched: in less, no model answers enough to be compared."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 LONGEST = 1000 * 366 * 86400.0
@@ -68,6 +73,13 @@ def _canary(value: object) -> tuple[float, timedelta]:
     return share(part), duration(rest.strip())
 
 
+def _window(value: object) -> timedelta:
+    found = duration(value)
+    if found < SHORTEST:
+        raise Wrong("a window of 1h at least")
+    return found
+
+
 def _budget(value: object) -> timedelta:
     found = re.fullmatch(r"1 per (.+)", str(value))
     if not found:
@@ -96,6 +108,15 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _names(value: object) -> tuple[str, ...]:
+    names = _texts(value)
+    if not names or not all(names):
+        raise Wrong('a list of names, such as ["a", "b"]; leave it out where there are none')
+    if len(set(names)) < len(names):
+        raise Wrong("a list of different names")
+    return names
+
+
 def _table(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Wrong("a table, such as { a = 1 }")
@@ -107,6 +128,16 @@ def _number_table(value: object) -> dict[str, float]:
     if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in table.values()):
         raise Wrong("a table of numbers")
     return {key: float(each) for key, each in table.items()}
+
+
+def _costs(value: object) -> dict[str, float]:
+    costs = _number_table(value)
+    for name, cost in costs.items():
+        if name not in COSTS:
+            raise Wrong(f"made of {', '.join(COSTS)} ({nearest(name, COSTS) or name})")
+        if not isfinite(cost):
+            raise Wrong("a table of numbers")
+    return costs
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -125,7 +156,7 @@ class ReleasePolicy(msgspec.Struct, frozen=True):
 class WatchPolicy(msgspec.Struct, frozen=True):
     """`[models.NAME.watch]`."""
 
-    window: Annotated[timedelta, Option(_positive, "length of the windows that are compared")] = timedelta(days=7)
+    window: Annotated[timedelta, Option(_window, "length of the windows that are compared")] = timedelta(days=7)
     false_pages: Annotated[timedelta, Option(_budget, 'the alarm budget: "1 per 180d"')] = timedelta(days=180)
     reference: Annotated[timedelta, Option(_positive, "history before the release that is called normal")] = timedelta(days=120)
 
@@ -134,7 +165,7 @@ class ReactPolicy(msgspec.Struct, frozen=True):
     """`[models.NAME.react]`."""
 
     approve: Annotated[str, Option(_one_of("ask", "auto"), "who releases a remedy: ask a person, or auto")] = "ask"
-    costs: Annotated[Mapping[str, float], Option(_number_table, "cost of train, switch and review, in units of the loss over the horizon")] = {}
+    costs: Annotated[Mapping[str, float], Option(_costs, "cost of train, switch and review, in units of the loss over the horizon")] = {}
     horizon: Annotated[timedelta, Option(_positive, "how long a remedy is expected to serve")] = timedelta(days=28)
     holdout: Annotated[timedelta, Option(_positive, "recent outcomes on which remedies are tried")] = timedelta(days=14)
     cooldown: Annotated[timedelta, Option(duration, "rest between two remedies of one model")] = timedelta(days=7)
@@ -147,13 +178,13 @@ class ModelConfig(msgspec.Struct, frozen=True):
     model: Annotated[str, Option(_text, "what decides: file.py:Class, file.py:function or table.csv")] = ""
     kind: Annotated[str, Option(_one_of(*KINDS), "estimator, program, rules, heuristic or policy; found out when left out")] = ""
     data: Annotated[str, Option(_text, "the data that fit() is given")] = ""
-    inputs: Annotated[tuple[str, ...], Option(_texts, "the columns that a caller sends")] = ()
+    inputs: Annotated[tuple[str, ...], Option(_names, "the columns that a caller sends")] = ()
     outcome: Annotated[str, Option(_text, "the column that is known only later")] = ""
     key: Annotated[str, Option(_text, "the caller's own name of a row")] = ""
     params: Annotated[Mapping[str, Any], Option(_table, "parameters: fields of the class")] = {}
     golden: Annotated[str, Option(_text, "JSON file of inputs with the outputs that must stay")] = ""
     gates: Annotated[tuple[str, ...], Option(_texts, "what must hold before a release")] = ()
-    segments: Annotated[tuple[str, ...], Option(_texts, "columns by which gates and alarms look closer")] = ()
+    segments: Annotated[tuple[str, ...], Option(_names, "inputs by which gates and alarms look closer")] = ()
     instances: Annotated[str, Option(_text, "glob of real instances (JSON)")] = ""
     fallback: Annotated[str, Option(_text, "the model that answers when this one cannot")] = ""
     time_limit: Annotated[timedelta | None, Option(_positive, "deadline of one decision")] = None
@@ -170,7 +201,7 @@ class DataConfig(msgspec.Struct, frozen=True):
     source: Annotated[str, Option(_text, "glob of files, relative to the project")] = ""
     transform: Annotated[str, Option(_text, "file.py:function whose arguments are named as data")] = ""
     time: Annotated[str, Option(_text, "the column that says when a row happened")] = ""
-    key: Annotated[tuple[str, ...], Option(_texts, "the columns that identify a row")] = ()
+    key: Annotated[tuple[str, ...], Option(_names, "the columns that identify a row")] = ()
     checks: Annotated[tuple[str, ...], Option(_texts, "Polars SQL over a row; false puts it in quarantine")] = ()
     rows: Annotated[str, Option(_text, 'rows expected in a delivered file: "500..4000"')] = ""
     columns: Annotated[Mapping[str, Any], Option(_table, 'name = "type[?] [range | in values] [unit]"')] = {}
@@ -284,6 +315,37 @@ def _check_references(reader: "_Reader", data: Mapping[str, DataConfig], models:
             raise reader.wrong(where, "fallback", f'there is no model "{model.fallback}"', known)
         if model.fallback == model.name:
             raise reader.wrong(where, "fallback", "a model is no fallback of its own", "name another model, or leave it out")
+        for each in model.segments:
+            if model.inputs and each not in model.inputs:
+                known = nearest(each, model.inputs) or "known here: " + ", ".join(model.inputs)
+                raise reader.wrong(where, "segments", f'"{each}" is none of the inputs', known)
+        _check_gates(reader, model)
+        _check_watch(reader, model)
+
+
+def _check_gates(reader: "_Reader", model: ModelConfig) -> None:
+    where = ("models", model.name)
+    if model.gates:
+        from palan.gates.spec import parse
+
+        for text in model.gates:
+            try:
+                parse(text)
+            except PalanError as error:
+                raise reader.wrong(where, "gates", error.what, error.hint) from error
+    path = reader.path.parent / model.golden
+    if model.golden and not path.is_file():
+        beside = [each.relative_to(reader.path.parent).as_posix() for each in path.parent.glob("*.json")]
+        hint = nearest(model.golden, beside) or f"write golden cases there, or remove golden from [models.{model.name}]"
+        raise reader.wrong(where, "golden", f"there is no file {model.golden}", hint)
+
+
+def _check_watch(reader: "_Reader", model: ModelConfig) -> None:
+    where, watch = ("models", model.name, "watch"), model.watch
+    if watch.reference < watch.window:
+        raise reader.wrong(where, "window", "is longer than the reference, the history that is called normal", 'reference = "120d" or more')
+    if watch.false_pages < 2 * watch.window:
+        raise reader.wrong(where, "false_pages", "is less than two windows: every other window would be a false page", 'false_pages = "1 per 180d"')
 
 
 class _Reader:
