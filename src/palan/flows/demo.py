@@ -93,11 +93,13 @@ def demo(
     _needs("gymnasium", "gymnasium", "gym")
     with running(project, "demo", project.config.name) as journal:
         stage = _Stage(project, clock, _world(root), journal, tell)
-        _before(stage)
         from palan.flows.serve import serving
 
-        with serving(project, port=port) as server:
+        # Before anything is played: a port that is taken is told at once. Without the pages any port will do.
+        with serving(project, port=0 if port is None and not serve else port) as server:
             tell(f"answering at {server.url}")
+            _before(stage)
+            server.deciders.refresh()
             _year(stage, server)
             summary = _summary(stage)
             summary["seconds"] = round(perf_counter() - began, 1)

@@ -340,7 +340,10 @@ def steps(incumbents: Sequence[IncumbentLine], *, sense: str, key: str, title: s
     dots = "".join(f'<circle class="dot" cx="{at / last:.2%}" cy="{top + y(value):.1f}" r="2.5"/>' for at, value in objectives if low <= value <= high)
     texts = _end(f"best {number(best, 4)}", "objective", [top + py for px, py in upper if px >= _WIDTH * 0.7], above=sense != "maximize")
     if bounds:
-        texts += _end(f"bound {number(bounds[-1][1], 4)}", "bound", [top + py for px, py in lower if px >= _WIDTH * 0.7], above=sense == "maximize")
+        # A proof often comes with the last moment: then the line's name stands where the line ends, not where it came from.
+        proved = abs(bounds[-1][1] - best) <= 1e-6 * max(1.0, abs(best))
+        passed = [top + py for px, py in (lower[-1:] if proved else lower) if px >= _WIDTH * 0.7]
+        texts += _end(f"bound {number(bounds[-1][1], 4)}", "bound", passed, above=sense == "maximize")
     if hidden:
         arrow = "↑" if hidden[0] > best else "↓"
         edge = top - 6 if hidden[0] > best else top + height - 6
