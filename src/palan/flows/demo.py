@@ -238,9 +238,9 @@ def _day(stage: _Stage, server: Server, day: date) -> list[str]:
         known = world.outcomes(past)
         client.post("/v1/models/delay/outcomes", {"keys": known["id"].to_list(), "values": known["late"].to_list()})
         if past.weekday() == SOLVE_ON:
-            _solved(stage)
             client.post("/v1/models/gates/outcomes", {"keys": [_plan_key(past)], "values": [world.realised(past, AIRPORT)]})
     done = tick(stage.project)
+    _solved(stage)
     server.deciders.refresh()  # tomorrow is a moment away: the server need not look for itself
     return [f"{day} {each['what']}: {each['text']}" for each in done] + _news(stage)
 
@@ -269,7 +269,7 @@ def _figure(value: float | None) -> str:
 
 
 def _solved(stage: _Stage) -> None:
-    """Wait for the plan that was asked for days ago: it is there before its outcome is."""
+    """Wait for the plan that was asked for today: on a slow machine too it is of this day."""
     while any(job.fate in ("queued", "running") for job in stage.project.store.records.find(Job, order="-id", limit=1)):
         sleep(0.02)
 
