@@ -20,6 +20,7 @@ from palan.flows.decide import decide, outcomes
 from palan.flows.project import Project
 from palan.flows.release import release
 from palan.flows.replay import replay
+from palan.flows.why import why
 from palan.gates.nouns import Evidence
 
 PLAYED = 5
@@ -346,3 +347,22 @@ def test_replay_changes_nothing(project: Project) -> None:
     replay(project, "eta@1")
     replay(project, "pack@1", on="last:5")
     assert len(ledger(project)) == before
+
+
+# -- why -----------------------------------------------------------------------------------------------------------------
+
+
+def test_why_of_a_decision_shows_the_instance_and_the_plan(project: Project) -> None:
+    """Both bags are lists under names, as columns are: they must come back whole."""
+    made = decide(project, "pack", instance=BAGS[0])
+    told = why(project, made["decision"])
+    assert (told["kind"], told["model"], told["version"], told["inputs"]) == ("decision", "pack", "pack@1", BAGS[0])
+    assert told["outputs"] == made["outputs"]
+    assert why(project, f"{made['decision']}-0") == told
+
+
+def test_why_of_a_decision_shows_its_row(project: Project) -> None:
+    rows = [{"temp": 50.0, "dewp": 40.0, "humid": 60.0, "wind": wind, "load": 100, "line": "A"} for wind in (5.0, 20.0)]
+    made = decide(project, "eta", rows=rows)
+    told = why(project, f"{made['decision']}-1")
+    assert (told["inputs"], told["outputs"]) == (rows[1], {"output": made["outputs"][1]})

@@ -10,6 +10,7 @@ from palan.drift.nouns import Alarm
 from palan.errors import NotFound, nearest
 from palan.flows.project import Project
 from palan.ledger import Entry
+from palan.models.contract import SHAPE
 from palan.remedies.nouns import Remedy
 from palan.runs.run import Step
 
@@ -141,6 +142,7 @@ def _unlike(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
 
 def _decision(project: Project, subject: str) -> dict[str, Any] | None:
     from palan.flows import history
+    from palan.flows.packages import find_version
 
     request, _, row = subject.rpartition("-")
     request, index = (request, int(row)) if request and row.isdigit() else (subject, 0)
@@ -148,8 +150,8 @@ def _decision(project: Project, subject: str) -> dict[str, Any] | None:
         for each in history.decisions(project, model):
             if each.id != request or index >= each.rows:
                 continue
-            columns = each.rows > 1 or isinstance(next(iter(each.inputs.values()), None), list)
-            pick = (lambda table: {name: values[index] for name, values in table.items()}) if columns else (lambda table: table)
+            # an instance may hold lists like columns; only the kind of what answered tells them apart
+            rows = SHAPE[find_version(project, each.version).kind] == "rows"
             return {
                 "kind": "decision",
                 "id": f"{each.id}-{index}",
@@ -161,9 +163,13 @@ def _decision(project: Project, subject: str) -> dict[str, Any] | None:
                 "time": stamp(each.time),
                 "status": each.status,
                 "degraded": each.degraded,
-                "inputs": pick(each.inputs) if each.inputs else {},
-                "outputs": pick(each.outputs) if columns and isinstance(each.outputs, dict) else each.outputs,
+                "inputs": _row(each.inputs, index) if rows else each.inputs,
+                "outputs": _row(each.outputs, index) if rows and each.outputs else each.outputs,
                 "result": each.result,
                 "violations": each.violations,
             }
     return None
+
+
+def _row(columns: Mapping[str, Any], index: int) -> dict[str, Any]:
+    return {name: values[index] for name, values in columns.items()}
