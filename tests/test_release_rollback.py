@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from palan.cli import main
-from palan.core import Version
+from palan.core import Version, digest_of
 from palan.data.nouns import Repair
 from palan.errors import Conflict, NotFound, PalanError
 from palan.flows.build import build
 from palan.flows.check import check
-from palan.flows.log import log
-from palan.flows.project import Project, open_project
+from palan.flows.log import evidence_digest, log
+from palan.flows.project import Project, open_project, record
 from palan.flows.release import release, set_repairs
 from palan.gates.nouns import Evidence
 from palan.releases.nouns import Release
@@ -40,9 +40,13 @@ gates = ["golden"]
 def told(project: Project, *versions: int, verdict: str = "pass", gate: str = "golden", minute: int = 0) -> None:
     """Lay down versions with the evidence of a check, as `build` and `check` do."""
     for number in versions:
-        project.store.records.add(Version(f"{number}" * 64, "price", number, "rules", {}, f"r{number}", NOON))
-        id = f"{number} {gate} {minute}"
-        project.store.records.add(Evidence(id, f"price@{number}", "", gate, verdict, f"{gate} said {verdict}", {}, NOON + timedelta(minutes=minute)))
+        manifest = {"model": "price", "kind": "rules", "number": number}
+        version = Version(digest_of(manifest), "price", number, "rules", manifest, f"r{number}", NOON)
+        if project.store.records.add(version):
+            record(project, "built", version.ref, id=version.id, run=version.run)
+        found = Evidence(f"{number} {gate} {minute}", version.ref, "", gate, verdict, f"{gate} said {verdict}", {}, NOON + timedelta(minutes=minute))
+        project.store.records.add(found)
+        record(project, "checked", version.ref, f"{verdict}: {gate} {verdict}", evidence={found.id: evidence_digest(found)})
 
 
 @pytest.fixture
@@ -62,7 +66,10 @@ def arms(project: Project) -> dict[str, tuple[str, float]]:
 
 
 def story(project: Project) -> list[tuple[str, str, str]]:
-    return [(entry["verb"], entry["subject"], entry["reason"]) for entry in log(project, verify=True, limit=1000)["entries"]]
+    """Return what the ledger tells of releases, after the proof that it holds."""
+    found = log(project, verify=True, limit=1000)
+    assert found["breaks"] == []
+    return [(entry["verb"], entry["subject"], entry["reason"]) for entry in found["entries"] if "arms" in entry["detail"]]
 
 
 # --- with real builds and checks ---
@@ -93,11 +100,7 @@ def test_a_release_needs_a_check_that_passed(project: Project, capsys: pytest.Ca
     release(project, "price", roll_back=True, reason="it did not")
     assert arms(project) == {"price@1": ("champion", 1.0)}
     assert story(project) == [
-        ("built", "price@1", ""),
-        ("checked", "price@1", "pass: golden pass"),
         ("released", "price@1", "the first one"),
-        ("built", "price@2", ""),
-        ("checked", "price@2", "fail: golden fail"),
         ("released", "price@2", "the price really rose"),
         ("rolled back", "price@1", "it did not"),
     ]
@@ -156,7 +159,7 @@ def test_canary_promote_and_roll_back(project: Project) -> None:
         ("rolled back", "price@2", "it is worse"),
         ("rolled back", "price@1", "both are worse"),
     ]
-    epochs = [entry["detail"]["epoch"] for entry in log(project)["entries"]]
+    epochs = [entry["detail"]["epoch"] for entry in log(project)["entries"] if "arms" in entry["detail"]]
     assert epochs == list(range(1, 8))
 
 
@@ -281,9 +284,10 @@ def test_processes_that_release_against_one_another_leave_one_consistent_story(p
         assert racer.returncode == 0, errors
     found = log(project, verify=True, limit=10_000)
     assert found["breaks"] == []
-    assert [entry["detail"]["epoch"] for entry in found["entries"]] == list(range(1, found["total"] + 1))  # one entry per change
+    moves = [entry for entry in found["entries"] if "arms" in entry["detail"]]
+    assert [entry["detail"]["epoch"] for entry in moves] == list(range(1, len(moves) + 1))  # one entry per change
     last = project.store.records.get(Release, "price")
-    assert last is not None and last.epoch == found["total"]
+    assert last is not None and last.epoch == len(moves)
     assert [(arm.version, arm.role, arm.share) for arm in last.arms] == [(arm["version"], arm["role"], arm["share"]) for arm in found["entries"][-1]["detail"]["arms"]]
     assert abs(sum(arm.share for arm in last.arms) - 1) < 1e-9
 

@@ -124,7 +124,7 @@ def restored(served: Served) -> Iterator[Served]:
     yield served
     now = served.project.store.records.get(Release, "wait")
     assert now is not None
-    served.project.store.records.swap(replace(now, epoch=now.epoch + 1, arms=(routing.Arm("wait@1", "champion", 1.0),), repairs=(), previous=""), epoch=now.epoch)
+    change(served.project, "wait", "restored", lambda _: replace(now, epoch=now.epoch + 1, arms=(routing.Arm("wait@1", "champion", 1.0),), repairs=(), previous=""), "")
     served.server.deciders.refresh()
 
 

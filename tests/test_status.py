@@ -21,6 +21,7 @@ from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound
 from palan.flows import packages
+from palan.flows.log import evidence_digest
 from palan.flows.project import Project, open_project, record
 from palan.flows.release import change, release
 from palan.flows.status import alarm_page, frame, model_page, status
@@ -93,12 +94,14 @@ def built(project: Project, number: int = 1, schema: Schema = SCHEMA, kind: str 
     signed = {**manifest, "signed": packages.sign(project, manifest)}
     version = Version(digest_of(manifest), "demand", number, kind, signed, "run", NOW)
     project.store.records.add(version)
-    record(project, "built", version.ref, "a first try")
+    record(project, "built", version.ref, "a first try", id=version.id, run="run")
     return version
 
 
 def checked(project: Project, number: int = 1, verdict: str = "pass") -> None:
-    project.store.records.add(Evidence(f"e{number}", f"demand@{number}", "", "golden", verdict, "all 3 match" if verdict == "pass" else "1 differs", {}, NOW))
+    told = Evidence(f"e{number}", f"demand@{number}", "", "golden", verdict, "all 3 match" if verdict == "pass" else "1 differs", {}, NOW)
+    project.store.records.add(told)
+    record(project, "checked", told.version, f"{verdict}: golden {verdict}", evidence={told.id: evidence_digest(told)})
 
 
 def released(project: Project) -> None:
@@ -308,10 +311,10 @@ def test_champion_that_could_not_be_opened_is_wrong(fault: str, project: Project
     ingested(project)
     changes: dict[str, Any] = {"library": {"environment": {"no-such-thing": "1.0"}}, "lost file": {"state": {"weights": "0" * 64}}}.get(fault, {})
     version = built(project, **changes)
-    if fault == "forged":
-        project.store.records.put(replace(version, manifest={**version.manifest, "params": {"extra": 99}}))
     checked(project)
     release(project, "demand", reason="the first")
+    if fault == "forged":
+        project.store.records.put(replace(version, manifest={**version.manifest, "params": {"extra": 99}}))
     found = line(project)
     assert found["verdict"] == "wrong"
     said = {"forged": "changed after it was built", "library": "no-such-thing 1.0, here it is missing", "lost file": "lacks a file"}[fault]

@@ -13,6 +13,9 @@ from palan.core import digest_of, stamp
 
 GENESIS = "0" * 64
 
+BROKEN = "broken"
+"""The verb of the entry that says: the end of the ledger was not as palan left it. It stays a break for ever."""
+
 
 class Entry(msgspec.Struct, frozen=True):
     """Who did what to which subject, and why. `detail` holds plain values only."""
@@ -85,10 +88,28 @@ class Break(msgspec.Struct, frozen=True):
     what: str
 
 
+def loose_end(last: Entry | None, head: Head | None, *, sealed: bool = True) -> str:
+    """Say what is wrong with the end of the ledger, "" when it ends where its note says.
+
+    `sealed` tells whether the note bears the seal of the project's key.
+    """
+    if head is None and last is None:
+        return ""
+    if head is None or not sealed:
+        return "the note of where the ledger ends was not written by this project"
+    seq, digest = (last.seq, last.digest) if last else (0, GENESIS)
+    if (seq, digest) == (head.seq, head.digest):
+        return ""
+    if seq == head.seq:
+        return f"the ledger ended with another entry {seq} than the one that is stored"
+    return f"the ledger ended at entry {head.seq}, but what is stored ends at {seq}"
+
+
 def verify(entries: Iterable[Entry], head: Head | None = None) -> list[Break]:
-    """Walk the chain and name every edited, removed or reordered entry; with `head` a cut tail too."""
+    """Walk the chain and name every edited, removed or reordered entry, and every break that was met before; with `head` a cut tail too."""
     breaks: list[Break] = []
     expected, prev = 1, GENESIS
+    last: Entry | None = None
     for entry in entries:
         if entry.seq != expected:
             breaks.append(Break(expected, f"entry {expected} is missing or out of order: found {entry.seq} in its place"))
@@ -96,9 +117,11 @@ def verify(entries: Iterable[Entry], head: Head | None = None) -> list[Break]:
             breaks.append(Break(entry.seq, f"entry {entry.seq} does not follow the one before it"))
         if seal(entry) != entry.digest:
             breaks.append(Break(entry.seq, f"entry {entry.seq} was edited: its content does not match its digest"))
-        expected, prev = entry.seq + 1, entry.digest
-    if head and (expected - 1, prev) != (head.seq, head.digest) and not breaks:
-        breaks.append(Break(head.seq, f"the ledger ended at entry {head.seq}, but what is stored ends at {expected - 1}"))
+        if entry.verb == BROKEN:
+            breaks.append(Break(entry.seq, f"entry {entry.seq} tells of a break before it: {entry.reason}"))
+        expected, prev, last = entry.seq + 1, entry.digest, entry
+    if head and (end := loose_end(last, head)):
+        breaks.append(Break(head.seq, end))
     return breaks
 
 

@@ -14,6 +14,7 @@ from palan.flows import build as builds
 from palan.flows import history, packages, replay, tables
 from palan.flows.config import ModelConfig
 from palan.flows.journal import Journal, running
+from palan.flows.log import evidence_digest
 from palan.flows.project import Project, record
 from palan.gates.nouns import Evidence, Finding
 from palan.models.contract import SHAPE, Kind
@@ -55,10 +56,7 @@ def check(project: Project, model: str, *, against: str = "champion") -> dict[st
     version = packages.find_version(project, model if number else f"{name}@latest")
     with running(project, "check", version.ref, wait=30) as journal:
         findings, other = judge(project, config, version, journal, against=against)
-        verdict = overall(findings)
-        keep(project, version, other, findings)
-        told = [f"{each.gate} {each.verdict}" for each in findings]
-        record(project, "checked", version.ref, f"{verdict}: " + ", ".join(told), against=other.ref if other else "")
+        verdict = keep(project, version, other, findings)
     return {
         "version": version.ref,
         "against": other.ref if other else "",
@@ -77,16 +75,17 @@ def overall(findings: Sequence[Finding]) -> str:
     return "pass" if "pass" in verdicts else "cannot tell"
 
 
-def keep(project: Project, version: Version, other: Version | None, findings: Sequence[Finding]) -> None:
-    """Write each finding down with the version that it judged."""
+def keep(project: Project, version: Version, other: Version | None, findings: Sequence[Finding]) -> str:
+    """Write each finding down with the version that it judged, and all of them into the ledger; return the verdict."""
     now = project.clock()
-    with project.store.records.transaction():
-        for each in findings:
-            project.store.records.add(
-                Evidence(
-                    new_id(now), version.ref, other.ref if other else "", each.gate, each.verdict, each.text, each.figures, now
-                )
-            )
+    verdict, against = overall(findings), other.ref if other else ""
+    told = ", ".join(f"{each.gate} {each.verdict}" for each in findings)
+    evidence = [Evidence(new_id(now), version.ref, against, each.gate, each.verdict, each.text, each.figures, now) for each in findings]
+    with project.store.records.transaction(durable=True):
+        for each in evidence:
+            project.store.records.add(each)
+        record(project, "checked", version.ref, f"{verdict}: {told}", against=against, evidence={each.id: evidence_digest(each) for each in evidence})
+    return verdict
 
 
 class _Bench(msgspec.Struct):

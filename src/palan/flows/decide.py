@@ -24,8 +24,9 @@ from palan.data import repair
 from palan.data.inputs import Inputs, Request, check_value, to_frame
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Outcome
-from palan.errors import Busy, Invalid, ModelFailed, NotFound, PalanError
+from palan.errors import Busy, Corrupt, Invalid, ModelFailed, NotFound, PalanError
 from palan.flows.config import ModelConfig
+from palan.flows.log import forged
 from palan.flows.packages import find_version, open_worker
 from palan.flows.project import Project
 from palan.flows.tables import contract_of
@@ -181,6 +182,8 @@ class Deciders:
         lanes: dict[str, Lane] = {}
         opened: list[Lane] = []
         try:
+            if what := forged(self.project, release):
+                raise Corrupt(what, f"palan log --verify, then: palan release {release.model}")
             for arm in release.arms:
                 kept = known.lanes.get(arm.version) if known else None
                 if kept is None:

@@ -143,7 +143,7 @@ def stop(project: Project, id: str, reason: str = "") -> dict[str, Any]:
         Conflict: it has ended already.
     """
     records = project.store.records
-    with records.transaction():
+    with records.transaction(durable=True):
         found = _get(project, id)
         if found.fate not in ("queued", "running"):
             raise Conflict(f"job {id} is {found.fate} already", f"GET /v1/jobs/{id}")

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from palan.core import Version, canonical, digest_of
 from palan.errors import Corrupt, NotFound, PalanError, nearest
+from palan.flows.log import is_whole
 from palan.flows.project import Project, key
+from palan.ledger import Entry
 
 if TYPE_CHECKING:
     from palan.engines.lanes import Worker
@@ -122,6 +124,7 @@ def find_version(project: Project, ref: str) -> Version:
 
     Raises:
         NotFound: with the versions that there are.
+        Corrupt: what is stored under this name is not what was built.
     """
     from palan.releases.nouns import Release
 
@@ -136,9 +139,16 @@ def find_version(project: Project, ref: str) -> Version:
         number = release.champion.version.partition("@")[2] if release else "latest"
     for version in found:
         if number in ("latest", str(version.number)) or (len(number) >= 6 and version.id.startswith(number)):
-            return version
+            return _proven(project, version)
     known = ", ".join(version.ref for version in found[:5])
     raise NotFound(f"there is no {name}@{number}", f"known: {known}")
+
+
+def _proven(project: Project, version: Version) -> Version:
+    built = project.store.records.find(Entry, subject=version.ref, verb="built", limit=1)
+    if not is_whole(version) or not built or built[0].detail.get("id") != version.id:
+        raise Corrupt(f"{version.ref} is not what was built here: it was changed behind palan's back", f"palan log --verify, then: palan build {version.model}")
+    return version
 
 
 def materialise(project: Project, version: Version) -> Path:

@@ -6,7 +6,7 @@ import getpass
 import hashlib
 import hmac
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from palan.core import Clock, utcnow
 from palan.errors import Corrupt, NotFound, PalanError, nearest
 from palan.flows.config import Config, DataConfig, ModelConfig, load
 from palan.flows.root import FILE, find_root
-from palan.ledger import Entry, Head, link
+from palan.ledger import BROKEN, Entry, Head, link, loose_end
 from palan.stores import open_store
 from palan.stores.contract import Store
 
@@ -78,36 +78,66 @@ def _actor() -> str:
 
 
 def record(project: Project, verb: str, subject: str, reason: str = "", **detail: Any) -> Entry:
-    """Append to the ledger, durably; inside a transaction, with it."""
+    """Append to the ledger, durably; inside a transaction, with it.
+
+    Where the ledger does not end as palan left it, an entry that says so goes first: no later entry may heal what was done.
+    """
     records = project.store.records
     with records.transaction(durable=True):
-        last = records.find(Entry, order="-seq", limit=1)
-        entry = link(
-            last[0] if last else None,
-            time=project.clock(),
-            actor=project.actor,
-            verb=verb,
-            subject=subject,
-            reason=reason,
-            detail=detail,
-        )
-        if not records.add(entry):
-            raise PalanError("the ledger has two entries with one number", "palan log --verify")
-        records.put(Head("ledger", entry.seq, entry.digest, head_seal(project, entry.seq, entry.digest)))
+        secret = key(project)  # first: with an entry in the ledger none is made any more
+        newest = records.find(Entry, order="-seq", limit=1)
+        last, head = newest[0] if newest else None, records.get(Head, "ledger")
+        fault = loose_end(last, head, sealed=head is None or _bears(head, secret))
+        if not fault and last is None and (project.folder / "blocks").exists():
+            fault = "the ledger is empty, but decisions were logged"
+        if fault:
+            project.tell(f"the ledger was changed behind palan's back: {fault}; palan log --verify")
+            last = _append(project, last, BROKEN, "ledger", fault, {"seq": head.seq, "digest": head.digest} if head else {})
+        entry = _append(project, last, verb, subject, reason, detail)
+        records.put(Head("ledger", entry.seq, entry.digest, _seal(secret, entry.seq, entry.digest)))
     return entry
 
 
-def head_seal(project: Project, seq: int, digest: str) -> str:
+def _append(project: Project, last: Entry | None, verb: str, subject: str, reason: str, detail: Mapping[str, Any]) -> Entry:
+    entry = link(last, time=project.clock(), actor=project.actor, verb=verb, subject=subject, reason=reason, detail=detail)
+    if not project.store.records.add(entry):
+        raise PalanError("the ledger has two entries with one number", "palan log --verify")
+    return entry
+
+
+def _seal(secret: bytes, seq: int, digest: str) -> str:
     """Return the HMAC-SHA256 that binds the end of the ledger to this project's key."""
-    return hmac.new(key(project), f"{seq} {digest}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(secret, f"{seq} {digest}".encode(), hashlib.sha256).hexdigest()
+
+
+def _bears(head: Head, secret: bytes) -> bool:
+    return hmac.compare_digest(head.seal.encode(), _seal(secret, head.seq, head.digest).encode())
+
+
+def is_sealed(project: Project, head: Head) -> bool:
+    """Tell whether the note of where the ledger ends was written with this project's key."""
+    return _bears(head, key(project))
 
 
 def key(project: Project) -> bytes:
-    """Return the project's signing key, made at first use and readable by its owner alone."""
+    """Return the project's signing key, made at first use and readable by its owner alone.
+
+    Raises:
+        Corrupt: it is damaged; or it is gone, although the ledger has entries that were sealed with it.
+    """
     path = project.folder / "key"
-    if not path.exists():
-        _make_key(path)
-    found = path.read_bytes()
+    try:
+        # In this order: another process makes the key before its first entry can be seen.
+        if not path.exists() and (not project.store.records.find(Entry, limit=1) or path.exists()):
+            _make_key(path)
+        found = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Corrupt(
+            f"the key {path} is gone: ledger and versions are signed with it",
+            f"restore it from a backup; without one, begin anew and build again: (umask 077; head -c {KEY_BYTES} /dev/urandom > {path})",
+        ) from error
+    except OSError as error:
+        raise PalanError(f"the key {path} cannot be read or made: {error.strerror}", f"chmod u+rwx {path.parent} && chmod u+r {path}") from error
     if len(found) != KEY_BYTES:
         raise Corrupt(
             f"{path} is damaged: {KEY_BYTES} bytes were written, {len(found)} are there",

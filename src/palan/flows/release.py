@@ -8,14 +8,14 @@ from typing import Any
 
 from palan.core import Version, stamp
 from palan.data.nouns import Repair
-from palan.errors import Conflict, PalanError
+from palan.errors import Conflict, Corrupt, PalanError
 from palan.flows import packages
+from palan.flows.log import evidence_digest, evidence_told, last_told, unlike
 from palan.flows.project import Project, record
 from palan.gates.nouns import Evidence
+from palan.ledger import BROKEN, Entry
 from palan.releases import route
 from palan.releases.nouns import Release
-
-ATTEMPTS = 5
 
 
 def release(
@@ -117,18 +117,33 @@ def set_repairs(project: Project, model: str, repairs: Sequence[Repair], reason:
 def change(
     project: Project, model: str, verb: str, move: Callable[[Release | None], Release], reason: str
 ) -> dict[str, Any]:
-    """Apply one move of the state machine and write it down, in one transaction."""
+    """Apply one move of the state machine and write it down, in one transaction.
+
+    The move starts from the release that the ledger tells. If another one is stored, the ledger says so first, for ever.
+    """
     records = project.store.records
-    for _ in range(ATTEMPTS):
-        before = records.get(Release, model)
+    _put_right(project, model)
+    with records.transaction(durable=True):
+        stored = records.get(Release, model)
+        before = last_told(project, model, stored)
         after = move(before)
-        with records.transaction(durable=True):
-            if not records.swap(after, epoch=before.epoch if before else 0):
-                continue  # somebody else was first: look again, and decide again
-            record(project, verb, _subject(after, before), reason, **summary(after))
-        project.tell(f"{verb} {_subject(after, before)}" + (f": {reason}" if reason else ""))
-        return summary(after)
-    raise Conflict(f"the release of {model} keeps changing under us", f"palan status {model}, then try again")
+        if not records.swap(after, epoch=stored.epoch if stored else 0):
+            raise Conflict(f"the release of {model} was changed by somebody else at the same time", f"palan status {model}, then try again")
+        record(project, verb, _subject(after, before), reason, **summary(after), because=after.reason)
+    project.tell(f"{verb} {_subject(after, before)}" + (f": {reason}" if reason else ""))
+    return summary(after)
+
+
+def _put_right(project: Project, model: str) -> None:
+    """Store what the ledger tells again, whatever becomes of the move, where somebody changed it behind palan's back."""
+    records = project.store.records
+    with records.transaction():
+        stored = records.get(Release, model)
+        known = last_told(project, model, stored)
+        if what := unlike(model, stored, known):
+            record(project, BROKEN, model, what)
+            if known is not None:
+                records.put(known)
 
 
 def _subject(after: Release, before: Release | None) -> str:
@@ -138,10 +153,11 @@ def _subject(after: Release, before: Release | None) -> str:
 
 
 def summary(release: Release) -> dict[str, Any]:
-    """Return the routing as plain values."""
+    """Return the release as plain values, whole but for its reason: the ledger keeps both, and can tell the release again."""
     return {
         "model": release.model,
         "epoch": release.epoch,
+        "time": stamp(release.time),
         "arms": [{"version": arm.version, "role": arm.role, "share": arm.share} for arm in release.arms],
         "previous": release.previous,
         "until": stamp(release.until) if release.until else None,
@@ -149,11 +165,14 @@ def summary(release: Release) -> dict[str, Any]:
             {
                 "column": repair.column,
                 "expression": repair.expression,
+                "inverse": repair.inverse,
                 "since": stamp(repair.since),
                 "until": stamp(repair.until) if repair.until else None,
+                "reason": repair.reason,
             }
             for repair in release.repairs
         ],
+        "detail": dict(release.detail),
     }
 
 
@@ -162,7 +181,12 @@ def _admit(project: Project, version: Version) -> None:
     if not evidence:
         raise PalanError(f"{version.ref} was never checked", f"palan check {version.ref}")
     newest = max(each.time for each in evidence)  # the last check counts, with the gates that it asked
-    failed = [each for each in evidence if each.time == newest and each.verdict == "fail"]
+    last = [each for each in evidence if each.time == newest]
+    said = [evidence_told(each) for each in project.store.records.find(Entry, verb="checked", subject=version.ref)]
+    known = {id: digest for each in said for id, digest in each.items()}
+    if not said or not said[-1].keys() <= {each.id for each in last} or any(known.get(each.id) != evidence_digest(each) for each in last):
+        raise Corrupt(f"the evidence of {version.ref} is not what its last check wrote down", f"palan log --verify, then: palan check {version.ref}")
+    failed = [each for each in last if each.verdict == "fail"]
     if failed:
         raise PalanError(
             f"{version.ref} does not pass its gate {failed[0].gate}: {failed[0].text}",

@@ -82,10 +82,12 @@ def _longer(project: Project, config: ModelConfig, release: Release, reason: str
     if extended >= EXTENSIONS:
         return False
     length = config.release.canary[1] if config.release.canary else timedelta(days=7)
-    longer = replace(
-        release, epoch=release.epoch + 1, until=project.clock() + length, detail={**release.detail, "extended": str(extended + 1)}
-    )
-    releases.change(project, config.name, "extended", lambda _: longer, reason)
+
+    def longer(now: Release | None) -> Release:
+        known = now or release
+        return replace(known, epoch=known.epoch + 1, until=project.clock() + length, detail={**known.detail, "extended": str(extended + 1)})
+
+    releases.change(project, config.name, "extended", longer, reason)
     return True
 
 

@@ -31,6 +31,10 @@ class Release(msgspec.Struct, frozen=True):
     reason: str = ""
     detail: Mapping[str, str] = {}
 
+    def __post_init__(self) -> None:
+        if sum(arm.role == "champion" for arm in self.arms) != 1:
+            raise ValueError("a release has one champion")
+
     @property
     def champion(self) -> Arm:
         return next(arm for arm in self.arms if arm.role == "champion")

@@ -107,10 +107,20 @@ class Blocks(ABC):
 
     @abstractmethod
     def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
-        """Yield whole frames past `after`, each segment in order of writing. A torn tail ends its segment silently.
+        """Yield whole frames past `after`, each segment in order of writing.
+
+        The torn tail of a segment whose writer was killed ends it silently.
 
         Raises:
-            Corrupt: a frame before the tail does not match its checksum; the byte range is named.
+            Corrupt: a frame before the tail does not match its checksum; the byte range is named. Or a closed segment is
+                gone or shorter than it was, told after the whole frames.
+        """
+
+    @abstractmethod
+    def lost(self) -> list[str]:
+        """Say, a sentence each, which parts of any stream are gone or shorter than when they were closed.
+
+        What a process that was killed had not finished is not lost: it was never acknowledged.
         """
 
     @abstractmethod

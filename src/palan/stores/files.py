@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -111,8 +112,15 @@ class FileBlobs(Blobs):
 
     def get(self, key: str, into: Path | None = None) -> bytes:
         path = self._path(key)
-        if not path.is_file():
-            raise NotFound(f"blob {key[:12]} is not in {self.root}", "restore it from a backup")
+        try:
+            return self._get(key, path, into)
+        except FileNotFoundError as error:
+            raise NotFound(f"blob {key[:12]} is not in {self.root}", "restore it from a backup") from error
+        except OSError as error:
+            verb = "read" if error.errno == errno.EACCES and into is None else "read or laid out"
+            raise PalanError(f"{error.filename or path} cannot be {verb}: {error.strerror}", f"check its space and rights: df {self.root}") from error
+
+    def _get(self, key: str, path: Path, into: Path | None) -> bytes:
         if into is None:
             data = path.read_bytes()
             self._verify(key, hashlib.sha256(data).hexdigest(), path)

@@ -2,6 +2,9 @@
 
 A frame is in the kernel when `append` returns, so no death of the process loses it; a background thread takes what was
 written to the disk a few milliseconds later, or `durable=True` waits for that. Readers never lock.
+
+Beside a segment that is closed stands an empty file `<segment>.<bytes>.end`: from then on a missing byte is a loss, and not
+the torn tail of a writer that was killed. The segment of one that was killed is closed by the next writer of its stream.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import struct
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -46,6 +50,12 @@ class _Writer:
         self.size = 0
         self.dirty = False
 
+    def close(self) -> None:
+        """Take it to the disk, then note its length: never a length that the disk may not hold."""
+        os.fsync(self.fd)
+        _note_end(self.path, self.size)
+        os.close(self.fd)
+
 
 class SegmentBlocks(Blocks):
     """Streams below one folder."""
@@ -58,6 +68,7 @@ class SegmentBlocks(Blocks):
         self._failed: OSError | None = None
         self._syncer: threading.Thread | None = None
         self._pid = os.getpid()
+        weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
 
     def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
         folder = self._folder(stream)
@@ -72,11 +83,12 @@ class SegmentBlocks(Blocks):
                 )
             if self._pid != os.getpid():  # a fork shares the file offset, not the right to write
                 self._writers, self._syncer, self._pid = {}, None, os.getpid()
+                weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
             writer = self._writers.get(stream)
             if writer is None or writer.size > SEGMENT_BYTES:
                 if writer:
                     self._sync(writer)
-                    os.close(writer.fd)
+                    writer.close()
                 writer = self._writers[stream] = self._open(folder)
             self._write(writer, buffer)
             if durable:
@@ -88,7 +100,9 @@ class SegmentBlocks(Blocks):
 
     def _open(self, folder: Path) -> _Writer:
         try:
-            return _Writer(folder)
+            writer = _Writer(folder)
+            _close_the_dead(folder)
+            return writer
         except OSError as error:
             raise PalanError(f"{folder} cannot be written: {error.strerror}", f"check its space and rights: df {self.root}") from error
 
@@ -143,6 +157,13 @@ class SegmentBlocks(Blocks):
         if not folder.is_dir():
             return
         after = after or {}
+        try:
+            yield from self._scan(folder, after)
+        except OSError as error:
+            raise PalanError(f"{error.filename or folder} cannot be read: {error.strerror}", f"chmod -R u+rX {self.root}") from error
+
+    def _scan(self, folder: Path, after: Position) -> Iterator[Frame]:
+        ends = _ends(folder)  # first: a segment that is closed from now on is not judged
         # A compaction may move segments while we read. It writes its file before it removes theirs, so segments are
         # listed first, and for one that is gone the compacted files are looked at again.
         segments = sorted(folder.glob("*.seg"))
@@ -159,6 +180,11 @@ class SegmentBlocks(Blocks):
                 continue
             done.add(path.stem)
             yield from _frames(path, after.get(path.stem, 0), data)
+            if path.stem in ends and (what := _shorter(path, ends[path.stem], after.get(path.stem, 0) + len(data))):
+                raise Corrupt(what, "restore the file from a backup")
+        for name in sorted(ends.keys() - done):
+            if what := _gone(folder, name, ends[name]):
+                raise Corrupt(what, "restore the file from a backup")
 
     def _compacted(self, folder: Path, after: Position, read: set[Path], done: set[str]) -> Iterator[Frame]:
         """Yield what compacted files hold of segments that are not `done`; the files go to `read`, the segments to `done`."""
@@ -167,6 +193,25 @@ class SegmentBlocks(Blocks):
             frames = [frame for frame in _read_compacted(path) if frame.segment not in done]
             done.update(frame.segment for frame in frames)
             yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
+
+    def lost(self) -> list[str]:
+        found = []
+        for folder in sorted({path.parent for path in self.root.rglob("*.end")}):
+            ends = _ends(folder)
+            done: set[str] = set()
+            for path in sorted(folder.glob("*.parquet")):
+                try:
+                    done.update(frame.segment for frame in _read_compacted(path))
+                except Corrupt as error:
+                    found.append(error.what)
+            for name, size in sorted(ends.items()):
+                path = folder / f"{name}.seg"
+                try:
+                    what = _shorter(path, size, path.stat().st_size)
+                except FileNotFoundError:
+                    what = "" if name in done else _gone(folder, name, size)
+                found += [what] if what else []
+        return found
 
     def compact(self, stream: str) -> int:
         import polars as pl
@@ -188,22 +233,60 @@ class SegmentBlocks(Blocks):
                 # The name holds the digest of the content: every read is checked against it.
                 digest = hashlib.sha256(buffer.getvalue()).hexdigest()
                 write_atomically(folder / f"{closed[-1].stem}.{digest}.parquet", buffer.getvalue())
+            moved = {frame.segment for frame in frames}
             for path in closed:
                 path.unlink()
+                if path.stem not in moved:  # it held no whole frame: nothing of it is in the compacted file
+                    for end in folder.glob(f"{path.stem}.*.end"):
+                        end.unlink()
         return len(frames)
 
     def close(self) -> None:
-        """Sync and close this process's segments."""
-        with self._lock:
-            for writer in self._writers.values():
-                self._sync(writer)
-                os.close(writer.fd)
-            self._writers = {}
+        """Sync and close this process's segments; the end of the process does so as well."""
+        _close_all(self._lock, self._writers, self._pid)
 
     def _folder(self, stream: str) -> Path:
         if not _NAME.fullmatch(stream) or ".." in stream:
             raise PalanError(f"{stream!r} is no name for a stream", "use letters, digits, . _ @ - and /")
         return self.root / stream
+
+
+def _close_all(lock: threading.Lock, writers: dict[str, _Writer], pid: int) -> None:
+    """Close the segments of the process that opened them; a fork of it has no right to."""
+    if pid != os.getpid():
+        return
+    with lock:
+        while writers:
+            writers.popitem()[1].close()
+
+
+def _close_the_dead(folder: Path) -> None:
+    """Note the length of segments whose writers ended without doing so: what is there now was not lost."""
+    ends = _ends(folder)
+    for path in folder.glob("*.seg"):
+        with ExitStack() as stack:
+            if path.stem not in ends and _claim(path, stack):
+                _note_end(path, path.stat().st_size)
+
+
+def _note_end(segment: Path, size: int) -> None:
+    segment.with_name(f"{segment.stem}.{size}.end").touch()
+
+
+def _ends(folder: Path) -> dict[str, int]:
+    """Return the length of each closed segment of a stream, by name."""
+    with os.scandir(folder) as entries:
+        parts = [entry.name.split(".") for entry in entries if entry.name.endswith(".end")]
+    return {name: int(size) for name, size, _ in parts}
+
+
+def _shorter(path: Path, size: int, found: int) -> str:
+    return "" if found >= size else f"{path} was cut: it had {size} bytes when it was closed, and has {found}"
+
+
+def _gone(folder: Path, name: str, size: int) -> str:
+    # A compaction takes the note of an empty segment away with it: looked at again, the note says who was faster.
+    return f"{folder / name}.seg is gone: it had {size} bytes when it was closed" if size and (folder / f"{name}.{size}.end").exists() else ""
 
 
 def _claim(path: Path, stack: ExitStack) -> bool:
@@ -234,6 +317,11 @@ def _frames(path: Path, start: int, data: bytes) -> Iterator[Frame]:
         begin, end = at + HEADER.size, at + HEADER.size + length
         header = data[at : at + _PREFIX.size]
         if length == crc == header_crc == 0:
+            if rest := data[at:].lstrip(b"\0"):
+                raise Corrupt(
+                    f"{path} is damaged at bytes {start + at} to {start + len(data) - len(rest)}: zeros, and frames after them",
+                    "restore the file from a backup",
+                )
             return  # room that a loss of power left empty: it was never on the disk
         if zlib.crc32(header) != header_crc:  # a length that cannot be trusted says nothing about the tail
             raise Corrupt(

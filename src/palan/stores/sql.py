@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from palan.core import stamp, unstamp
+from palan.errors import Corrupt
 
 TAKE_LEASE = """
 insert into lease (name, holder, token, expires) values (:name, :holder, 1, :expires)
@@ -149,6 +150,16 @@ def find(
 
 
 def build(noun: type, of: Table, row: Sequence[Any]) -> Any:
-    """Return the noun that a row holds."""
-    pairs = zip(of.columns, of.decoders, row, strict=True)
-    return noun(**{column: decode(value) for column, decode, value in pairs})
+    """Return the noun that a row holds.
+
+    Raises:
+        Corrupt: a value is not of the kind that is written there.
+    """
+    column = of.columns[0]
+    try:
+        values = {}
+        for column, decode, value in zip(of.columns, of.decoders, row, strict=True):
+            values[column] = decode(value)
+        return noun(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise Corrupt(f'the {of.name} "{row[0]}" is damaged at {column}: {error}', "restore palan.db from a backup") from error

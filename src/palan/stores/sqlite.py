@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -31,12 +33,40 @@ class SQLiteRecords(Records):
         self.path = path
         self._lock = threading.RLock()
         self._depth = 0
-        with _explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
-            self._db.execute("pragma journal_mode = wal")
-            self._db.execute("pragma synchronous = normal")
-            self._migrate()
+        self._durable = False
+        self._sync = False  # a durable transaction within one that is not: its commit has to be taken to the disk
+        self._refused: PalanError | None = None  # why this store can only be read
+        try:
+            with _explained(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = _connect(path, wait)
+                self._db.execute("pragma journal_mode = wal")
+                self._db.execute("pragma synchronous = normal")
+                self._migrate()
+        except PalanError as error:
+            if type(error) is not PalanError:  # damaged, or locked: that is no reason to read past it
+                raise
+            self._db = self._only_to_read(error, wait)
+            self._refused = error
+
+    def _only_to_read(self, why: PalanError, wait: float) -> sqlite3.Connection:
+        """Open what is there for the verbs that read: nothing more than that works on a full disk or one that may not be written."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        try:
+            if not self.path.exists():
+                db = _connect(":memory:", wait)
+                for statement in _schema(_migrations()):
+                    db.execute(statement)
+                db.execute("pragma query_only = on")
+                return db
+            # Without a log of commits nobody writes: what stands in the file is all, and needs no lock.
+            mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+            db = _connect(f"{self.path.absolute().as_uri()}?{mode}", wait)
+            if int(db.execute("pragma user_version").fetchone()[0]) == max(_migrations()):
+                return db
+        except (OSError, sqlite3.DatabaseError) as error:
+            raise why from error
+        raise why
 
     def _migrate(self) -> None:
         migrations = _migrations()
@@ -52,9 +82,8 @@ class SQLiteRecords(Records):
                 )
             if 0 < known < newest:
                 self._backup(known)
-            for number in range(known + 1, newest + 1):
-                for statement in _statements(migrations[number].read_text(encoding="utf-8")):
-                    self._db.execute(statement)
+            for statement in _schema(migrations, known):
+                self._db.execute(statement)
             self._db.execute(f"pragma user_version = {newest:d}")
 
     def _known(self) -> int:
@@ -95,7 +124,7 @@ class SQLiteRecords(Records):
     ) -> list[T]:
         of = sql.table(noun)
         statement, values = sql.find(of, where, order, limit, since, until)
-        with self._lock, _explained(self.path):
+        with self._lock, self._explained():
             rows = self._db.execute(statement, values).fetchall()
         return [sql.build(noun, of, row) for row in rows]
 
@@ -110,6 +139,7 @@ class SQLiteRecords(Records):
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
         with self._lock:
             if self._depth:
+                self._sync |= durable and not self._durable
                 self._depth += 1
                 try:
                     yield
@@ -117,14 +147,16 @@ class SQLiteRecords(Records):
                     self._depth -= 1
                 return
             try:
-                with _explained(self.path):
+                with self._explained():
                     if durable:
                         self._db.execute("pragma synchronous = full")
                     self._db.execute("begin immediate")
-                self._depth = 1
+                self._depth, self._durable, self._sync = 1, durable, False
                 yield
-                with _explained(self.path):
+                with self._explained():
                     self._db.execute("commit")
+                    if self._sync:
+                        self._sync_log()
             finally:
                 self._depth = 0
                 if self._db.in_transaction:  # something was raised: a full disk may have ended it already
@@ -132,10 +164,18 @@ class SQLiteRecords(Records):
                 if durable:
                     self._db.execute("pragma synchronous = normal")
 
+    def _sync_log(self) -> None:
+        """Take the commits to the disk, as `synchronous = full` would have done: within a transaction it cannot be set."""
+        log = os.open(f"{self.path}-wal", os.O_RDONLY)
+        try:
+            os.fsync(log)
+        finally:
+            os.close(log)
+
     def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
         expires = now + ttl
         values = {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)}
-        with self._lock, _explained(self.path):
+        with self._lock, self._explained():
             row = self._db.execute(sql.TAKE_LEASE, values).fetchone()
         return Lease(name, holder, row[0], expires) if row else None
 
@@ -147,12 +187,30 @@ class SQLiteRecords(Records):
             self._db.close()
 
     def _run(self, statement: str, values: Any) -> sqlite3.Cursor:
-        with self._lock, _explained(self.path):
+        with self._lock, self._explained():
             return self._db.execute(statement, values)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with _explained(self.path):
+                yield
+        except PalanError as error:
+            raise (self._refused if self._refused and type(error) is PalanError else error) from error
+
+
+def _connect(address: Path | str, wait: float) -> sqlite3.Connection:
+    return sqlite3.connect(address, timeout=wait, isolation_level=None, check_same_thread=False, uri=str(address).startswith("file:"))
 
 
 def _migrations() -> dict[int, Path]:
     return {int(file.name[:4]): file for file in Path(__file__).with_name("migrations").glob("*.sql")}
+
+
+def _schema(migrations: dict[int, Path], known: int = 0) -> Iterator[str]:
+    """Yield the statements that bring a store from schema `known` to the newest."""
+    for number in range(known + 1, max(migrations) + 1):
+        yield from _statements(migrations[number].read_text(encoding="utf-8"))
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -165,14 +223,26 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
+_WRITES = {"SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_FSYNC"}
+"""What SQLite says when the system takes no more bytes: a full disk or quota, or a limit on the size of files."""
+
+
+def _no_space(path: Path, name: str) -> PalanError:
+    return PalanError(f"no space left for the store {path} ({name})", f"free some space (df {path.parent}) or lift the limit on files (ulimit -f), then repeat the command")
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn the database's own errors into ones that say where, and what to do."""
     try:
         yield
     except PermissionError as error:
-        raise PalanError(f"the folder {path.parent} cannot be written", f"chmod u+w {path.parent}") from error
+        raise PalanError(f"the folder {path.parent} cannot be written", f"chmod u+rwx {path.parent}") from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _no_space(path, error.strerror or "no space") from error
+        if error.errno == errno.EROFS:
+            raise PalanError(f"the store {path} cannot be written: its disk is read-only", f"mount -o remount,rw, or copy the project elsewhere: df {path.parent.parent}") from error
         raise PalanError(f"the store {path} cannot be opened: {error.strerror}", "check the disk and the path") from error
     except sqlite3.OperationalError as error:
         text = str(error)
@@ -181,9 +251,10 @@ def _explained(path: Path) -> Iterator[None]:
                 f"another program has locked {path} for too long", f"find it with: fuser {path}, then try again"
             ) from error
         if "readonly" in text or "unable to open" in text:
-            raise PalanError(f"the store {path} cannot be written", f"chmod -R u+w {path.parent}") from error
-        if "full" in text:
-            raise PalanError(f"no space left for the store {path}", "free some space, then repeat the command") from error
+            raise PalanError(f"the store {path} cannot be written", f"chmod -R u+rwX {path.parent}") from error
+        name = str(getattr(error, "sqlite_errorname", ""))
+        if "full" in text or name in _WRITES:
+            raise _no_space(path, name) from error
         raise PalanError(f"the store {path} failed: {text}", "palan status --debug") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
