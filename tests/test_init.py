@@ -231,10 +231,50 @@ def test_source_elsewhere_is_copied_in(tmp_path: Path) -> None:
         ("def predict(table): ...\ndef mean(numbers): ...", [("predict", "rules", True)]),
         ("import sklearn.ensemble as e\nmodel = e.HistGradientBoostingClassifier()", [("model", "estimator", False)]),
         ("x = 1\nprint(x)", []),
+        ("class A:\n def decide(self, instance): ...", [("A", "heuristic", False)]),
+        ("def schedule(jobs):\n return sorted(jobs)", [("schedule", "heuristic", False)]),
+        ("def late(jobs):\n return 0\ndef schedule(jobs):\n return late(jobs)\ndef show(plan):\n print(plan)", [("schedule", "heuristic", False)]),
+        ("def plan(instance):\n return {}", [("plan", "heuristic", False)]),
+        ("import highspy as h\ndef build(x):\n return h.Highs()\ndef plan(instance):\n return build(instance)", [("plan", "program", False)]),
+        ("from highspy import Highs\ndef plan(jobs):\n return Highs()\nclass Note: ...", [("plan", "program", False)]),
+        ("def plan(instance):\n from highspy import Highs\n return Highs()", [("plan", "program", False)]),
+        ("import highspy\ndef plan(instance):\n return {}", [("plan", "heuristic", False)]),
     ],
 )
 def test_verbs_tell_the_kind_as_the_adapter_will(code: str, found: list[tuple[str, str, bool]]) -> None:
     assert [(each.name, each.kind, each.declare) for each in found_in(code)] == found
+
+
+PLAIN = """
+def lateness(jobs, order):
+    return sum(jobs[name] for name in order)
+
+
+def {name}({argument}):
+    order = sorted({argument}, key={argument}.get)
+    return {{"order": order, "late": lateness({argument}, order)}}
+"""
+
+
+@pytest.mark.parametrize(("name", "argument"), [("schedule", "jobs"), ("plan", "instance")])
+def test_a_plain_function_of_one_instance_decides_as_it_is(name: str, argument: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(PLAIN.format(name=name, argument=argument))
+    made = init(tmp_path, source=str(tmp_path / "model.py"))
+    assert any(each.startswith("objective:") for each in made["missing"])
+    (tmp_path / "instances").mkdir()
+    (tmp_path / "instances" / "one.json").write_text('{"paint": 3, "saw": 1}')
+    done = run(f"palan build {name} && palan check {name} && palan release {name} && palan decide {name} --input instances/one.json", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{name}@1 (heuristic)" in done.stdout
+    assert json.loads(done.stdout[done.stdout.rindex("of the requests") :].partition("\n")[2]) == {"order": ["saw", "paint"], "late": 4}
+
+
+def test_a_script_that_reads_its_file_is_told_what_to_move(tmp_path: Path) -> None:
+    code = "import polars as pl\n\nCUSTOMERS = pl.read_csv('customers.csv')\n\n\ndef decide(rows):\n    return rows['x']\n\n\nif __name__ == '__main__':\n    print(pl.read_csv('other.csv'))\n"
+    (tmp_path / "churn.py").write_text(code)
+    (told,) = [each for each in init(tmp_path, source=str(tmp_path / "churn.py"))["missing"] if "churn.py" in each]
+    assert told.startswith("churn.py line 3: pl.read_csv('customers.csv') runs whenever palan imports the file")
+    assert '__name__ == "__main__"' in told
 
 
 @pytest.mark.parametrize("kind", ["estimator", "program", "heuristic", "policy"])

@@ -471,6 +471,76 @@ def test_an_incumbent_is_what_it_was_when_it_was_published() -> None:
     assert result.objective == -2.0
 
 
+def shortest_first(jobs: dict[str, int]) -> list[str]:
+    return sorted(jobs, key=lambda name: jobs[name])
+
+
+def shortest_in_time(jobs: dict[str, int], ctx: Context, backwards: bool = False) -> list[str]:
+    assert ctx.seed == 7
+    return shortest_first(jobs)[:: -1 if backwards else 1]
+
+
+def in_any_case(jobs: dict[str, int], backwards: bool = False) -> list[str]:
+    return shortest_first(jobs)[:: -1 if backwards else 1]
+
+
+class InAClass:
+    def decide(self, instance: dict[str, int]) -> list[str]:
+        return shortest_first(instance)
+
+
+@pytest.mark.parametrize(
+    ("entry", "params", "order"),
+    [
+        (shortest_first, {}, ["saw", "paint"]),
+        (shortest_in_time, {}, ["saw", "paint"]),
+        (shortest_in_time, {"backwards": True}, ["paint", "saw"]),
+        (in_any_case, {}, ["saw", "paint"]),
+        (in_any_case, {"backwards": True}, ["paint", "saw"]),
+        (InAClass, {}, ["saw", "paint"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["heuristic", ""])
+def test_a_heuristic_takes_the_instance_with_or_without_a_context(entry: Any, params: dict[str, Any], order: list[str], kind: str) -> None:
+    made = adapter(entry, kind, params)
+    assert made.kind == "heuristic"
+    assert made.solve({"paint": 3, "saw": 1}, Context(seed=7)).output == order  # type: ignore[union-attr]
+
+
+def test_a_function_of_columns_is_not_taken_for_one_of_an_instance() -> None:
+    with pytest.raises(PalanError, match=r"shortest_first\(jobs\) do not tell its kind") as refused:
+        adapter(shortest_first, inputs=["hours"])
+    assert "call its argument rows" in refused.value.hint
+
+
+def emptiest(instance: Any) -> highspy.Highs:
+    return highspy.Highs()
+
+
+def by_way_of_another(instance: Any) -> highspy.Highs:
+    return emptiest(instance)
+
+
+def imported_inside(instance: Any) -> Any:
+    from highspy import Highs
+
+    return Highs()
+
+
+@pytest.mark.parametrize("entry", [emptiest, by_way_of_another, imported_inside])
+def test_a_function_that_works_with_a_solver_is_a_program(entry: Any) -> None:
+    assert adapter(entry).kind == "program"
+
+
+def test_a_function_of_the_other_kind_is_told_which() -> None:
+    with pytest.raises(ModelFailed) as failed:
+        adapter(shortest_first, "program").solve({"saw": 1}, Context())  # type: ignore[union-attr]
+    assert 'kind = "heuristic"' in failed.value.hint
+    with pytest.raises(ModelFailed) as failed:
+        adapter(emptiest, "heuristic").solve({}, Context())  # type: ignore[union-attr]
+    assert failed.value.hint == 'set kind = "program"'
+
+
 def test_better_bounds_are_told_while_the_plan_stays() -> None:
     # a hard little problem: many ways to share equal weights out, so that the bound creeps
     class Share:

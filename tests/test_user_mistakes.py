@@ -199,6 +199,14 @@ def test_code_with_a_syntax_error_and_code_that_raises(folder: Path) -> None:
     assert exit_code(folder, "build", "rolls") == 0
 
 
+def test_a_script_that_reads_its_file_when_it_is_imported(folder: Path) -> None:
+    ingest(open_project(folder))
+    (folder / "rolls.py").write_text("open('customers.csv')\n" + FILES["rolls.py"], encoding="utf-8")
+    told = refused(folder, "build", "rolls")
+    assert "customers.csv" in told
+    assert 'put reading and fitting below if __name__ == "__main__":' in told and "[data.NAME]" in told
+
+
 BLOCKER = """
 import sys
 

@@ -33,6 +33,7 @@ from palan.models.user import guarded, plain
 
 PR_SET_PDEATHSIG = 1
 TRANSFORMATION = "transformation"  # not a kind of model: a function from tables to a table
+TOP_LEVEL = 'palan imports the file in another folder, and learns by itself: put reading and fitting below if __name__ == "__main__":, and declare the file that it reads as [data.NAME] in palan.toml'
 
 
 def load(folder: Path, entry: str) -> Any:
@@ -70,6 +71,8 @@ def load(folder: Path, entry: str) -> Any:
             missing = failed.__cause__
             if isinstance(missing, ModuleNotFoundError):
                 raise PalanError(f"{file} needs {missing.name}, which is not installed", f"pip install {missing.name}") from missing
+            if isinstance(missing, FileNotFoundError):
+                raise ModelFailed(failed.what, TOP_LEVEL, log=failed.log) from missing
             raise
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == module_name]

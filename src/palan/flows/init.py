@@ -27,7 +27,8 @@ CASES = 5
 """Golden cases that are written for a decision table."""
 
 _LIBRARIES = {"highspy": "highs", "gymnasium": "gym", "sklearn": "sklearn"}
-_VERBS = ("formulate", "act", "fit", "decide", "predict", "predict_proba", "check", "score", "interpret", "environment", "table")
+_VERBS = ("formulate", "act", "fit", "decide", "predict", "predict_proba", "check", "score", "objective", "interpret", "environment", "table")
+SOLVER = "highspy"
 _LEARNERS = ("Classifier", "Regressor", "Regression", "Pipeline", "make_pipeline", "CV", "SVC", "SVR")
 
 
@@ -157,12 +158,50 @@ def found_in(text: str) -> list[Found]:
     models = [each for node in classes.values() if (each := _of_class(node, classes)) is not None]
     if models:
         return models
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    solving = _solving(tree, functions)
     found = []
     for node in tree.body:
-        each = _of_function(node) if isinstance(node, ast.FunctionDef) else _of_object(node) if isinstance(node, ast.Assign) else None
+        each = _of_function(node, solving) if isinstance(node, ast.FunctionDef) else _of_object(node) if isinstance(node, ast.Assign) else None
         if each is not None:
             found.append(each)
-    return found
+    return found or _deciding(functions, solving)
+
+
+def _solving(tree: ast.Module, functions: Mapping[str, ast.FunctionDef]) -> set[str]:
+    """Return the functions that work with a solver, by themselves or by another one that they call."""
+    bound = {SOLVER}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            bound |= {each.asname or SOLVER for each in node.names if each.name.partition(".")[0] == SOLVER}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == SOLVER:
+            bound |= {each.asname or each.name for each in node.names}
+    grown = True
+    while grown:
+        more = {name for name, node in functions.items() if name not in bound and (_named_in(node) & bound)}
+        bound |= more
+        grown = bool(more)
+    return bound & set(functions)
+
+
+def _named_in(node: ast.FunctionDef) -> set[str]:
+    inside = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    imported = {SOLVER for each in ast.walk(node) if isinstance(each, ast.ImportFrom) and (each.module or "").partition(".")[0] == SOLVER}
+    return inside | imported
+
+
+def _deciding(functions: Mapping[str, ast.FunctionDef], solving: set[str]) -> list[Found]:
+    """Return the functions of one thing that give something back, apart from those that only help another of them.
+
+    Their arguments' names tell nothing: such a one is taken as deciding one instance.
+    """
+    able = {name: node for name, node in functions.items() if not name.startswith("_") and len(_required(node)) == 1 and _gives(node)}
+    helping = {each for name, node in able.items() for each in _named_in(node) if each != name}
+    return [Found(name, "program" if name in solving else "heuristic", False, ("decide",)) for name in able if name not in helping]
+
+
+def _gives(node: ast.FunctionDef) -> bool:
+    return any(isinstance(each, ast.Return) and each.value is not None for each in ast.walk(node))
 
 
 def _of_class(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Found | None:
@@ -175,7 +214,7 @@ def _of_class(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> Found 
         kind = "program"
     elif "act" in methods:
         kind = "policy"
-    elif "decide" in methods and len(_required(methods["decide"])) >= 3:
+    elif "decide" in methods and (len(_required(methods["decide"])) >= 3 or _required(methods["decide"])[1:] == ["instance"]):
         kind = "heuristic"
     elif "decide" in methods:
         kind = "estimator" if "fit" in methods else "rules"
@@ -204,14 +243,14 @@ def _required(node: ast.FunctionDef) -> list[str]:
     return names[: len(names) - len(node.args.defaults)] if node.args.defaults else names
 
 
-def _of_function(node: ast.FunctionDef) -> Found | None:
+def _of_function(node: ast.FunctionDef, solving: set[str]) -> Found | None:
     """Read a function as `models.adapt` does: the names of its arguments tell the kind."""
     names = _required(node)
     if node.name.startswith("_"):
         return None
     if len(names) == 2 and names[1] in ("ctx", "context"):
         return Found(node.name, "heuristic", False, ("decide",))
-    told = {"rows": "rules", "observation": "policy", "instance": "program"}
+    told = {"rows": "rules", "observation": "policy", "instance": "program" if node.name in solving else "heuristic"}
     if len(names) == 1 and names[0] in told:
         return Found(node.name, told[names[0]], False, ("decide",), tuple(_columns(node)))
     if len(names) == 1 and node.name in ("decide", "predict"):
@@ -262,10 +301,10 @@ def _around_code(root: Path, source: Path, kind: str) -> _Plan:
         raise PalanError(f"{source}{line} is not Python: {getattr(error, 'msg', error)}", "put that line right") from error
     found = found_in(text)
     if not found:
-        hint = "give it a class with decide(self, rows), or: palan init --kind estimator --into EXAMPLE shows one"
-        raise PalanError(f"{source} defines nothing that decides: no class or function with decide, formulate, act or predict", hint)
+        hint = "give it a function plan(instance) or decide(rows), or a class with decide(self, rows): palan init --kind estimator --into EXAMPLE shows one"
+        raise PalanError(f"{source} defines nothing that decides: no class with decide, formulate, act or predict, and no function of one argument that returns something", hint)
     path, files = _placed(root, source)
-    missing: list[str] = []
+    missing = [f"{source.name} line {line}: {code} runs whenever palan imports the file, in another folder: {BELOW}" for line, code in _reading(tree)]
     parts = [f"[project]\nname = {_named(root)}\n"]
     rows = [each for each in found if SHAPE[kind or each.kind] == "rows"]
     if rows:
@@ -277,6 +316,21 @@ def _around_code(root: Path, source: Path, kind: str) -> _Plan:
     first = found[0].name.lower()
     steps = ["palan ingest", f"palan build {first}"] if rows else [f"palan build {first}"]
     return _Plan(files, missing, f"edit {root / FILE}, then: {_steps(root, steps, _imports(tree))}")
+
+
+BELOW = 'put reading and fitting below if __name__ == "__main__":, and declare the file as [data.NAME]'
+
+
+def _reading(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield line and text of what reads a file at the top level of a script."""
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.If):
+            continue
+        for each in ast.walk(statement):
+            if isinstance(each, ast.Call):
+                called = each.func.attr if isinstance(each.func, ast.Attribute) else each.func.id if isinstance(each.func, ast.Name) else ""
+                if called.startswith(("read_", "scan_")) or called in ("open", "loadtxt", "genfromtxt"):
+                    yield each.lineno, ast.unparse(each)[:60]
 
 
 def _data_part(model: Found) -> str:
@@ -311,6 +365,8 @@ def _model_part(path: str, each: Found, kind: str, missing: list[str]) -> str:
         lines += ['instances = "instances/*.json"       # TODO: put real instances there, one JSON file each', 'time_limit = "10s"                    # of one decision']
         missing.append(f"instances: put at least one real input of {each.name} into instances/ as JSON")
         lacks("check", "check(self, instance, plan): without it no gate can tell whether a plan is allowed")
+        if known == "heuristic":
+            lacks("objective", "objective(self, instance, plan): without it no gate can tell whether a change makes plans worse")
     else:
         inputs = json.dumps(list(each.inputs), ensure_ascii=False) if each.inputs else '["temp"]'
         outcome = each.learns[0] if each.learns else "sold"

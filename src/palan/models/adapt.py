@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from palan.errors import PalanError, nearest
@@ -61,6 +63,8 @@ def adapter(
             raise PalanError("a decision table takes no parameters", "write the values into its cells")
         return Rules(entry)
     known = as_kind(kind) if kind else kind_of(entry)
+    if not kind and known == "heuristic" and inputs and inspect.isfunction(entry) and len(_inputs(entry, method=False)) == 1:
+        raise _untold(entry)  # who names columns means rows, and a heuristic is given an instance
     model = user.make(entry, params or {})
     if user.bare(model) is None and not any(callable(getattr(model, verb, None)) for verb in _NEEDS[known]):
         wanted = " or ".join(f"{verb}()" for verb in _NEEDS[known])
@@ -94,25 +98,61 @@ def kind_of(entry: Any) -> Kind:
     if "act" in verbs:
         return "policy"
     if "decide" in verbs:
-        if len(_inputs(entry.decide, method=isinstance(entry, type))) >= 2:
+        names = _inputs(entry.decide, method=isinstance(entry, type))
+        if len(names) >= 2 or names == ["instance"]:
             return "heuristic"
         return "estimator" if "fit" in verbs else "rules"
     if verbs & {"predict", "predict_proba"}:
         return "estimator"
     raise PalanError(
         f"{user.name_of(entry)} is no model: it has none of decide, formulate, act, predict",
-        "give it decide(self, rows), decide(self, instance, ctx), formulate(self, instance) or act(self, observation)",
+        "give it decide(self, rows), decide(self, instance), formulate(self, instance) or act(self, observation)",
     )
 
 
-def _kind_of_function(entry: Any) -> Kind:
+def _kind_of_function(entry: FunctionType) -> Kind:
+    """A function of `rows` is rules, of an `observation` a policy; any other decides one instance, by a solver or by itself."""
     names = _inputs(entry, method=False)
     if len(names) == 2 and names[1] in ("ctx", "context"):
         return "heuristic"
-    by_name: dict[str, Kind] = {"rows": "rules", "observation": "policy", "instance": "program"}
-    if len(names) == 1 and names[0] in by_name:
-        return by_name[names[0]]
-    raise PalanError(f"the arguments of {entry.__name__}({', '.join(names)}) do not tell its kind", f"set kind to one of {', '.join(KINDS)}")
+    if len(names) != 1 or (names[0] not in TOLD and names[0] != "instance" and entry.__name__ in ("decide", "predict")):
+        raise _untold(entry)
+    return TOLD.get(names[0]) or ("program" if SOLVER in _modules_of(entry, set()) else "heuristic")
+
+
+TOLD: Mapping[str, Kind] = {"rows": "rules", "observation": "policy"}
+"""What the name of a function's only argument tells."""
+
+SOLVER = "highspy"
+"""A function of one instance that works with it is a program, and any other a heuristic."""
+
+
+def _untold(entry: FunctionType) -> PalanError:
+    called = f"{entry.__name__}({', '.join(_inputs(entry, method=False))})"
+    return PalanError(f"the arguments of {called} do not tell its kind", f"set kind to one of {', '.join(KINDS)}, or call its argument rows, instance or observation")
+
+
+def _modules_of(function: FunctionType, seen: set[FunctionType]) -> set[str]:
+    """Return the top-level packages that a function names or imports, with those of the functions beside it that it calls."""
+    seen.add(function)
+    found: set[str] = set()
+    folder = Path(function.__code__.co_filename).parent
+    for name in _names(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, FunctionType) and Path(value.__code__.co_filename).parent == folder:
+            found |= _modules_of(value, seen) if value not in seen else set()
+        elif isinstance(value, ModuleType):
+            found.add(value.__name__.partition(".")[0])
+        else:  # what is not global may be a module that is imported inside
+            found.add(name if value is None else str(getattr(value, "__module__", "")).partition(".")[0])
+    return found
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from _names(each)
 
 
 def _inputs(function: Any, *, method: bool) -> list[str]:

@@ -1,17 +1,20 @@
-"""Heuristics: plain Python that decides one instance, within ctx's deadline, publishing its best answer so far."""
+"""Heuristics: plain Python that decides one instance, where it takes a ctx within its deadline, publishing its best answer so far."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from math import isinf
 from time import monotonic
 from typing import Any
 
+from palan.errors import ModelFailed
 from palan.models.contract import Context, Incumbent, Result, Status
 from palan.models.user import UserModel, bare, guarded, plain
 
 
 class Heuristic(UserModel):
-    """Answers one instance by `decide(instance, ctx)`."""
+    """Answers one instance by `decide(instance, ctx)` or `decide(instance)`, or by a plain function of the same arguments."""
 
     kind = "heuristic"
 
@@ -35,7 +38,10 @@ class Heuristic(UserModel):
         inner = Context(seed=ctx.seed, time_limit=None if isinf(left) else left, on_incumbent=keep, is_cancelled=ctx.cancelled)
         own = bare(self.model)
         with guarded(self.model, "decide"):
-            answer = own(instance, inner) if own is not None else self.model.decide(instance, inner)
+            asked = self.model.decide if own is None else own
+            answer = asked(instance, inner) if _takes_context(asked) else asked(instance)
+        if type(answer).__module__.partition(".")[0] == "highspy":
+            raise ModelFailed(f"{self.name} returned a {type(answer).__name__} to be solved, and a heuristic returns its plan", 'set kind = "program"')
         best = kept[-1] if kept else None
         if answer is None and best is not None:
             answer = best.output
@@ -57,6 +63,19 @@ class Heuristic(UserModel):
             seconds=monotonic() - ctx.started,
             incumbents=tuple(kept),
         )
+
+
+def _takes_context(function: Callable[..., Any]) -> bool:
+    """Tell whether a function asks for more than the instance: a second argument that it needs, or one called ctx."""
+    try:
+        arguments = list(inspect.signature(function).parameters.values())
+    except ValueError:  # it is not written in Python, and does not say
+        return True
+    positional = [each for each in arguments if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    second = positional[1] if len(positional) > 1 else None
+    if second is None:
+        return any(each.kind == each.VAR_POSITIONAL for each in arguments)
+    return second.default is second.empty or second.name in ("ctx", "context")
 
 
 def _number(value: Any) -> float | None:

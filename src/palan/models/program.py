@@ -48,7 +48,10 @@ class Program(UserModel):
                 raise
             return self._refused(lost, ctx)
         if not highs.is_model(formulated):
-            raise ModelFailed(f"{self.name}.formulate returned a {type(formulated).__module__}.{type(formulated).__name__}", f"return a {SUPPORTED}: that is the model object that palan solves today")
+            hint = f"return a {SUPPORTED}: that is the model object that palan solves today"
+            if own is not None:
+                hint += ', or set kind = "heuristic" where it returns the plan itself'
+            raise ModelFailed(f"{self.name}.formulate returned a {type(formulated).__module__}.{type(formulated).__name__}", hint)
         if lost:
             return self._refused(lost, ctx)
         columns = list(formulated.getLp().col_names_)
