@@ -19,6 +19,7 @@ import pytest
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import NotFound, PalanError
 from palan.flows import tables
+from palan.flows.deliveries import failure
 from palan.flows.ingest import ingest, quarantined
 from palan.flows.log import log
 from palan.flows.project import Project, open_project
@@ -191,7 +192,7 @@ def whole_parquet() -> bytes:
         pytest.param("new.xlsx", b"PK\x03\x04", "cannot be read", id="a kind that is not known"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_and_changes_nothing(project: Project, name: str, content: bytes, what: str) -> None:
+def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_out(project: Project, name: str, content: bytes, what: str) -> None:
     deliver(project, "a.csv", HEAD + hours(0, 3))
     ingest(project)
     deliver(project, "b.csv", HEAD + hours(3, 5))
@@ -200,10 +201,54 @@ def test_a_file_that_cannot_be_read_is_named_and_changes_nothing(project: Projec
         ingest(project)
     assert f"feed/{name}" in refused.value.what and refused.value.hint
     assert path.read_bytes() == content
-    assert tables.find_data_version(project, "weather").ref == "weather@1" and rows(project).height == 3
+    assert tables.find_data_version(project, "weather").ref == "weather@2" and rows(project).height == 5
     assert quarantined(project, "weather") == []
     path.unlink()
-    assert ingest(project)[0]["rows"] == 2
+    assert ingest(project)[0]["text"] == "nothing new"
+
+
+def test_one_bad_file_keeps_neither_another_file_nor_another_table_out(project: Project) -> None:
+    second = TOML.replace("[data.weather", "[data.late").replace("feed/*", "late/*")
+    (project.root / "palan.toml").write_text(TOML + second, encoding="utf-8")
+    (project.root / "late").mkdir()
+    both = open_project(project.root)
+    renamed = HEAD.replace("temp", "celsius")
+    deliver(both, "1.csv", renamed + hours(0, 2))
+    deliver(both, "2.csv", HEAD + hours(2, 4))
+    deliver(both, "3.csv", renamed + hours(4, 6))
+    deliver(both, "4.csv", HEAD + hours(6, 9))
+    (both.root / "late" / "1.csv").write_text(HEAD + hours(0, 1), encoding="utf-8")
+    with pytest.raises(PalanError, match=r'feed/1\.csv: .*no column "temp".*; and 1 more file of weather could not be taken in'):
+        ingest(both)
+    assert (rows(both).height, rows(both, "late").height) == (5, 1)
+    deliver(both, "1.csv", HEAD + hours(0, 2))
+    deliver(both, "3.csv", HEAD + hours(4, 6))
+    assert [each["rows"] for each in ingest(both)] == [4, 0]
+    assert rows(both).height == 9
+
+
+def test_a_delivery_that_fails_is_in_the_ledger_once_for_each_time_that_it_fails_anew(project: Project) -> None:
+    def verbs() -> list[str]:
+        return [f"{each['verb']} {each['subject']}" for each in log(project)["entries"]]
+
+    bad = HEAD.replace("temp", "celsius") + hours(0, 2)
+    deliver(project, "1.csv", bad)
+    for _ in range(3):
+        with pytest.raises(PalanError, match='no column "temp"'):
+            ingest(project)
+    assert verbs() == ["refused weather"]
+    assert 'feed/1.csv' in failure(project, "weather")["what"]
+    deliver(project, "2.csv", HEAD + hours(2, 4))
+    with pytest.raises(PalanError, match='no column "temp"'):
+        ingest(project)  # the others go on, and it is the same failure
+    assert sorted(verbs()) == ["ingested weather@1", "refused weather"]
+    deliver(project, "1.csv", HEAD + hours(0, 2))
+    ingest(project)
+    assert failure(project, "weather") == {}
+    deliver(project, "3.csv", bad)
+    with pytest.raises(PalanError, match='no column "temp"'):
+        ingest(project)
+    assert verbs().count("refused weather") == 2
 
 
 def test_odd_sources(project: Project) -> None:
@@ -438,8 +483,9 @@ def test_a_file_name_that_is_no_text_is_refused(project: Project) -> None:
     with pytest.raises(PalanError, match=r"the name of feed/caf\\xe9\.csv is not UTF-8 text") as refused:
         ingest(project)
     assert refused.value.hint.startswith("rename the file") and str(refused.value).encode()
+    assert rows(project).height == 2
     path.rename(project.root / "feed" / "cafe.csv")
-    assert ingest(project)[0]["rows"] == 3
+    assert ingest(project)[0]["rows"] == 1
 
 
 def test_a_killed_ingest_goes_on_with_the_file_it_was_at(project: Project) -> None:

@@ -14,13 +14,15 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from palan.cli.show import status as show_status
 from palan.core import Field, Schema, Version, digest_of, stamp
 from palan.data.nouns import DataVersion, Quarantine, Repair
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
-from palan.errors import NotFound
+from palan.errors import NotFound, PalanError
 from palan.flows import packages
+from palan.flows.ingest import ingest
 from palan.flows.log import evidence_digest
 from palan.flows.project import Project, open_project, record
 from palan.flows.release import change, release
@@ -400,6 +402,29 @@ def test_delivery_of_odd_size_is_attention(project: Project) -> None:
     ingested(project, verdict={"files": [{"table": [{"rule": "rows", "holds": False, "text": "12 rows, 500..4000 are usual", "severity": "warn"}]}]})
     found = status(project)["data"][0]
     assert (found["verdict"], found["why"]) == ("attention", "12 rows, 500..4000 are usual")
+
+
+def test_a_delivery_that_failed_is_wrong_until_it_is_taken_in(project: Project) -> None:
+    (project.root / "sales").mkdir()
+    file = project.root / "sales" / "new.csv"
+    file.write_text("id,temp,store,sold\na,1,north,2\n")
+    for _ in range(2):
+        with pytest.raises(PalanError):
+            ingest(project)
+    home = fits(status(project), views.Home)
+    found = home["data"][0]
+    assert (found["verdict"], found["command"]) == ("wrong", "palan ingest sales")
+    assert 'sales/new.csv: data "sales": the delivery has no column "shop"' in found["why"]
+    assert [each["verb"] for each in home["ledger"]] == ["refused"]
+    assert pages.headline(home["models"], home["data"])[0] == "wrong"
+    page = pages.home(home)
+    assert "no column" in page and "palan ingest sales" in page and "sales" in page.partition("</h1>")[0].rpartition("<h1")[2]
+    assert show_status(project) == 1
+    file.unlink()
+    (project.root / "sales" / "right.csv").write_text("id,temp,shop,sold\na,1,north,2\n")
+    ingest(project)
+    assert status(project)["data"][0]["verdict"] == "right"
+    assert show_status(project) == 0
 
 
 def test_frame_tells_a_replay_and_a_broken_ledger(project: Project) -> None:

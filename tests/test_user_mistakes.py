@@ -18,6 +18,7 @@ import pytest
 from palan.flows.ingest import ingest
 from palan.flows.log import log
 from palan.flows.project import open_project
+from palan.ledger import Entry
 
 SOURCES = Path(__file__).resolve().parent.parent / "src"
 
@@ -175,7 +176,9 @@ def test_an_empty_file_and_a_wrong_column(made: Path) -> None:
         path.write_text(text, encoding="utf-8")
         assert says in refused(made, "ingest")
         path.unlink()
-    assert content(made) == before
+    after = content(made)
+    assert [entry.verb for entry in open_project(made).store.records.find(Entry)][-2:] == ["refused", "refused"]
+    assert {**after, "entry": b""} == {**before, "entry": b""}
 
 
 def test_code_with_a_syntax_error_and_code_that_raises(folder: Path) -> None:

@@ -318,3 +318,22 @@ def test_a_tick_of_the_command_line_says_when_nothing_is_due(built: Path, tmp_pa
     assert palan(folder, "tick").returncode == 0
     again = palan(folder, "tick")
     assert (again.returncode, again.stdout) == (0, "nothing is due\n")
+
+
+def test_a_delivery_that_fails_shows_in_the_exit_code_the_status_and_once_in_the_ledger(built: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "p"))
+    rows = World().day(LIVE)
+    rows.rename({"temp": "celsius"}).write_csv(folder / "feed" / "bad.csv", datetime_format="%Y-%m-%dT%H:%M:%SZ")
+    rows.write_csv(folder / "feed" / "good.csv", datetime_format="%Y-%m-%dT%H:%M:%SZ")
+    for _ in range(2):
+        ticked = palan(folder, "tick")
+        assert ticked.returncode == 1
+        assert "ingest trips: failed: feed/bad.csv" in ticked.stdout
+    shown = palan(folder, "status")
+    assert shown.returncode == 1
+    assert "feed/bad.csv" in shown.stdout
+    assert "palan ingest trips" in shown.stdout
+    assert sorted(each.verb for each in ledger(opened(folder)) if each.subject.startswith("trips"))[-3:] == ["ingested", "ingested", "refused"]
+    (folder / "feed" / "bad.csv").unlink()
+    assert palan(folder, "tick").returncode == 0
+    assert palan(folder, "status").returncode == 0

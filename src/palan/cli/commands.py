@@ -455,6 +455,8 @@ def react(
 def tick(ctx: click.Context, as_json: bool) -> None:
     """Do whatever is due, once, however many machines call it: ingest, watch, react, judge canaries.
 
+    Exit code 1 when something of it failed; the rest is done, and what failed is tried again at the next tick.
+
     \b
     Example:  */5 * * * *  palan --project /srv/flights tick
     """
@@ -466,7 +468,9 @@ def tick(ctx: click.Context, as_json: bool) -> None:
         if not done:
             click.echo("nothing is due")
 
-    _print(verb(_open(ctx, quiet=True)), as_json, show)
+    done = verb(_open(ctx, quiet=True))
+    _print(done, as_json, show)
+    ctx.exit(ACT if any("hint" in each for each in done) else FINE)
 
 
 @cli.command()

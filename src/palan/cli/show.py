@@ -96,14 +96,15 @@ def status(project: Project, as_json: bool = False) -> int:
 
     home = verb(project)
     print_value(home, as_json, _home)
-    return ACT if any(each["verdict"] == "wrong" for each in home["models"]) else FINE
+    return ACT if any(each["verdict"] == "wrong" for each in (*home["models"], *home["data"])) else FINE
 
 
 def _home(home: Mapping[str, Any]) -> None:
     model_lines(home["models"])
     for each in home["data"]:
-        mark = paint("·", "green" if each["verdict"] == "right" else "yellow")
-        say(f"{mark} data {each['name']}: {each['why']}")
+        mark = paint("·", {"right": "green", "wrong": "red"}.get(each["verdict"], "yellow"))
+        said = f"{verdict('wrong')}: {each['why']}" if each["verdict"] == "wrong" else each["why"]
+        say(f"{mark} data {each['name']}: {said}")
         if each["command"]:
             say(f"    {each['command']}")
     if home["command"]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from palan.core import digest_of
 from palan.data.contract import Contract
 from palan.data.nouns import DataVersion, Quarantine
-from palan.errors import NotFound, PalanError
+from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
 from palan.flows import tables
+from palan.flows.deliveries import REFUSED, failure
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
 from palan.runs.run import Step
@@ -25,15 +26,31 @@ def ingest(project: Project, data: str = "") -> list[dict[str, Any]]:
     twice adds nothing; a row that is delivered again with the same key is a correction. Of a file that was taken in
     before and has changed, only the rows that differ from what it delivered then are taken.
 
+    A file that cannot be taken in keeps no other one out, and no other table: the rest is in the store when this raises.
+    The failure stays in `palan status` until the table is ingested without one, and is in the ledger once.
+
     Raises:
         NotFound: no such table, or its source matches no file.
-        PalanError: a file that cannot be read as what it is, or a key or a type in palan.toml that was changed and
-            does not fit the stored rows; nothing of the table is taken in then.
+        PalanError: a file that cannot be read as what it is; or a key or a type in palan.toml that was changed and
+            does not fit the stored rows, and nothing of that table is taken in then.
     """
     names = [data] if data else [name for name, config in project.config.data.items() if config.source]
     if not names:
         raise NotFound("this project declares no data with a source", 'add to palan.toml: [data.NAME] source = "feed/*.csv"')
-    return [_ingest(project, name, named=bool(data)) for name in names]
+    reports: list[dict[str, Any]] = []
+    errors: list[PalanError] = []
+    for name in names:
+        try:
+            reports.append(_ingest(project, name, named=bool(data)))
+        except (Busy, Conflict):
+            raise
+        except PalanError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise PalanError(f"{errors[0].what}\nand so {len(errors) - 1} more of {len(names)} tables: palan status", errors[0].hint)
+    if errors:
+        raise errors[0]
+    return reports
 
 
 def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
@@ -51,10 +68,34 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
             raise NotFound(f'no file matches source = "{config.source}" of data "{name}"', f"put files there: {project.root}")
         return {"data": name, "files": [], "rows": 0, "quarantined": 0, "version": None, "verdict": {}, "text": "no files yet"}
     with running(project, "ingest", name, wait=30) as journal:
-        return _take_in(project, name, files, journal)
+        try:
+            report, errors = _take_in(project, name, files, journal)
+        except (Busy, Conflict):
+            raise  # nothing is wrong with the delivery
+        except PalanError as error:
+            errors = [error]
+        if errors:
+            raise _refused(project, name, errors, journal)
+        return report
 
 
-def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -> dict[str, Any]:
+def _refused(project: Project, name: str, errors: Sequence[PalanError], journal: Journal) -> PalanError:
+    """Keep what failed with the run, for the status; tell the ledger, unless the run before failed with the same."""
+    first, more = errors[0], len(errors) - 1
+    what = f"{first.what}; and {more} more {'file' if more == 1 else 'files'} of {name} could not be taken in" if more else first.what
+    known = digest_of([[each.what, each.hint] for each in errors])
+    again = failure(project, name).get(REFUSED) == known
+    with project.store.records.transaction(durable=True):
+        journal.note(tags={**journal.run.tags, REFUSED: known, "what": what, "hint": first.hint})
+        if not again:
+            record(project, REFUSED, name, what, failures=[each.what for each in errors])
+    for each in errors[1:]:
+        project.tell(each.what)
+    return PalanError(what, first.hint) if more else first
+
+
+def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -> tuple[dict[str, Any], list[PalanError]]:
+    """Take in the files that can be; return the report on them, and why each other one cannot."""
     records = project.store.records
     newest = tables.latest(project, name)
     known = dict(newest.sources) if newest else {}
@@ -62,28 +103,17 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     contract, said = tables.contract_of(project, name), digest_of(_row_rules(project, name))
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     total, reports, quarantines = newest.rows if newest else 0, [], []
+    errors: list[PalanError] = []
     for path in files:
-        source = _source(project, path)
-        if not path.is_file():
-            raise PalanError(f'{path} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
-        content = hashlib.sha256(data).hexdigest()
-        if known.get(source) == content:
+            source, content, report = _take_file(project, contract, path, known, tuple(parts), journal)
+        except (Busy, Conflict, Corrupt):
+            raise  # it is the store that is in the way, not the file
+        except PalanError as error:
+            errors.append(error)
             continue
-        if source in known and not contract.key:
-            raise PalanError(
-                f'{source} was taken in before and has changed, but data "{name}" has no key that tells its old rows from its new ones',
-                f'[data.{name}] key = ["..."], or deliver the new rows in a file of their own',
-            )
-        table = digest_of(project.config.data[name].table)
-        before = {"source": source, "content": content, "contract": table, "after": list(parts)}
-        earlier = _parts_of(project, source, parts) if source in known else []
-        report = journal.step(f"verify {source}", before, lambda path=path, data=data, parts=tuple(parts), earlier=earlier: _verify(  # type: ignore[misc]
-            project, contract, path, data, parts, earlier
-        ))
+        if report is None:
+            continue
         project.tell(f"{source}: {report['text']}")
         known[source] = content
         if report["part"]:
@@ -129,7 +159,32 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         "reasons": _sum(report["reasons"] for report in reports),
         "warnings": [*([stale] if stale else []), *(warning for report in reports for warning in report["warnings"])],
         "text": "; ".join([*([stale] if stale else []), *(report["text"] for report in reports)]) or "nothing new",
-    }
+    }, errors
+
+
+def _take_file(
+    project: Project, contract: Contract, path: Path, known: Mapping[str, str], parts: tuple[str, ...], journal: Journal
+) -> tuple[str, str, dict[str, Any] | None]:
+    """Return a file's name, its digest, and what was found in it; None for one that was taken in as it is."""
+    name, source = contract.name, _source(project, path)
+    if not path.is_file():
+        raise PalanError(f'{path} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
+    content = hashlib.sha256(data).hexdigest()
+    if known.get(source) == content:
+        return source, content, None
+    if source in known and not contract.key:
+        raise PalanError(
+            f'{source} was taken in before and has changed, but data "{name}" has no key that tells its old rows from its new ones',
+            f'[data.{name}] key = ["..."], or deliver the new rows in a file of their own',
+        )
+    table = digest_of(project.config.data[name].table)
+    before = {"source": source, "content": content, "contract": table, "after": list(parts)}
+    earlier = _parts_of(project, source, parts) if source in known else []
+    return source, content, journal.step(f"verify {source}", before, lambda: _verify(project, contract, path, data, parts, earlier))
 
 
 def _source(project: Project, path: Path) -> str:
@@ -139,7 +194,7 @@ def _source(project: Project, path: Path) -> str:
         source.encode()
     except UnicodeEncodeError as error:
         shown = os.fsencode(source).decode(errors="backslashreplace")
-        raise PalanError(f"the name of {shown} is not UTF-8 text", "rename the file; nothing was taken in") from error
+        raise PalanError(f"the name of {shown} is not UTF-8 text", "rename the file") from error
     return source
 
 
@@ -219,6 +274,8 @@ def _verify(
         known = _known_keys(project, contract, parts)
         before = tables.merged(project, earlier, contract.key, contract) if earlier else None
         checked = verify(frame, contract, known, before)
+    except (Busy, Conflict, Corrupt):
+        raise
     except PalanError as error:
         raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
     verdict = checked.verdict

@@ -23,6 +23,7 @@ from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, NotFound, PalanError
 from palan.flows.config import ModelConfig
+from palan.flows.deliveries import REFUSED, failure
 from palan.flows.log import as_dict, chain
 from palan.flows.project import Project
 from palan.gates.nouns import Evidence
@@ -686,7 +687,10 @@ def _data_line(project: Project, name: str) -> dict[str, Any]:
     quarantined = sum(each.rows for each in waiting)
     users = [model.name for model in project.config.models.values() if model.data == name]
     command, verdict = "", "right"
-    if version is None:
+    failed = failure(project, name).get("what")
+    if failed:
+        verdict, why, command = "wrong", failed, f"palan ingest {name}"
+    elif version is None:
         verdict = "empty"
         why = "nothing was ingested yet" if config.source else f"{config.transform} makes it when a model needs it"
         command = f"palan ingest {name}" if config.source else f"palan build {users[0]}" if users else ""
@@ -734,7 +738,7 @@ def _entry_line(entry: Entry) -> dict[str, Any]:
 
 def _model_of(entry: Entry) -> str:
     """Return the model that an entry is about, "" for one about data."""
-    if entry.verb == "ingested":
+    if entry.verb in ("ingested", REFUSED):
         return ""
     if entry.subject.startswith("job "):
         return entry.subject.rpartition(" ")[2]

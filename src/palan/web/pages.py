@@ -20,6 +20,7 @@ from palan.web.charts import number
 from palan.web.views import (
     AlarmPage,
     Confirm,
+    DataLine,
     EntryLine,
     Frame,
     Home,
@@ -180,8 +181,12 @@ def known(series: Loss) -> list[tuple[str, float]]:
     return [(time, item) for time, item in zip(series["times"], series["values"], strict=True) if item is not None]
 
 
-def headline(models: Sequence[ModelLine]) -> tuple[str, str]:
+def headline(models: Sequence[ModelLine], data: Sequence[DataLine] = ()) -> tuple[str, str]:
     """Answer "is everything right in production?": the worst verdict, and a sentence."""
+    failed = [line["name"] for line in data if line["verdict"] == "wrong"]
+    if failed:
+        worst, text = headline(models)
+        return "wrong", f"The newest delivery of {_names(failed)} could not be taken in. {'The models are right.' if worst == 'right' else text}"
     if not models:
         return "not released", "No model yet."
     by_verdict = {verdict: [model["name"] for model in models if model["verdict"] == verdict] for verdict in _VERDICTS}

@@ -123,7 +123,7 @@ class DataLine(TypedDict):
     added: int  # rows that the last delivery added
     time: str | None  # of the last delivery
     quarantined: int  # rows in open quarantine
-    verdict: Literal["right", "attention", "empty"]
+    verdict: Literal["right", "attention", "wrong", "empty"]  # wrong: the last delivery could not be taken in
     why: str  # "all 2 876 rows hold", "34 rows wait in quarantine: dewp is above temp + 1"
     command: str  # the next thing to type, "" when there is none
 
