@@ -222,6 +222,27 @@ def test_plans_that_break_a_rule_fail(project: Project) -> None:
     assert "the bag holds it" in finding(report, "feasibility")["text"]
 
 
+def test_a_change_of_plans_shows_where_no_objective_tells_which_is_better(project: Project) -> None:
+    edit(project.root, "pack.py", "def objective(", "def worth(")
+    told = finding(check(project, build(project, "pack")["version"]), "champion")
+    assert told["verdict"] == "cannot tell"
+    assert told["text"] == "pack@2 reports no objective: give it objective(instance, plan)"
+    release(project, "pack", version="2")
+
+    same = finding(check(project, build(project, "pack", seed=1)["version"]), "decision_diff")
+    assert (same["verdict"], same["figures"]["changed"]) == ("pass", 0)
+    report = check(project, build(project, "pack", params={"by_weight": True})["version"])
+    assert "pack@4 reports no objective" in finding(report, "champion")["text"]
+    diff = finding(report, "decision_diff")
+    assert diff["figures"]["changed"] == 2
+    assert diff["text"].startswith("2 of 2 instances change (100.00%); the most in ")
+    assert "becomes {'taken': [1, 2" in diff["text"]
+
+    edit(project.root, "pack.py", "def worth(", "def objective(")
+    told = finding(check(project, build(project, "pack")["version"]), "champion")
+    assert told["text"].startswith("the champion pack@2 reports no objective: ")
+
+
 # -- replay --------------------------------------------------------------------------------------------------------------
 
 

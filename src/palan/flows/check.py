@@ -31,8 +31,8 @@ DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
     "estimator": ("schema_compatible", "golden", "champion", "latency 100ms", "decision_diff most=100%"),
     "rules": ("schema_compatible", "golden", "table_checks", "latency 100ms", "decision_diff most=100%"),
     "policy": ("schema_compatible", "beats_baselines", "latency 100ms"),
-    "program": ("schema_compatible", "feasibility", "bound_sane", "champion", "latency"),
-    "heuristic": ("schema_compatible", "feasibility", "champion", "latency"),
+    "program": ("schema_compatible", "feasibility", "bound_sane", "champion", "latency", "decision_diff most=100%"),
+    "heuristic": ("schema_compatible", "feasibility", "champion", "latency", "decision_diff most=100%"),
 }
 """What holds where palan.toml names no gates."""
 
@@ -180,7 +180,7 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
         pairs = [(_cost(ours[name]), _cost(theirs[name])) for name in ours]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
         if not known:
-            return Finding("champion", "cannot tell", "no instance that both solve")
+            return Finding("champion", "cannot tell", _incomparable(bench, ours, theirs))
         return rules.champion([a for a, _ in known], [b for _, b in known], margin=spec.options.get("margin", 0.0))
     if "score" not in bench.version.manifest["verbs"]:
         return Finding("champion", "cannot tell", "the model has no score(), so its decisions have no loss")
@@ -209,6 +209,19 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
         days=rows["time"].dt.date().to_list(),
         segments=segments,
     )
+
+
+def _incomparable(bench: _Bench, ours: Mapping[str, Result], theirs: Mapping[str, Result]) -> str:
+    """Say why no instance has an objective of both: one of them tells none of its plans, or they solve different ones."""
+    if _silent(ours):
+        return f"{bench.version.ref} reports no objective: give it objective(instance, plan)"
+    if _silent(theirs):
+        return f"the champion {bench.champion.ref if bench.champion else ''} reports no objective: what is released after {bench.version.ref} can be compared with it"
+    return "no instance that both solve"
+
+
+def _silent(results: Mapping[str, Result]) -> bool:
+    return any(each.output is not None and each.objective is None for each in results.values())
 
 
 def _cost(result: Result) -> float | None:
@@ -289,8 +302,12 @@ def _schema(bench: _Bench, spec: GateSpec) -> Finding | None:
 def _diff(bench: _Bench, spec: GateSpec) -> Finding | None:
     from palan.gates import rules
 
-    if bench.champion is None or SHAPE[bench.version.kind] == "instance":
+    if bench.champion is None:
         return None
+    if SHAPE[bench.version.kind] == "instance":
+        ours, theirs = bench.solved(bench.version), bench.solved(bench.champion)
+        plans = [[each[name].output for name in ours] for each in (theirs, ours)]
+        return rules.decision_diff(*plans, keys=list(ours), what="instances", **spec.options)  # type: ignore[arg-type]
     rows = bench.recent()
     if not rows.height:
         return Finding("decision_diff", "cannot tell", "no decision was logged yet")

@@ -187,6 +187,7 @@ def decision_diff(
     most: float | None = None,
     tolerance: float = 1e-9,
     examples: int = 5,
+    what: str = "recent decisions",
 ) -> Finding:
     """Show what a change does to recent decisions: the share that differs, by how much, and which ones most.
 
@@ -195,12 +196,14 @@ def decision_diff(
         keys: what to call each decision; its position otherwise.
         most: the largest share that may change; None reports without judging.
         tolerance: numbers closer than this are the same.
+        examples: how many of the largest changes are kept.
+        what: what the decisions are to the reader.
     """
     count = len(old)
     if count != len(new):
         return Finding("decision_diff", "fail", f"{count} decisions before but {len(new)} after", {"before": count, "after": len(new)})
     if count == 0:
-        return Finding("decision_diff", "cannot tell", "there are no recent decisions to compare", {"decisions": 0})
+        return Finding("decision_diff", "cannot tell", f"there are no {what} to compare", {"decisions": 0})
     names = list(keys) if keys is not None else [str(i) for i in range(count)]
     if isinstance(old, pl.DataFrame) and isinstance(new, pl.DataFrame):
         if old.columns != new.columns:
@@ -221,7 +224,7 @@ def decision_diff(
         "largest_change": float(sizes.max()),
         "examples": shown,
     }
-    text = f"{len(changed)} of {count} recent decisions change ({share:.2%})"
+    text = f"{len(changed)} of {count} {what} change ({share:.2%})"
     if shown:
         text += f"; the most in {shown[0]['key']}: {_short(shown[0]['old'])} becomes {_short(shown[0]['new'])}"
     if most is not None and share > most:
