@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ pytest_plugins = ["queue_server"]
 PEOPLE = {"name": "people", "datatype": "INT64", "shape": [2], "data": [10, 20]}
 DESK = {"name": "desk", "datatype": "BYTES", "shape": [2, 1], "data": ["A", "B"]}
 TEMP = {"name": "temp", "datatype": "FP32", "shape": [2, 1], "data": [[50.0], [None]]}
+
+DEEP: list[Any] = ["x", json.loads("[" * 900 + "]" * 900)]
 
 
 def infer(served: Served, *inputs: dict[str, Any], model: str = "wait", **more: Any) -> Any:
@@ -69,6 +72,10 @@ def test_what_may_be_null_may_be_left_out_and_the_champion_may_be_named(served: 
         ([PEOPLE], "rows.desk"),
         ([{"name": "people"}, DESK], "inputs[0]"),
         ([], "rows.people"),
+        ([{**PEOPLE, "data": [1, DEEP[1]]}, DESK], "rows.people[1]"),
+        ([{**PEOPLE, "data": [1, 2**64]}, DESK], "rows.people[1]"),
+        ([{**PEOPLE, "shape": [2**70]}, DESK], "inputs[0].data"),
+        ([PEOPLE, DESK, {"name": "id", "datatype": "BYTES", "shape": [2], "data": DEEP}], "inputs[2].data[1]"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_with_their_place(served: Served, inputs: list[dict[str, Any]], field: str) -> None:

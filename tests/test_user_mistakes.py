@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -145,6 +146,18 @@ def content(folder: Path) -> dict[str, bytes]:
         pytest.param(["init", "rolls.py"], ["init overwrites nothing"], id="init where a project is"),
         pytest.param(["init", "gone.py", "--into", "else"], ["gone.py"], id="init around a file that is not there"),
         pytest.param(["up", "--every", "0"], ["--every 0 is no time", "above zero"], id="no time between ticks"),
+        pytest.param(["build", "rolls", "--seed", "99999999999999999999999999"], ["the seed is beyond 64 bits", "from 0 to 4294967295"], id="a seed that is too large"),
+        pytest.param(["build", "rolls", "--param", "rate=18446744073709551616"], ["params.rate", "within 64 bits"], id="a parameter that is too large"),
+        pytest.param(["build", "rolls", "--param", "rate=" + "[" * 900 + "]" * 900], ["params.rate", "nested more than 64 deep"], id="a parameter that is too deep"),
+        pytest.param(["build", "rolls", "--since", "9999-12-31T23:59:59-23:59"], ["is no date", "2013-05-01"], id="a time after the last year"),
+        pytest.param(["replay", "rolls", "--on", "0001-01-01T00:00:00+23:59.."], ["rolls has no version yet"], id="a replay of nothing"),
+        pytest.param(["log", "--limit", "99999999999999999999"], ["--limit", "palan log --help"], id="a limit that no table has"),
+        pytest.param(["serve", "--port", "70000"], ['the port is "70000"', "from 0 to 65535"], id="a port that no machine has"),
+        pytest.param(["serve", "--host", "a..b"], ["a..b"], id="an address that is none"),
+        pytest.param(["why", "\udcff\udcfe"], ['"\\xff\\xfe" is not text in UTF-8'], id="bytes for a subject"),
+        pytest.param(["build", "rolls", "--reason", "\udcff"], ["is not text in UTF-8"], id="bytes for a reason"),
+        pytest.param(["build", "rolls", "--param", "ridge=\udcff"], ["is not text in UTF-8"], id="bytes for a parameter"),
+        pytest.param(["check", "rolls", "--against", "\udcff"], ["is not text in UTF-8"], id="bytes for a version"),
         pytest.param(["serve", "--host", "0.0.0.0"], ["can be reached from other machines", "PALAN_TOKEN"], id="an open address without a token"),
     ],
 )
@@ -250,7 +263,41 @@ def test_a_port_that_is_taken(made: Path) -> None:
         port = listener.getsockname()[1]
         told = refused(made, "serve", "--port", str(port))
         assert f"port {port} is taken" in told and f"--port {port + 1}" in told
-    assert 'PALAN_PORT is "web"' in refused(made, "serve", PALAN_PORT="web")
+    for port in ("web", "²", "9" * 5000, "70000"):
+        assert f'PALAN_PORT is "{port[:30]}' in refused(made, "serve", PALAN_PORT=port)
+    assert "is not text in UTF-8" in refused(made, "serve", PALAN_HOST="\udcff")
+
+
+LOOK = """
+import click
+from palan.cli.commands import _table, cli
+from palan.cli.show import tell, verdict
+
+@cli.command()
+def look():
+    _table([{"a": 1}], {"a": "title"})
+    tell("on the way")
+    print(verdict("wrong"))
+    click.secho("red", fg="red")
+
+cli.main(["look"], standalone_mode=False)
+"""
+
+
+@pytest.mark.parametrize(("wish", "coloured"), [(None, True), ("", True), ("1", False), ("0", False)])
+def test_no_color_takes_every_colour_away(made: Path, wish: str | None, coloured: bool) -> None:
+    """In a terminal, and whoever paints: palan's own lines, click's, and rich's tables."""
+    known = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")} | {"PYTHONPATH": str(SOURCES), "TERM": "xterm-256color"}
+    reader, writer = pty.openpty()
+    environment = known if wish is None else {**known, "NO_COLOR": wish}
+    for command in ([sys.executable, "-m", "palan.cli", "status"], [sys.executable, "-c", LOOK]):
+        process = subprocess.Popen(command, cwd=made, env=environment, stdin=subprocess.DEVNULL, stdout=writer, stderr=writer)
+        process.wait(timeout=60)
+        shown = os.read(reader, 65_536).decode()
+        assert "Traceback" not in shown, shown
+        assert ("\x1b[" in shown) is coloured, shown
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_folder_that_may_not_be_written(folder: Path) -> None:
@@ -332,6 +379,45 @@ def test_a_reader_that_has_seen_enough(made: Path, lines: int) -> None:
 def test_the_whole_traceback_is_there_for_who_asks(made: Path) -> None:
     _, errors = start(made, "--debug", "build", "rols").communicate(timeout=60)
     assert "Traceback" in errors and "NotFound" in errors
+
+
+def test_the_traceback_of_the_own_code_is_there_for_who_asks(folder: Path) -> None:
+    ingest(open_project(folder))
+    (folder / "rolls.py").write_text(FILES["rolls.py"].replace("data['sold'].mean()", "self._mean(data)") + "\n    def _mean(self, data):\n        return 1 / 0\n", encoding="utf-8")
+    assert "--debug shows the whole traceback" in refused(folder, "build", "rolls")
+    _, errors = start(folder, "--debug", "build", "rolls").communicate(timeout=60)
+    assert "in fit\n    self.mean = float(self._mean(data))" in errors
+    assert "in _mean\n    return 1 / 0" in errors
+
+
+INFEASIBLE = """
+import highspy
+
+
+class Plan:
+    def formulate(self, instance):
+        model = highspy.Highs()
+        hours = model.addVariable(lb=0, name="hours")
+        model.addConstr(hours <= instance["most"], name="most hours")
+        model.addConstr(hours >= instance["least"], name="least hours")
+        return model
+"""
+
+
+def test_an_instance_without_a_plan_says_why(folder: Path) -> None:
+    (folder / "plan.py").write_text(INFEASIBLE, encoding="utf-8")
+    (folder / "instances" / "one.json").write_text('{"most": 8, "least": 3}', encoding="utf-8")
+    (folder / "tight.json").write_text('{"most": 3, "least": 8}', encoding="utf-8")
+    assert [exit_code(folder, verb, "plan") for verb in ("build", "check", "release")] == [0, 0, 0]
+    assert exit_code(folder, "decide", "plan", "--input", "instances/one.json") == 0
+    process = start(folder, "decide", "plan", "--input", "tight.json")
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.startswith("decision ")) == (1, True)
+    told, _, names = out.partition("cannot hold together: ")
+    assert (told, sorted(names.strip().split(", "))) == ("infeasible: these ", ["least hours", "most hours"])
+    process = start(folder, "decide", "plan", "--input", "tight.json", "--json")
+    assert '"infeasible"' in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
 
 
 def test_tables_made_of_one_another(folder: Path) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from palan.errors import Invalid
+
 Clock = Callable[[], datetime]
 """Tells the time, always aware and in UTC. Time comes in as an argument; only the edges call `utcnow`."""
 
@@ -27,15 +29,43 @@ def new_id(time: datetime, random: Callable[[int], bytes] = os.urandom) -> str:
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
+def utc(time: datetime) -> datetime:
+    """Return the time in UTC; without an offset it is taken as UTC.
+
+    Raises:
+        ValueError: in UTC it lies outside the years 1 to 9999, which is all that a time can say.
+    """
+    try:
+        return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{time.isoformat()} lies outside the years 1 to 9999 in UTC") from None
+
+
 def stamp(time: datetime) -> str:
     """Return the one text form of a time that palan stores: UTC, microseconds, sortable as text."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def unstamp(text: str) -> datetime:
-    """Read any ISO 8601 time; without an offset it is taken as UTC."""
-    time = datetime.fromisoformat(text)
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    """Read any ISO 8601 time; without an offset it is taken as UTC.
+
+    Raises:
+        ValueError: it is no time, or one that `utc` refuses.
+    """
+    return utc(datetime.fromisoformat(text))
+
+
+def whole(text: str, name: str, low: int, high: int) -> int:
+    """Read a whole number that somebody wrote: ASCII digits and nothing else.
+
+    Raises:
+        Invalid: it is none, or lies outside `low` to `high`; `name` is what it was given for.
+    """
+    # isdigit() alone lets "²" through, and int() refuses numbers of thousands of digits.
+    if text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high:
+        return int(text)
+    shown = text if len(text) <= 40 else f"{text[:37]}..."
+    raise Invalid(f'{name} is "{shown}"', f"a whole number from {low} to {high}", field=name, value=shown)
 
 
 def digest(data: bytes) -> str:

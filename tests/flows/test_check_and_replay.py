@@ -317,27 +317,27 @@ def test_a_file_of_rows(loop: Loop) -> None:
     day = loop.world.day(loop.day + timedelta(days=30))
     day.write_csv(project.root / "rows.csv", datetime_format="%Y-%m-%dT%H:%M:%SZ")
     build(project, "eta", params={"blind": True})
-    report = replay(project, "eta@2", on="rows.csv")
+    report = replay(project, "eta@2", file=project.root / "rows.csv")
     assert report["rows"] == 150
     assert report["loss"]["rows"] == 150
     assert report["loss"]["difference"] > 0.5
     assert report["examples"][0]["key"] in set(day["id"])
     with pytest.raises(PalanError, match="nothing was ever answered"):
-        replay(project, "eta@2", on="rows.csv", against="logged")
+        replay(project, "eta@2", file=project.root / "rows.csv", against="logged")
     day.drop("minutes", "id", "at").write_csv(project.root / "bare.csv")
-    assert "loss" not in replay(project, "eta@2", on="bare.csv")
+    assert "loss" not in replay(project, "eta@2", file=project.root / "bare.csv")
 
 
 def test_a_file_that_does_not_fit_is_named(loop: Loop) -> None:
     project = loop.project
     loop.world.day(loop.day).drop("wind").write_csv(project.root / "rows.csv", datetime_format="%Y-%m-%dT%H:%M:%SZ")
     with pytest.raises(PalanError, match="wind"):
-        replay(project, "eta@1", on="rows.csv")
+        replay(project, "eta@1", file=project.root / "rows.csv")
     (project.root / "empty.csv").write_text("")
     with pytest.raises(PalanError):
-        replay(project, "eta@1", on="empty.csv")
+        replay(project, "eta@1", file=project.root / "empty.csv")
     with pytest.raises(PalanError, match="instances"):
-        replay(project, "pack@1", on="rows.csv")
+        replay(project, "pack@1", file=project.root / "rows.csv")
 
 
 def test_instances_are_solved_again(project: Project) -> None:

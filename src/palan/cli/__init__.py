@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from palan.errors import PalanError
+from palan.errors import ModelFailed, PalanError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,10 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gc.disable()  # a start makes no garbage; a command that goes on to work turns it on
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _readable(arguments)
         code = _answer(arguments)
         sys.stdout.flush()
     except PalanError as error:
         if "--debug" in arguments:
+            # what the user's code raised in a process of its own, with the lines of theirs, comes along as text
+            if isinstance(error, ModelFailed) and error.log:
+                say(error.log, sys.stderr)
             raise
         code = complain(error.what, error.hint)
     except KeyboardInterrupt:
@@ -40,6 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if mine:
         gc.freeze()  # what is left ends with the process: not to be searched once more
     sys.exit(code)
+
+
+def _readable(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no text: they could be neither stored, nor hashed, nor shown again."""
+    settings = [value for name, value in os.environ.items() if name.startswith("PALAN_")]
+    for each in (*arguments, *settings):
+        try:
+            each.encode()
+        except UnicodeEncodeError:
+            shown = each.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise PalanError(f'"{shown}" is not text in UTF-8', "type it in a terminal that is set to UTF-8, or give the file another name") from None
 
 
 def _answer(arguments: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from palan import __version__
-from palan.cli.show import ACT, FINE, complain, model_lines, tell, where
+from palan.cli.show import ACT, FINE, complain, model_lines, plain, tell, where
 from palan.cli.show import print_value as _print
 from palan.cli.show import status as show_status
 from palan.cli.show import verdict as _verdict
@@ -53,6 +53,8 @@ def cli(ctx: click.Context, project: str | None, debug: bool) -> None:
     Without a verb, palan says where you are and what to do next.
     """
     ctx.obj = {"project": project, "debug": debug}
+    if plain():
+        ctx.color = False
     if ctx.invoked_subcommand is None:
         where(project)
 
@@ -91,7 +93,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> Non
         table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(name)) for name in columns))
-    Console(highlight=False).print(table)
+    Console(highlight=False, color_system=None if plain() else "auto").print(table)
 
 
 def _cell(value: Any) -> str:
@@ -162,7 +164,7 @@ def _param(text: str) -> tuple[str, Any]:
         raise PalanError(f'"{text}" sets no parameter', "write --param learning_rate=0.05")
     try:
         return name, msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return name, value
 
 
@@ -309,15 +311,14 @@ def serve(ctx: click.Context, host: str, port: int | None) -> None:
 
 
 def _document(path: str) -> Any:
-    import msgspec
+    from palan.data.inputs import parsed
 
     try:
         with click.open_file(path, "rb") as file:
-            return msgspec.json.decode(file.read())
+            document = file.read()
     except OSError as error:
         raise PalanError(f"{path} cannot be read: {error.strerror}", "give a JSON file, or - for standard input") from error
-    except msgspec.DecodeError as error:
-        raise PalanError(f"{path} is not JSON: {error}", "give rows as a list of objects, or one instance") from error
+    return parsed(document, path)
 
 
 @cli.command()
@@ -340,14 +341,23 @@ def decide(ctx: click.Context, model: str, path: str, as_json: bool) -> None:
     rows = SHAPE[find_version(project, model).kind] == "rows"
     value = [document] if rows and isinstance(document, dict) and not isinstance(next(iter(document.values()), 0), list) else document
     made = verb(project, model, **({"rows": value} if rows else {"instance": document}))
+    no_plan = not rows and made["outputs"] is None
 
     def show(made: dict[str, Any]) -> None:
         import msgspec
 
-        click.echo(msgspec.json.format(msgspec.json.encode(made["outputs"]), indent=2).decode())
+        click.echo(_why_no_plan(made) if no_plan else msgspec.json.format(msgspec.json.encode(made["outputs"]), indent=2).decode())
         click.echo(f"decision {made['decision']} by {made['version']}", err=True)
 
     _print(made, as_json, show)
+    ctx.exit(ACT if no_plan else FINE)
+
+
+def _why_no_plan(made: Mapping[str, Any]) -> str:
+    """Say what became of an instance without a plan, and why where that is known."""
+    faults = made.get("evidence", {}).get("faults", [])
+    reason = made.get("explain", {}).get("text") or "; ".join(faults[:5]) or made.get("degraded", "")
+    return f"{made['status']}: {reason}" if reason else str(made["status"])
 
 
 @cli.command()
@@ -391,7 +401,10 @@ def replay(ctx: click.Context, model: str, on: str, against: str, as_json: bool)
         for each in report.get("examples", []):
             click.echo(f"  {each['key']}: {each['old']} -> {each['new']}")
 
-    _print(verb(_open(ctx, quiet=True), model, on=on, against=against), as_json, show)
+    project = _open(ctx, quiet=True)
+    file = project.root / on
+    rows = {"file": file} if file.is_file() else {"on": on}
+    _print(verb(project, model, against=against, **rows), as_json, show)
 
 
 @cli.command()
@@ -535,7 +548,7 @@ def why(ctx: click.Context, subject: str, as_json: bool) -> None:
 
 @cli.command("log")
 @click.argument("subject", required=False)
-@click.option("--limit", default=50, show_default=True, help="How many of the newest entries.")
+@click.option("--limit", default=50, type=click.IntRange(1, 10**9), show_default=True, help="How many of the newest entries.")
 @click.option("--verify", is_flag=True, help="Walk the whole chain and name every edited, removed or reordered entry.")
 @_json
 @click.pass_context

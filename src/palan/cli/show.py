@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,10 +23,15 @@ def say(text: str, to: TextIO | None = None) -> None:
     stream.flush()
 
 
+def plain() -> bool:
+    """Tell whether the user wants no colours at all: NO_COLOR is set to anything (https://no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))
+
+
 def paint(text: str, *styles: str, to: TextIO | None = None) -> str:
-    """Return the text in colour, in a terminal; as it is in a pipe or a file."""
+    """Return the text in colour, in a terminal; as it is in a pipe or a file, or under NO_COLOR."""
     codes = [str(_STYLES[style]) for style in styles if style in _STYLES]
-    return f"\033[{';'.join(codes)}m{text}\033[0m" if codes and (to or sys.stdout).isatty() else text
+    return f"\033[{';'.join(codes)}m{text}\033[0m" if codes and not plain() and (to or sys.stdout).isatty() else text
 
 
 def verdict(word: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
+from itertools import chain
 from types import NoneType
 from typing import Annotated, Any, Literal
 
@@ -16,10 +17,12 @@ import msgspec
 import polars as pl
 from msgspec.structs import replace
 
-from palan.core import Field, Schema, unstamp
+from palan.core import Field, Schema, utc
 from palan.errors import Invalid, nearest
 
 _INT64 = (-(2**63), 2**63 - 1)
+DEPTH = 64
+"""How deep lists and objects may lie in one another: what lies deeper could not be logged, sent to a worker or shown."""
 _WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -68,6 +71,8 @@ class Inputs:
         self.schema = schema
         self.key = key
         self._key_field = key if key and key not in schema.names else ""
+        # What these hold no decoder has looked at; every other column is of exact types, which need no second look.
+        self._open = tuple(each for each in schema.fields if each.type in ("any", "list", "map"))
         members = [_member(each) for each in schema.fields]
         if schema.shape == "instance":
             self._instance = _struct("Instance", members)
@@ -96,10 +101,12 @@ class Inputs:
                 self._decode_instance.decode(raw)
                 keys = None if envelope.key is None else (str(envelope.key),)
                 # The plain decoding keeps the caller's own types and order: it is what the model is given.
-                return Request(rows=1, instance=msgspec.json.decode(raw), keys=keys)
+                instance = msgspec.json.decode(raw)
+                check_plain(instance, name)
+                return Request(rows=1, instance=instance, keys=keys)
             return self._request(self._decode_columns.decode(raw) if columnar else self._decode_rows.decode(raw), envelope.keys)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise self._explained(_parsed(raw, name), name, error) from None
+            raise self._explained(parsed(raw, name), name, error) from None
 
     def take(self, value: Any, keys: Sequence[str] | None = None) -> Request:
         """Validate Python values: rows as a DataFrame, a list of dicts or a dict of lists; or one instance.
@@ -113,13 +120,12 @@ class Inputs:
         value = _plain(value)
         try:
             if name == "instance":
+                check_plain(value, name)
                 msgspec.convert(value, self._instance)
-                if place := next(_not_finite(value, name), None):
-                    raise _unfit(*place, "a finite number", "send null where the value is not known")
                 return Request(rows=1, instance=value, keys=tuple(keys) if keys else None)
             kind = self._columns if isinstance(value, dict) else list[self._row]  # type: ignore[name-defined]
             request = self._request(msgspec.convert(value, kind), keys)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, RecursionError) as error:
             raise self._explained(value, name, error) from None
         for each in self.schema.fields:
             if each.type == "float":
@@ -154,9 +160,13 @@ class Inputs:
             columns = {name: [getattr(row, attribute) for row in decoded] for name, attribute in attributes.items()}
         if rows == 0:
             raise Invalid("rows is empty", "send at least one row", field="rows", value=[])
+        for each in self._open:
+            if not _is_plain(columns[each.name]):
+                for index, value in enumerate(columns[each.name]):
+                    check_plain(value, f"rows[{index}].{each.name}")
         for each in self.schema.fields:
             if each.type == "time":
-                columns[each.name] = [_aware(time) for time in columns[each.name]]
+                columns[each.name] = _utc_times(columns[each.name], each)
             if each.type in ("float", "time", "date") and (each.values or (each.type != "float" and (each.minimum is not None or each.maximum is not None))):
                 for index, value in enumerate(columns[each.name]):
                     for problem in _problems(value, each, f"rows[{index}].{each.name}"):
@@ -199,14 +209,41 @@ def problems(value: Any, schema: Schema, *, key: str = "") -> Iterator[Invalid]:
             yield _unfit(f"rows.{name}", column, "a list with one value a row", "")
 
 
-def check_value(value: Any, field: Field, path: str) -> None:
-    """Hold one decoded JSON value against a field.
+def check_values(values: Sequence[Any], field: Field, path: str) -> None:
+    """Hold decoded JSON values against a field.
 
     Raises:
-        Invalid: it does not fit; `path` is the place that the message names.
+        Invalid: one does not fit; `path` is its place, with {} where its number belongs.
     """
-    for problem in _problems(value, field, path):
-        raise problem
+    if field.type == "any" and _is_plain(list(values)):
+        return
+    for index, value in enumerate(values):
+        for problem in _problems(value, field, path.format(index)):
+            raise problem
+
+
+def check_plain(value: Any, path: str) -> None:
+    """Refuse what JSON and Python can say, and a log, a worker or an answer cannot carry.
+
+    Raises:
+        Invalid: a whole number beyond 64 bits, a number that is not finite, or what is nested too deep; with its place.
+    """
+    if not _is_plain(value):
+        for problem in _unplain(value, path):
+            raise problem
+
+
+def parsed(raw: bytes, name: str) -> Any:
+    """Return the value of a JSON document; `name` is what the message calls it.
+
+    Raises:
+        Invalid: it is no JSON, or no JSON of UTF-8 text and finite numbers.
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        hint = "the nesting is too deep" if isinstance(error, RecursionError) else "check the JSON: numbers must be finite and text must be UTF-8"
+        raise Invalid(f"{name} is not JSON: {error}", hint, field=name) from None
 
 
 def to_frame(columns: Mapping[str, Sequence[Any]], schema: Schema) -> pl.DataFrame:
@@ -279,7 +316,7 @@ def _opened(body: bytes) -> _Envelope:
             raise Invalid("the request has no body", 'send JSON such as {"rows": [{...}]}', field="body") from None
         if not isinstance(error, msgspec.ValidationError):
             raise Invalid(f"the body is not JSON: {error}", 'send JSON such as {"rows": [{...}]}', field="body") from None
-        value = _parsed(body, "body")
+        value = parsed(body, "body")
         if not isinstance(value, dict):
             raise _unfit("body", value, "an object", 'send {"rows": [...]} or {"instance": {...}}') from None
         for unknown in _names(value, {name: Field(name, "any", nullable=True) for name in _Envelope.__struct_fields__}, ""):
@@ -296,14 +333,6 @@ def _envelope_misfit(part: dict[str, Any]) -> bool:
     return False
 
 
-def _parsed(raw: bytes, name: str) -> Any:
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        hint = "the nesting is too deep" if isinstance(error, RecursionError) else "check the JSON: numbers must be finite and text must be UTF-8"
-        raise Invalid(f"{name} is not valid JSON: {error}", hint, field=name) from None
-
-
 # --- the second walk, for words ------------------------------------------------------------------------------------
 
 
@@ -315,7 +344,9 @@ def _problems(value: Any, each: Field, path: str) -> Iterator[Invalid]:
     if not _fits(value, each):
         yield _unfit(path, value, _expected(each), "")
         return
-    if each.type == "list" and each.item:
+    if _is_open(each):
+        yield from _unplain(value, path)
+    elif each.type == "list" and each.item:
         for index, item in enumerate(value):
             yield from _problems(item, each.item, f"{path}[{index}]")
     elif each.type == "map" and each.fields:
@@ -335,6 +366,10 @@ def _problems(value: Any, each: Field, path: str) -> Iterator[Invalid]:
         yield Invalid(f"{path} is {_shown(value)}, above {_bound(each.maximum, each)}", f"send {_expected(each)}", field=path, value=value)
 
 
+def _is_open(each: Field) -> bool:
+    return each.type == "any" or (each.type in ("list", "map") and not each.item and not each.fields)
+
+
 def _fits(value: Any, each: Field) -> bool:
     match each.type:
         case "int":
@@ -346,7 +381,7 @@ def _fits(value: Any, each: Field) -> bool:
         case "str":
             return isinstance(value, str)
         case "time":
-            return isinstance(value, datetime) or (isinstance(value, str) and _converts(value, datetime))
+            return _time_of(value) is not None
         case "date":
             return isinstance(value, date) or (isinstance(value, str) and _converts(value, date))
         case "list":
@@ -363,6 +398,14 @@ def _converts(text: str, kind: type) -> bool:
     except msgspec.ValidationError:
         return False
     return True
+
+
+def _time_of(value: Any) -> datetime | None:
+    """Return the time in UTC that a value says, None where it says none."""
+    try:
+        return utc(msgspec.convert(value, datetime)) if isinstance(value, str | datetime) else None
+    except ValueError:
+        return None
 
 
 def _names(value: Mapping[str, Any], fields: Mapping[str, Field], path: str) -> Iterator[Invalid]:
@@ -404,9 +447,8 @@ def _bound(bound: float, each: Field) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str):
-        value = unstamp(value)
-    return value.timestamp() if isinstance(value, datetime) else float(value) if isinstance(value, int | float) else value.toordinal()
+    time = _time_of(value)
+    return time.timestamp() if time else float(value) if isinstance(value, int | float) else value.toordinal()
 
 
 def _shown(value: Any) -> str:
@@ -416,6 +458,8 @@ def _shown(value: Any) -> str:
         return "a list"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, int) and abs(value) >> 64:
+        return f"a number of {value.bit_length()} bits"  # Python writes none of more than 4300 digits
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -438,31 +482,56 @@ def _series(each: Field, values: Sequence[Any]) -> pl.Series:
     return pl.Series(each.name, values, dtype=dtype) if dtype is not None else pl.Series(each.name, values, strict=False)
 
 
-def _aware(time: datetime | None) -> datetime | None:
-    if time is None:
-        return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+def _utc_times(times: Sequence[datetime | None], each: Field) -> list[datetime | None]:
+    try:
+        return [None if time is None else utc(time) for time in times]
+    except ValueError:
+        for index, time in enumerate(times):
+            if time is not None and _time_of(time) is None:
+                raise _unfit(f"rows[{index}].{each.name}", time, "a time of the years 1 to 9999 in UTC", "") from None
+        raise
 
 
-def _plain(value: Any) -> Any:
-    """Return lists and dicts all the way down: arrays and numpy scalars offer `tolist`, tuples are lists in JSON."""
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Return lists and dicts as deep as they may lie: arrays and numpy scalars offer `tolist`, tuples are lists in JSON."""
+    if depth > DEPTH + 2:  # rows of columns lie two deep themselves
+        return value
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     unpack: Callable[[], Any] | None = None if isinstance(value, str | int | float | NoneType | datetime | date) else getattr(value, "tolist", None)
     return unpack() if unpack else value
 
 
-def _not_finite(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _not_finite(item, f"{path}.{name}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _not_finite(item, f"{path}[{index}]")
+def _is_plain(value: Any) -> bool:
+    """Tell whether `_unplain` would find nothing: level by level instead of place by place, which is much faster."""
+    items = [value]
+    for _ in range(DEPTH + 2):
+        whole = [item for item in items if isinstance(item, int)]
+        if whole and not (_INT64[0] <= min(whole) and max(whole) <= _INT64[1]):
+            return False
+        if not all(map(math.isfinite, [item for item in items if isinstance(item, float)])):
+            return False
+        inner = [item for item in items if isinstance(item, dict | list)]
+        if not inner:
+            return True
+        items = list(chain.from_iterable(item.values() if isinstance(item, dict) else item for item in inner))
+    return False
+
+
+def _unplain(value: Any, path: str, depth: int = 0) -> Iterator[Invalid]:
+    if isinstance(value, dict | list):
+        if depth > DEPTH:
+            yield Invalid(f"{path} is nested more than {DEPTH} deep", "lay it out flatter", field=path)
+            return
+        places = ((f".{name}", item) for name, item in value.items()) if isinstance(value, dict) else ((f"[{index}]", item) for index, item in enumerate(value))
+        for place, item in places:
+            yield from _unplain(item, path + place, depth + 1)
+    elif isinstance(value, int) and not _INT64[0] <= value <= _INT64[1]:
+        yield _unfit(path, value, "a whole number within 64 bits", "send it as text, or as a number with a point")
     elif isinstance(value, float) and not math.isfinite(value):
-        yield path, value
+        yield _unfit(path, value, "a finite number", "send null where the value is not known")
 
 
 # --- inference -----------------------------------------------------------------------------------------------------

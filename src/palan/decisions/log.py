@@ -155,7 +155,10 @@ def _series(name: str, values: list[Any], dtype: pl.DataType | None) -> pl.Serie
         return pl.Series(name, values, dtype=pl.Datetime("us", "UTC"))
     if len(kinds) > 1 or kinds & {dict, list}:  # a document a row: as columns it would be a column for every name in it
         return pl.Series(name, [None if value is None else value if isinstance(value, str) else msgspec.json.encode(value).decode() for value in values], dtype=pl.String())
-    return pl.Series(name, values, dtype=None if kinds else pl.Null(), strict=True)
+    try:
+        return pl.Series(name, values, dtype=None if kinds else pl.Null(), strict=True)
+    except TypeError:  # whole numbers of which some fit 64 bits only with a sign, others only without
+        return pl.Series(name, values, dtype=pl.Int128())
 
 
 def _violations(decisions: Sequence[Decision], rows: np.ndarray[Any, Any], total: int) -> pl.Series:

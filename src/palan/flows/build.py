@@ -14,7 +14,7 @@ import msgspec
 
 from palan.core import Schema, Version, digest_of, stamp
 from palan.data.nouns import DataVersion, Repair
-from palan.errors import NotFound, PalanError
+from palan.errors import Invalid, NotFound, PalanError
 from palan.flows import packages, tables
 from palan.flows.config import ModelConfig
 from palan.flows.journal import Journal, running
@@ -50,11 +50,17 @@ def build(
 
     Raises:
         NotFound: no such model, file, class or data.
+        Invalid: a seed that is no whole number of 32 bits, or a parameter that cannot be kept.
         PalanError: what the user has to put right in code, data or palan.toml.
         ModelFailed: the model's own code raised.
         Conflict: another process builds the same model.
     """
+    from palan.data.inputs import check_plain
+
     project.model(model)
+    if not 0 <= seed < 2**32:  # what numpy, and every library that builds on it, takes
+        raise Invalid(f"the seed is {seed:,}" if abs(seed) < 2**64 else "the seed is beyond 64 bits", f"a whole number from 0 to {2**32 - 1}", field="seed", value=seed)
+    check_plain(dict(params or {}), "params")
     with running(project, "build", model, tags={"reason": reason} if reason else {}) as journal:
         version, new = make(project, model, journal, params=params or {}, since=since, seed=seed, reason=reason)
     return {

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from palan.core import Field, FieldType, Schema, Version, new_id
 from palan.data import repair
-from palan.data.inputs import Inputs, Request, check_value, to_frame
+from palan.data.inputs import Inputs, Request, check_values, to_frame
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Outcome
 from palan.errors import Busy, Corrupt, Invalid, ModelFailed, NotFound, PalanError
@@ -425,21 +425,22 @@ def decide(project: Project, model: str, rows: Any = None, instance: Any = None,
 # -- outcomes -----------------------------------------------------------------------------------------------------------
 
 
-class _Told(msgspec.Struct, forbid_unknown_fields=True):
+class _Told(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     value: Any
     id: str = ""
     key: str | int = ""
 
 
-class _ToldColumns(msgspec.Struct, forbid_unknown_fields=True):
-    values: list[Any]
+class _Outcomes(msgspec.Struct, forbid_unknown_fields=True):
+    """Either `outcomes`, or `values` with their `ids` or `keys`."""
+
+    outcomes: list[_Told] | msgspec.UnsetType = msgspec.UNSET
+    values: list[Any] | msgspec.UnsetType = msgspec.UNSET
     ids: list[str] = []
     keys: list[str | int] = []
 
 
-class _ToldRows(msgspec.Struct, forbid_unknown_fields=True):
-    outcomes: list[_Told]
-
+_outcomes = msgspec.json.Decoder(_Outcomes)
 
 _ID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}-\d+")
 
@@ -452,18 +453,18 @@ def read_outcomes(body: bytes) -> tuple[list[Any], list[str], list[str]]:
     """
     form = 'send {"outcomes": [{"key": "...", "value": ...}]} or {"keys": [...], "values": [...]}'
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid(f"the body is not JSON: {error}", form, field="body") from None
-    try:
-        if isinstance(value, dict) and "outcomes" in value:
-            told = msgspec.convert(value, _ToldRows).outcomes
-            return [each.value for each in told], [each.id for each in told], [str(each.key) for each in told]
-        columns = msgspec.convert(value, _ToldColumns)
+        sent = _outcomes.decode(body)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         raise Invalid(f"{place.strip('`$.') or 'body'}: {what}", form, field=place.strip("`$.") or "body") from None
-    return columns.values, columns.ids, [str(key) for key in columns.keys]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"the body is not JSON: {error}", form, field="body") from None
+    told = sent.outcomes
+    if told is not msgspec.UNSET and sent == _Outcomes(outcomes=told):
+        return [each.value for each in told], [each.id for each in told], [str(each.key) for each in told]
+    if sent.values is msgspec.UNSET or told is not msgspec.UNSET:
+        raise Invalid("body: neither outcomes alone nor values with their ids or keys", form, field="body")
+    return sent.values, sent.ids, [str(key) for key in sent.keys]
 
 
 def outcomes(project: Project, model: str, values: Sequence[Any], *, ids: Sequence[str] = (), keys: Sequence[str] = ()) -> int:
@@ -483,13 +484,13 @@ def outcomes(project: Project, model: str, values: Sequence[Any], *, ids: Sequen
             raise Invalid(f"there are {len(given)} {name} for {len(values)} values", "send one for each value", field=name, value=len(given))
     if not values:
         raise Invalid("there is no outcome in the request", 'send {"outcomes": [{"key": "...", "value": ...}]}', field="outcomes", value=[])
-    for index, value in enumerate(values):
+    for index in range(len(values)):
         id = ids[index] if ids else ""
         if not id and not (keys and keys[index]):
             raise Invalid(f"outcomes[{index}] has neither id nor key", "say which decision it is the outcome of", field=f"outcomes[{index}]")
         if id and not _ID.fullmatch(id):
             raise Invalid(f'outcomes[{index}].id is "{id}", which is no decision id', 'the id of row 0 of a decision is "<decision>-0"', field=f"outcomes[{index}].id", value=id)
-        check_value(value, each, f"outcomes[{index}].value")
+    check_values(values, each, "outcomes[{}].value")
     told = Outcome(time=project.clock(), model=model, ids=list(ids), keys=list(keys), values=list(values))
     project.store.blocks.append(f"outcomes/{model}", [log.encode(told)])
     return len(values)

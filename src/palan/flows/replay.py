@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +41,12 @@ class Answered(msgspec.Struct, frozen=True):
     losses: pl.Series | None
 
 
-def replay(project: Project, model: str, *, on: str = "last:1000", against: str = "champion") -> dict[str, Any]:
+def replay(project: Project, model: str, *, on: str = "last:1000", file: Path | None = None, against: str = "champion") -> dict[str, Any]:
     """Run a version ("delay@3", "delay@latest", or "delay@." for the working tree) over recorded decisions.
 
-    `on` is "last:1000" (rows), "2013-05-01..2013-06-01" (half open), or a file of rows. Its answers are compared with
-    those of `against` ("champion", a version, or "logged": what was really answered).
+    `on` is "last:1000" (rows), "last:7d" or "2013-05-01..2013-06-01" (half open); or the rows of a `file` are taken
+    instead. Its answers are compared with those of `against` ("champion", a version, or "logged": what was really
+    answered).
 
     Returns the decision diff with its largest changes first and, where outcomes are known, the paired difference of
     the losses with its interval.
@@ -61,8 +62,11 @@ def replay(project: Project, model: str, *, on: str = "last:1000", against: str 
         else:
             version, worker = packages.find_version(project, model if number else f"{name}@latest"), None
         if SHAPE[version.kind] == "instance":
+            if file:
+                raise PalanError(f"{name} decides instances, so a file of rows cannot be replayed", f"palan replay {version.ref} --on last:20")
             return _replay_instances(project, config, version, on, against)
-        return _replay_rows(project, config, version, worker, on, against)
+        rows = _file_rows(project, config, history.schema_of(version.manifest), file) if file else _logged_rows(project, config, version, on)
+        return _replay_rows(project, config, version, worker, rows, file.name if file else on, against)
 
 
 def working_tree(project: Project, config: ModelConfig, stack: ExitStack) -> tuple[Version, Worker | None]:
@@ -112,8 +116,7 @@ def _name(version: Version) -> str:
     return version.ref if version.number else f"{version.model}@."
 
 
-def _replay_rows(project: Project, config: ModelConfig, version: Version, worker: Worker | None, on: str, against: str) -> dict[str, Any]:
-    rows = _rows(project, config, version, on)
+def _replay_rows(project: Project, config: ModelConfig, version: Version, worker: Worker | None, rows: pl.DataFrame, on: str, against: str) -> dict[str, Any]:
     outputs, losses = _of(project, version, rows, worker)
     other_outputs, other_losses, other = _against(project, config, rows, against, version, worker)
     from palan.gates import paired, rules
@@ -148,13 +151,9 @@ def _keys(rows: pl.DataFrame) -> list[str]:
     return rows.select(pl.coalesce("key", "id")).to_series().to_list()
 
 
-def _rows(project: Project, config: ModelConfig, version: Version, on: str) -> pl.DataFrame:
+def _logged_rows(project: Project, config: ModelConfig, version: Version, on: str) -> pl.DataFrame:
     """Return the recorded rows that `on` names: id, key, time, inputs, outcome."""
-
     schema = history.schema_of(version.manifest)
-    path = project.root / on
-    if path.is_file():
-        return _file_rows(project, config, schema, path)
     last, since, until = window(on, project)
     rows = history.frame(project, config.name, schema, since=since, until=until).sort("time", maintain_order=True)
     if last:
@@ -213,16 +212,14 @@ def window(on: str, project: Project) -> tuple[int | None, datetime | None, date
             return None, _date(first), _date(second)
     except ValueError:
         pass
-    raise PalanError(f'"{on}" names no window of decisions', 'write --on last:1000, last:7d, 2013-05-01..2013-06-01 or a file')
+    shown = on if len(on) <= 80 else f"{on[:77]}..."
+    raise PalanError(f'"{shown}" names no window of decisions', 'write --on last:1000, last:7d, 2013-05-01..2013-06-01 or a file')
 
 
 def _date(text: str) -> datetime | None:
     if not text:
         return None
-    if re.fullmatch(r"\d{4}-\d{2}", text):
-        text += "-01"
-    time = datetime.fromisoformat(text)
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    return unstamp(f"{text}-01" if re.fullmatch(r"\d{4}-\d{2}", text) else text)
 
 
 def _against(
@@ -358,8 +355,6 @@ def learnt_until(
 
 
 def _replay_instances(project: Project, config: ModelConfig, version: Version, on: str, against: str) -> dict[str, Any]:
-    if Path(project.root / on).is_file():
-        raise PalanError(f"{config.name} decides instances, so a file of rows cannot be replayed", f"palan replay {version.ref} --on last:20")
     last, since, until = window(on, project)
     logged = history.decisions(project, config.name, since=since, until=until)[-(last or SOLVES) :][-SOLVES:]
     if not logged:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from palan.core import whole
 from palan.errors import PalanError
 from palan.flows.decide import Deciders
 from palan.flows.jobs import Runner
@@ -145,12 +146,9 @@ def _open(project: Project, host: str, port: int | None, token: str | None) -> t
 
 
 def _port(port: int | None) -> int:
-    if port is not None:
-        return port
-    text = os.environ.get("PALAN_PORT", str(PORT))
-    if not text.isdigit() or int(text) > 65535:
-        raise PalanError(f'PALAN_PORT is "{text}", which is no port', "a number from 0 to 65535")
-    return int(text)
+    if port is None:
+        return whole(os.environ.get("PALAN_PORT", str(PORT)), "PALAN_PORT", 0, 65535)
+    return whole(str(port), "the port", 0, 65535)
 
 
 def is_loopback(host: str) -> bool:
@@ -171,11 +169,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host.strip("[]"), port))
         listener.listen(512)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that cannot be looked up, such as one with an empty label
         listener.close()
         if isinstance(error, PermissionError):
             raise PalanError(f"port {port} may not be used by you", f"palan serve --port {PORT}") from error
-        if isinstance(error, socket.gaierror) or error.errno == 99:
+        if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == 99:
             raise PalanError(f"{host} is no address of this machine", "palan serve --host 127.0.0.1") from error
         raise PalanError(f"port {port} is taken: {error.strerror}", f"palan serve --port {port + 1}   (or stop what listens there)") from error
     listener.setblocking(False)

@@ -15,14 +15,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from palan.core import Field, Schema, Version, stamp
-from palan.errors import Busy, Invalid, NotFound, PalanError, nearest
+from palan.core import Field, Schema, Version, stamp, utc, whole
+from palan.data.inputs import check_plain
+from palan.errors import Busy, Invalid, NotFound, nearest
 from palan.flows import jobs
 from palan.flows.decide import Serving
 from palan.flows.release import summary
 from palan.flows.serve import Site
-from palan.http import decide as hot
 from palan.http import inference
+from palan.http.answers import answered
 from palan.releases.nouns import Release
 
 VERBS: Mapping[str, str] = {
@@ -38,6 +39,8 @@ VERBS: Mapping[str, str] = {
 }
 """`POST /v1/{verb}`: the flow of the same name, called with the fields of the body as its arguments."""
 
+CENTURY = timedelta(days=36_525)
+
 Work = Callable[[Request], Awaitable[Any]]
 
 
@@ -45,13 +48,8 @@ def answering(work: Work, status: int = 200) -> Callable[[Request], Awaitable[Re
     """Return an endpoint that answers what the work returns as JSON, or its error."""
 
     async def endpoint(request: Request) -> Response:
-        try:
-            answer, code = await work(request), status
-        except PalanError as error:
-            code, answer = hot.refusal(error)
-        except Exception as error:  # noqa: BLE001 - the last door before the network: logged whole, told as an id
-            code, answer = hot.unexpected(error)
-        return Response(msgspec.json.encode(answer, enc_hook=str), code, media_type="application/json")
+        code, answer, headers = await answered(work(request), status)
+        return Response(answer, code, {name.decode(): value.decode() for name, value in headers}, media_type="application/json")
 
     return endpoint
 
@@ -68,7 +66,7 @@ def routes(site: Site) -> list[Route]:
 
     async def log(request: Request) -> Any:
         asked = request.query_params
-        limit = _whole(asked.get("limit", "50"), "limit", 1, 10_000)
+        limit = whole(asked.get("limit", "50"), "limit", 1, 10_000)
         return await run_in_threadpool(_flow("log"), project, asked.get("subject", ""), limit=limit, verify=asked.get("verify", "") in ("1", "true", "yes"))
 
     async def models(_request: Request) -> Any:
@@ -88,7 +86,7 @@ def routes(site: Site) -> list[Route]:
 
     async def list_jobs(request: Request) -> Any:
         asked = request.query_params
-        limit = _whole(asked.get("limit", "50"), "limit", 1, 1000)
+        limit = whole(asked.get("limit", "50"), "limit", 1, 1000)
         return {"jobs": await run_in_threadpool(partial(jobs.jobs, project, asked.get("model", ""), limit=limit))}
 
     async def job(request: Request) -> Any:
@@ -98,7 +96,7 @@ def routes(site: Site) -> list[Route]:
         return await run_in_threadpool(jobs.stop, project, request.path_params["id"], request.query_params.get("reason", ""))
 
     async def verb(request: Request) -> Any:
-        return await call(site, request.path_params["verb"], await request.body())
+        return await run_in_threadpool(call, site, request.path_params["verb"], await request.body())
 
     async def openapi(_request: Request) -> Any:
         return description(site)
@@ -152,7 +150,7 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-async def call(site: Site, verb: str, body: bytes) -> Any:
+def call(site: Site, verb: str, body: bytes) -> Any:
     """Call the flow of this name with the fields of a JSON body, then serve what it may have released.
 
     Raises:
@@ -169,11 +167,30 @@ async def call(site: Site, verb: str, body: bytes) -> Any:
         raise Invalid(f"{verb}: {what}", f"arguments: {', '.join(known) or 'none'}", field=place.strip("`$.") or "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"the body is not JSON: {error}", 'send an object such as {"model": "..."}', field="body") from None
-    given = {name: value for name in arguments.__struct_fields__ if (value := getattr(arguments, name)) is not msgspec.UNSET}
+    given = {name: _sound(name, value) for name in arguments.__struct_fields__ if (value := getattr(arguments, name)) is not msgspec.UNSET}
     positional, named = _split(verb, given)
-    answer = await run_in_threadpool(partial(_flow(verb), site.project, *positional, **named))
-    await run_in_threadpool(site.deciders.refresh)
+    answer = _flow(verb)(site.project, *positional, **named)
+    site.deciders.refresh()
     return answer
+
+
+def _sound(name: str, value: Any) -> Any:
+    """Return an argument as flows may take it: times in UTC, nothing that overflows when it is added, stored or sent on.
+
+    Raises:
+        Invalid: a time outside the calendar, more than a century, a number beyond 64 bits, or deep nesting.
+    """
+    if isinstance(value, timedelta):
+        if abs(value) > CENTURY:
+            raise Invalid(f"{name} is {value.days:,} days", "a time of at most a hundred years", field=name, value=str(value))
+        return value
+    if isinstance(value, datetime):
+        try:
+            return utc(value)
+        except ValueError as error:
+            raise Invalid(f"{name}: {error}", 'a time such as "2013-05-01T14:00:00Z"', field=name, value=value.isoformat()) from None
+    check_plain(value, name)
+    return value
 
 
 @cache
@@ -207,12 +224,6 @@ def _split(verb: str, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, An
     kinds = _parameters(verb)
     only = [name for name in given if kinds[name].kind is inspect.Parameter.POSITIONAL_ONLY]
     return [given[name] for name in only], {name: value for name, value in given.items() if name not in only}
-
-
-def _whole(text: str, name: str, low: int, high: int) -> int:
-    if not text.isdigit() or not low <= int(text) <= high:
-        raise Invalid(f'{name} is "{text}"', f"a whole number from {low} to {high}", field=name, value=text)
-    return int(text)
 
 
 def _seconds(text: str) -> float:

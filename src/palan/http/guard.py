@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from palan.errors import PalanError
+from palan.core import whole
+from palan.errors import Invalid
+from palan.http.answers import finish, respond
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 BODY_BYTES = 64 << 20
 """The largest request body: a day of a busy model's rows, or a large instance."""
+DRAIN_SECONDS = 10
+"""How long a caller who was refused may go on sending before the connection is closed."""
 
 HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (
@@ -29,6 +35,7 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]{0,5})?")
 _OPEN = ("/healthz", "/v2/health/live", "/v2/health/ready")
 """What a load balancer may ask without a token: nothing of the project is told."""
 
@@ -60,17 +67,25 @@ class Guard:
         headers = {bytes(name): bytes(value).decode("latin-1") for name, value in scope["headers"]}
         refusal = refuse(scope["path"], headers, self.door, hosts=sum(name == b"host" for name, _ in scope["headers"]))
         if refusal:
-            await _refused(send, *refusal)
+            await _refused(send, receive, headers, *refusal)
             return
+        parts: list[bytes] = []
         received = 0
-
-        async def limited() -> Message:
-            nonlocal received
+        more = scope["method"] not in ("GET", "HEAD")
+        while more:
             message = await receive()
-            received += len(message.get("body", b""))
+            if message["type"] == "http.disconnect":
+                return  # half a request is none, even where what came of it reads well
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+            received += len(parts[-1])
             if received > self.door.body_bytes:
-                raise TooLarge(*_too_large(self.door)[1:])
-            return message
+                await _refused(send, receive, headers if more else {}, *_too_large(self.door))
+                return
+        rest: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
+
+        async def read() -> Message:
+            return rest.pop() if rest else await receive()
 
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -78,11 +93,12 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *(pair for pair in HEADERS if pair[0] not in own)]}
             await send(message)
 
-        await self.app(scope, limited, headed)
+        await self.app(scope, read, headed)
 
 
-class TooLarge(PalanError):
-    """The body went past the limit while it was read: it came in chunks, or is longer than it said."""
+async def body(receive: Receive) -> bytes:
+    """Return the body of a request that the guard let in: it has read it whole."""
+    return bytes((await receive()).get("body", b""))
 
 
 def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1) -> tuple[int, str, str] | None:
@@ -100,8 +116,9 @@ def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1) 
         return 403, f'requests from the site "{origin}" are not let in', "call from your own page, or without a browser"
     if door.token and path not in _OPEN and not _carries(headers.get(b"authorization", ""), door.token):
         return 401, "this server asks for a token", 'send the header "Authorization: Bearer <token>"'
-    length = headers.get(b"content-length", "")
-    if length and (not length.isdigit() or int(length) > door.body_bytes):
+    try:
+        whole(headers.get(b"content-length") or "0", "content-length", 0, door.body_bytes)
+    except Invalid:
         return _too_large(door)
     return None
 
@@ -111,10 +128,9 @@ def _too_large(door: Door) -> tuple[int, str, str]:
 
 
 def _name(host: str) -> str:
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+    """Return the name in a Host header without its port, "" where it is none: an open bracket, a port of letters."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return (found[1] or found[2]) if found else ""
 
 
 def _authority(origin: str) -> str:
@@ -137,24 +153,21 @@ def _carries(authorization: str, token: str) -> bool:
     return hmac.compare_digest(given.encode(), token.encode())
 
 
-async def _refused(send: Send, status: int, what: str, hint: str) -> None:
+async def _refused(send: Send, receive: Receive, headers: Mapping[bytes, str], status: int, what: str, hint: str) -> None:
+    """Answer, then let the caller finish: whoever is still sending when the connection closes never reads the answer."""
     extra: list[tuple[bytes, bytes]] = [(b"connection", b"close")]
     if status == 401:
         extra.append((b"www-authenticate", b'Basic realm="palan", charset="UTF-8"'))
-    await respond(send, status, {"error": what, "code": _CODES[status], "hint": hint}, (*extra, *HEADERS))
+    # Who says "Expect: 100-continue" waits for leave to send.
+    sending = (b"transfer-encoding" in headers or headers.get(b"content-length", "0") != "0") and b"expect" not in headers
+    told = msgspec.json.encode({"error": what, "code": _CODES[status], "hint": hint})
+    await respond(send, status, told, (*extra, *HEADERS), more=sending)
+    if sending:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while (await receive()).get("more_body"):
+                    pass
+        await finish(send)
 
 
 _CODES = {401: "unauthorised", 403: "forbidden", 413: "too_large", 421: "wrong_host"}
-
-
-async def respond(send: Send, status: int, body: Any, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """Send one JSON answer over raw ASGI."""
-    data = msgspec.json.encode(body)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *headers],
-        }
-    )
-    await send({"type": "http.response.body", "body": data})

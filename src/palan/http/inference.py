@@ -10,6 +10,7 @@ from importlib import metadata as distributions
 from typing import Any
 
 import msgspec
+from starlette.concurrency import run_in_threadpool
 
 from palan.core import Field
 from palan.errors import Invalid, NotFound, PalanError, nearest
@@ -100,6 +101,13 @@ async def infer(deciders: Deciders, model: str, body: bytes, *, version: str = "
     if version and serving.release.champion.version != f"{model}@{version}":
         # The release decides who answers; a caller who could choose would break the experiment.
         raise PalanError(f"{model}@{version} is not the champion, and the release decides which version answers", f"POST /v2/models/{model}/infer")
+    # As many values as one body may hold take a second to read: in a thread, so that everybody else is answered meanwhile.
+    request, columns, keys = await run_in_threadpool(_read, body, serving)
+    answer = await deciders.answer_value(model, columns, keys, caller=caller)
+    return _response(request, answer)
+
+
+def _read(body: bytes, serving: Serving) -> tuple[_Infer, dict[str, list[Any]], list[str] | None]:
     try:
         request = _decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -107,9 +115,7 @@ async def infer(deciders: Deciders, model: str, body: bytes, *, version: str = "
         raise Invalid(what, "see https://github.com/open-inference/open-inference-protocol", field=place.strip("`$.") or "body") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(f"the body is not JSON: {error}", "the binary extension is not supported", field="body") from None
-    columns, keys = _columns(request, serving)
-    answer = await deciders.answer_value(model, columns, keys, caller=caller)
-    return _response(request, answer)
+    return request, *_columns(request, serving)
 
 
 def _columns(request: _Infer, serving: Serving) -> tuple[dict[str, list[Any]], list[str] | None]:
@@ -134,6 +140,9 @@ def _columns(request: _Infer, serving: Serving) -> tuple[dict[str, list[Any]], l
             _check_datatype(tensor, each, path)
             columns[tensor.name] = values
         if is_key:
+            wrong = next((index for index, value in enumerate(values) if not isinstance(value, str | int)), None)
+            if wrong is not None:
+                raise Invalid(f"{path}.data holds a key that is neither text nor a whole number", "send text", field=f"{path}.data[{wrong}]")
             keys = [str(value) for value in values]
     if len(request.outputs) > 0:
         known = [name for name, _ in outputs_of(serving)]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, cast
 from urllib.parse import parse_qs, quote
-from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -16,21 +14,20 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from palan.core import whole
 from palan.drift.nouns import Alarm
-from palan.errors import Conflict, Invalid, NotFound, PalanError
+from palan.errors import Conflict, NotFound, PalanError
 from palan.flows import jobs, status
 from palan.flows.log import log
 from palan.flows.react import react
 from palan.flows.release import release
 from palan.flows.serve import Site
 from palan.http import app
-from palan.http.decide import status_of
+from palan.http.answers import told
 from palan.ledger import Entry
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
 from palan.web import pages, views
-
-logger = logging.getLogger("palan.web")
 
 PAGE_ENTRIES = 50
 
@@ -42,8 +39,7 @@ def application(site: Site) -> ASGIApp:
 
     async def not_there(request: Request, code: int, what: str, hint: str) -> Response:
         # A path that is no route is no business of the API's description: say it for a person.
-        frame = await run_in_threadpool(_frame, site)
-        return HTMLResponse(pages.error(code, what, "`palan status` says what there is" if code == 404 else hint, frame), code)
+        return await _sorry(site, code, what, "`palan status` says what there is" if code == 404 else hint)
 
     return app.build(site, routes(site), not_there)
 
@@ -107,13 +103,9 @@ def routes(site: Site) -> list[Route]:
 async def _answered(site: Site, work: Callable[[], Awaitable[Response]]) -> Response:
     try:
         response = await work()
-    except PalanError as error:
-        return await _sorry(site, status_of(error), error.what, error.hint)
-    except Exception:
-        # The last door before the reader: logged whole, told as an id.
-        id = uuid4().hex[:12]
-        logger.exception("error %s", id)
-        return await _sorry(site, 500, "Something went wrong inside palan", f'look for "error {id}" in the log of the server')
+    except Exception as error:  # noqa: BLE001 - the last door before the reader: logged whole, told as an id
+        code, body = told(error)
+        return await _sorry(site, code, body["error"][:1].upper() + body["error"][1:] if code == 500 else body["error"], body["hint"])
     response.headers.setdefault("cache-control", "no-store")
     return response
 
@@ -139,13 +131,12 @@ def ledger_view(site: Site, page: str, subject: str) -> views.LedgerPage:
     Raises:
         Invalid: the page is no number.
     """
-    if not page.isdigit() or int(page) < 1:
-        raise Invalid(f'page is "{page}"', "a whole number from 1", field="page", value=page)
+    wanted = whole(page, "page", 1, 10**9)
     entries = site.project.store.records.find(Entry, order="-seq")
     found = log(site.project, subject, limit=max(1, len(entries)), verify=True)
     chosen = list(reversed(found["entries"]))
     count = max(1, -(-len(chosen) // PAGE_ENTRIES))
-    number = min(int(page), count)
+    number = min(wanted, count)
     return {
         "frame": _frame(site),
         "entries": [cast(views.EntryLine, each) for each in chosen[(number - 1) * PAGE_ENTRIES : number * PAGE_ENTRIES]],
