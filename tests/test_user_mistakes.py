@@ -413,8 +413,7 @@ def test_an_instance_without_a_plan_says_why(folder: Path) -> None:
     process = start(folder, "decide", "plan", "--input", "tight.json")
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.startswith("decision ")) == (1, True)
-    told, _, names = out.partition("cannot hold together: ")
-    assert (told, sorted(names.strip().split(", "))) == ("infeasible: these ", ["least hours", "most hours"])
+    assert out.startswith("infeasible: these cannot hold together: ") and "least hours" in out and "most hours" in out
     process = start(folder, "decide", "plan", "--input", "tight.json", "--json")
     assert '"infeasible"' in process.communicate(timeout=60)[0]
     assert process.returncode == 1

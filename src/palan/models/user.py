@@ -96,7 +96,7 @@ def guarded(model: Any, verb: str) -> Iterator[None]:
         where = _last_user_line(error)
         raise ModelFailed(
             f"{name_of(model)}.{verb} raised {type(error).__name__}{f': {first}' if first else ''}{f' ({where})' if where else ''}",
-            getattr(error, "hint", "") or "correct the model's code; the whole traceback is in the log",
+            getattr(error, "hint", "") or "correct the model's code; palan --debug shows the whole traceback",
             log="".join(traceback.format_exception(error)),
         ) from error
 
