@@ -254,6 +254,28 @@ def test_windows_left_unwatched_are_named(project: Project) -> None:
     assert line(project)["next"]["command"] == "palan watch demand"
 
 
+def test_a_model_that_nobody_asks_any_more_sends_to_its_callers(project: Project) -> None:
+    released(project)
+    for day in range(12, 40):
+        decided(project, day, 30, ago=timedelta(days=day))
+    found = line(project)
+    assert (found["verdict"], found["why"]) == ("wrong", "nobody asks it any more: 0 decisions where 210 a week are usual")
+    assert "callers" in found["next"]["text"] and "2013-05-20" in found["next"]["reason"]
+    alarmed(project, "digest")  # what moved before is not what matters now
+    assert "nobody asks it" in line(project)["why"]
+    later = replace(project, clock=lambda: NOW + timedelta(days=100))
+    assert line(later)["verdict"] == "attention"
+    decided(project, 1)
+    assert "nobody asks it" not in line(project)["why"]
+
+
+def test_a_model_that_is_seldom_asked_may_be_asked_nothing(project: Project) -> None:
+    released(project)
+    for day in range(12, 40):
+        decided(project, day, 1, ago=timedelta(days=day))
+    assert "nobody asks it" not in line(project)["why"]
+
+
 def test_open_page_is_wrong_and_asks_for_remedies(project: Project) -> None:
     released(project)
     decided(project)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from loop_project import Loop, celsius, crowded, detour, edit, ledger, live, living
+from palan.core import stamp
 from palan.errors import NotFound, PalanError
 from palan.flows.build import build
 from palan.flows.react import react
@@ -114,6 +115,31 @@ def test_other_inputs_without_harm_are_a_digest(loop: Loop) -> None:
     assert digest.diagnosis == "input shift"
     assert "load" in digest.columns
     assert react(loop.project, "eta")["remedies"] == []  # nobody is called for it
+
+
+def test_windows_that_nobody_asked_in_are_one_alarm_of_their_own(loop: Loop) -> None:
+    loop.play(7, feed=crowded, truth=crowded_truth)
+    watch(loop.project, "eta")
+    before = loop.alarms(lane="digest")[0]
+    loop.project.clock.now += timedelta(weeks=12)  # type: ignore[attr-defined]
+    report = watch(loop.project, "eta")[0]
+    silent = [each for each in report["windows"] if not each["n"]]
+    assert len(silent) >= 10
+    assert report["text"].startswith("nobody asks it any more: 0 decisions where ")
+    assert report["text"].endswith(" a week are usual")
+    said = [each["what"] for each in report["alarms"]]
+    assert said.count(report["text"]) == 1
+    assert len(said) <= 2
+    after = {each.id: each for each in loop.alarms(lane="digest")}
+    kept = after.pop(before.id)
+    assert (kept.diagnosis, kept.status) == (before.diagnosis, "open")
+    assert (kept.columns, kept.evidence["because"]) != ((), "")
+    assert "nobody" not in kept.what
+    (quiet,) = after.values()
+    assert (quiet.diagnosis, quiet.what, stamp(quiet.until)) == ("volume change", report["text"], silent[-1]["until"])
+    loop.project.clock.now += timedelta(weeks=1)  # type: ignore[attr-defined]
+    assert [each["id"] for each in watch(loop.project, "eta")[0]["alarms"]] == [quiet.id]
+    assert len(loop.alarms(lane="digest")) == 2
 
 
 def crowded_truth(rows: pl.DataFrame) -> pl.DataFrame:

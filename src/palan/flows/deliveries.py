@@ -1,8 +1,9 @@
-"""Whether a table's newest delivery came in: what the status asks without loading what takes it in."""
+"""What no longer comes in: deliveries that fail, and requests that nobody makes. Asked without loading what takes them in."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 
 from palan.flows.project import Project
 from palan.runs.run import Run
@@ -21,3 +22,9 @@ def failure(project: Project, data: str) -> Mapping[str, str]:
         if run.status == "done" or REFUSED in run.tags:  # one that was interrupted says nothing of the delivery
             return run.tags
     return {}
+
+
+def silence(usual: float, window: timedelta) -> str:
+    """Say that a model was asked nothing for a window in which it usually is."""
+    length = {timedelta(days=7): "a week", timedelta(days=1): "a day", timedelta(hours=1): "an hour"}.get(window, f"in {window}")
+    return f"nobody asks it any more: 0 decisions where {usual:,.0f} {length} are usual"

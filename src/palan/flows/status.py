@@ -23,7 +23,7 @@ from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, NotFound, PalanError
 from palan.flows.config import ModelConfig
-from palan.flows.deliveries import REFUSED, failure
+from palan.flows.deliveries import REFUSED, failure, silence
 from palan.flows.log import as_dict, chain
 from palan.flows.project import Project
 from palan.gates.nouns import Evidence
@@ -42,6 +42,12 @@ WALKED = 1000
 
 SAVED_AFTER = 1 << 20
 """Bytes of log after which the count of it is kept in the cache folder."""
+
+MUCH = 20
+"""Decisions a window from which on none at all is no chance: at that rate, once in half a thousand million windows."""
+
+LONG_AGO = 8
+"""Windows after which a silence is no longer news."""
 
 LATELY = 8
 RECENT_ENTRIES = 500
@@ -221,6 +227,13 @@ def _verdict(
         return "wrong", trouble[0], None, trouble[1]
     if failing := traffic.failing(project.clock() - config.watch.window):
         return "wrong", failing, None, _step("See what it was asked, and why it failed", failing, f"palan status {name}")
+    if quiet := traffic.silent(project.clock(), config.watch.window):
+        since, usual = quiet
+        # What stopped long ago is known by now, or was meant to.
+        verdict = "wrong" if project.clock() - since < LONG_AGO * config.watch.window else "attention"
+        step = _step("Ask the callers why they stopped", f"its last decision is of {since:%Y-%m-%d}", f"palan log {name}")
+        said = frames[-1]["text"] if frames and not frames[-1]["n"] and frames[-1]["lane"] == "digest" else silence(usual, config.watch.window)
+        return verdict, said, None, step
     proposed = records.find(Remedy, order="-time", limit=1, model=name, status="proposed")
     if proposed:
         alarm = records.get(Alarm, proposed[0].alarm)
@@ -478,6 +491,16 @@ class _Traffic(msgspec.Struct):
         first = min(days, default=today + timedelta(days=1))
         shown = [day for day in shown if day >= first]
         return {"times": [stamp(day) for day in shown], "values": [float(days.get(day, 0)) for day in shown]}
+
+    def silent(self, now: datetime, window: timedelta) -> tuple[datetime, int] | None:
+        """Return the hour of the last decision and what was usual a window, where there was much and a whole window has none."""
+        if not self.hours or max(self.hours) + timedelta(hours=1) + window > now:
+            return None
+        hour = timedelta(hours=1)
+        first, end = min(self.hours), max(self.hours) + hour
+        starts = [end - place * window for place in (1, 2, 3, 4) if end - place * window >= first]
+        counts = sorted(self.since(start, start + window - hour).decisions for start in starts)
+        return (end - hour, counts[len(counts) // 2]) if counts and counts[len(counts) // 2] >= MUCH else None
 
     def failing(self, since: datetime) -> str:
         """Say so when half of the newest requests (three at the least) got no answer at all."""

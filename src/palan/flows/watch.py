@@ -16,6 +16,7 @@ from palan.drift.nouns import Alarm
 from palan.errors import NotFound
 from palan.flows import history, packages, replay, tables
 from palan.flows.config import ModelConfig
+from palan.flows.deliveries import silence
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
 from palan.ledger import Entry
@@ -52,6 +53,9 @@ _examined: dict[str, list[Any]] = {}
 
 ENDS_REPAIR = "ends_repair"
 """Marks the alarm of a feed that is right again while its repair still stands."""
+
+SILENT = "silent"
+"""Marks the alarm of a model that nobody asks any more."""
 
 LEARNING = 12
 """Windows of its own that a model without a reference is learnt from."""
@@ -95,15 +99,22 @@ def _watch(project: Project, config: ModelConfig, release: Release, journal: Jou
     judged, alarms = [], []
     due = _due(project, config, version, seen)
     rows = decided(project, config, version, release, since=None if _own_reference(version) else _enough(due[0])) if due else None
-    if rows is not None and rows.height:
-        normal = normal_of(project, config, version, rows, journal)
-        for since in due:
-            frame, alarm = _judge(project, config, version, release, normal, rows, since, since + length, seen)
-            project.store.blocks.append(f"watch/{config.name}", [msgspec.msgpack.encode(frame)])
-            seen[frame["since"]] = frame
-            judged.append(frame)
-            if alarm is not None:
-                alarms.append(alarm)
+    normal = normal_of(project, config, version, rows, journal) if rows is not None and rows.height else None
+    for since in due:
+        until, before = since + length, seen.get(stamp(since - length))
+        if before is not None and not before["n"] and (rows is None or not _within(rows, since, until).height):
+            # The silence goes on, and there is nothing new to judge.
+            frame = {**before, "since": stamp(since), "until": stamp(until), "first": stamp(since) not in seen}
+            alarm = _silent(project, config, before["text"], since, until) if before["lane"] == "digest" else None
+        elif normal is not None and rows is not None:
+            frame, alarm = _judge(project, config, version, release, normal, rows, since, until, seen)
+        else:
+            continue
+        project.store.blocks.append(f"watch/{config.name}", [msgspec.msgpack.encode(frame)])
+        seen[frame["since"]] = frame
+        judged.append(frame)
+        if alarm is not None:
+            alarms.append(alarm)
     newest = seen[max(seen)] if seen else None
     pages = project.store.records.find(Alarm, model=config.name, lane="page", status="open")
     return {
@@ -111,9 +122,15 @@ def _watch(project: Project, config: ModelConfig, release: Release, journal: Jou
         "lane": newest["lane"] if newest else "learning",
         "text": newest["text"] if newest else "no window of decisions has ended yet",
         "windows": judged,
-        "alarms": [_line(each) for each in alarms],
+        "alarms": [_line(each) for each in {each.id: each for each in alarms}.values()],
         "open": len(pages),
     }
+
+
+def _within(rows: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
+    import polars as pl
+
+    return rows.filter(pl.col("time").is_between(since, until, closed="left"))
 
 
 def _line(alarm: Alarm) -> dict[str, Any]:
@@ -360,7 +377,7 @@ def _judge(
 
     from palan.drift import calibrate, profile
 
-    window = rows.filter(pl.col("time").is_between(since, until, closed="left"))
+    window = _within(rows, since, until)
     loss = loss_window(window.filter(pl.col("arm").is_in(["champion", "job"])))
     faults = hypotheses(config, version, release, normal, rows, since, until, seen)
     judged = calibrate.judge(profile.profile(window, normal.reference), loss, normal.thresholds, faults)
@@ -382,6 +399,12 @@ def _judge(
         "text": judged.text,
         "first": stamp(since) not in seen,
     }
+    if not window.height:  # whatever was wrong before is neither over nor going on
+        if judged.lane == "none":
+            return frame, None
+        usual = normal.thresholds.rows.usual if normal.thresholds.rows else 0
+        said = silence(usual, until - since)
+        return {**frame, "lane": "digest", "text": said}, _silent(project, config, said, since, until)
     _calm(project, config, judged.lane, since)
     if judged.lane == "none":
         return frame, None
@@ -542,6 +565,22 @@ def _raise(
     return alarm
 
 
+def _silent(project: Project, config: ModelConfig, what: str, since: datetime, until: datetime) -> Alarm:
+    """Open an alarm of its own for a model that nobody asks any more, or let the open one go on."""
+    records, now = project.store.records, project.clock()
+    for each in records.find(Alarm, model=config.name, lane="digest", status="open"):
+        if SILENT in each.evidence:
+            changed = replace(each, until=max(each.until, until))
+            records.put(changed)
+            return changed
+    alarm = Alarm(new_id(now), config.name, now, "digest", "open", since, until, what, "volume change", (), {SILENT: True, "because": what})
+    with records.transaction(durable=True):
+        records.put(alarm)
+        record(project, "noted", config.name, f"{alarm.diagnosis}: {what}", alarm=alarm.id, since=stamp(since), until=stamp(until))
+    project.tell(f"{config.name}: {what}")
+    return alarm
+
+
 def _continued(
     project: Project, config: ModelConfig, lane: str, diagnosis: str, columns: tuple[str, ...], since: datetime
 ) -> Alarm | None:
@@ -551,6 +590,8 @@ def _continued(
     from one week to the next without it being another alarm.
     """
     for each in project.store.records.find(Alarm, order="-time", model=config.name, lane=lane, status=["open", "answered"]):
+        if SILENT in each.evidence:
+            continue
         if lane == "digest":
             return each
         alike = each.columns == columns if diagnosis == "data fault" else each.diagnosis != "data fault"
