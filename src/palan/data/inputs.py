@@ -71,9 +71,9 @@ class Inputs:
         self.schema = schema
         self.key = key
         self._key_field = key if key and key not in schema.names else ""
-        # What these hold no decoder has looked at; every other column is of exact types, which need no second look.
-        self._open = tuple(each for each in schema.fields if each.type in ("any", "list", "map"))
-        members = [_member(each) for each in schema.fields]
+        # Only what these hold is looked at a second time: the decoders know the exact types of all the rest.
+        self._open = tuple(each for each in schema.fields if _holds_open(each))
+        members = [_member(each, kept=schema.shape == "instance") for each in schema.fields]
         if schema.shape == "instance":
             self._instance = _struct("Instance", members)
             self._decode_instance = msgspec.json.Decoder(self._instance)
@@ -102,7 +102,8 @@ class Inputs:
                 keys = None if envelope.key is None else (str(envelope.key),)
                 # The plain decoding keeps the caller's own types and order: it is what the model is given.
                 instance = msgspec.json.decode(raw)
-                check_plain(instance, name)
+                for each in self._open:
+                    check_plain(instance.get(each.name), f"{name}.{each.name}")
                 return Request(rows=1, instance=instance, keys=keys)
             return self._request(self._decode_columns.decode(raw) if columnar else self._decode_rows.decode(raw), envelope.keys)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -180,6 +181,8 @@ class Inputs:
 
     def _explained(self, value: Any, name: str, error: Exception) -> Invalid:
         for problem in problems(value, self.schema, key=self._key_field):
+            return problem
+        for problem in _unplain(value, name):  # a float that was sent as a whole number beyond all bounds
             return problem
         return Invalid(f"{name} cannot be read: {error}", _form(self.schema), field=name)
 
@@ -280,11 +283,12 @@ def _struct(title: str, members: Sequence[tuple[str, Any, Any]]) -> type[msgspec
     return msgspec.defstruct(title, fields, rename=names, forbid_unknown_fields=True, kw_only=True, gc=False)
 
 
-def _member(each: Field) -> tuple[str, Any, Any]:
-    return each.name, _type(each), None if each.nullable else msgspec.NODEFAULT
+def _member(each: Field, *, kept: bool) -> tuple[str, Any, Any]:
+    return each.name, _type(each, kept=kept), None if each.nullable else msgspec.NODEFAULT
 
 
-def _type(each: Field) -> Any:
+def _type(each: Field, *, kept: bool) -> Any:
+    """Return what a decoder holds values against. `kept` says that they go on as they were sent, not as they were decoded."""
     kind: Any
     if each.type == "int":
         if each.values:
@@ -295,14 +299,16 @@ def _type(each: Field) -> Any:
             kind = Annotated[int, msgspec.Meta(ge=low, le=high)]
     elif each.type == "float":
         kind = Annotated[float, msgspec.Meta(ge=each.minimum, le=each.maximum)]
+        if kept:  # then a whole number stays one, and has to fit 64 bits
+            kind = _type(replace(each, type="int", nullable=False, values=()), kept=kept) | kind
     elif each.type == "str":
         kind = Literal[each.values] if each.values else str
     elif each.type == "list":
-        kind = list[_type(each.item)] if each.item else list[Any]  # type: ignore[misc]
+        kind = list[_type(each.item, kept=kept)] if each.item else list[Any]  # type: ignore[misc]
     elif each.type == "map" and (each.fields or not each.item):
-        kind = _struct("Map", [_member(member) for member in each.fields]) if each.fields else dict[str, Any]
+        kind = _struct("Map", [_member(member, kept=kept) for member in each.fields]) if each.fields else dict[str, Any]
     elif each.type == "map" and each.item:
-        kind = dict[str, _type(each.item)]  # type: ignore[misc]
+        kind = dict[str, _type(each.item, kept=kept)]  # type: ignore[misc]
     else:
         kind = {"bool": bool, "time": datetime, "date": date, "any": Any}[each.type]
     return kind | None if each.nullable and kind is not Any else kind
@@ -368,6 +374,10 @@ def _problems(value: Any, each: Field, path: str) -> Iterator[Invalid]:
 
 def _is_open(each: Field) -> bool:
     return each.type == "any" or (each.type in ("list", "map") and not each.item and not each.fields)
+
+
+def _holds_open(each: Field) -> bool:
+    return _is_open(each) or any(map(_holds_open, (*each.fields, *([each.item] if each.item else []))))
 
 
 def _fits(value: Any, each: Field) -> bool:
