@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import types
@@ -22,6 +23,7 @@ from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound, PalanError
 from palan.flows import packages
+from palan.flows.address import Serving, announced
 from palan.flows.ingest import ingest
 from palan.flows.log import evidence_digest
 from palan.flows.project import Project, open_project, record
@@ -252,6 +254,23 @@ def test_windows_left_unwatched_are_named(project: Project) -> None:
     decided(project)
     watched(project, ago=40)
     assert line(project)["next"]["command"] == "palan watch demand"
+
+
+def test_a_model_that_was_never_asked_is_to_be_called_where_it_is_served(project: Project) -> None:
+    released(project)
+    assert line(project)["next"]["command"] == "palan serve"
+    found = fits(status(project, "http://127.0.0.1:8123"), views.Home)["models"][0]
+    assert found["next"]["command"].startswith("curl http://127.0.0.1:8123/v1/models/demand/decide -d ")
+    with announced(project, "http://127.0.0.1:9191"):
+        assert line(project)["next"]["command"].startswith("curl http://127.0.0.1:9191/v1/models/demand/decide ")
+        page = model_page(project, "demand")
+        assert page["curl"].startswith("curl http://127.0.0.1:9191/")
+        assert page["infer"].startswith("curl http://127.0.0.1:9191/v2/")
+    assert line(project)["next"]["command"] == "palan serve"
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True)
+    place = project.folder / "cache" / "serving"
+    place.write_bytes(msgspec.json.encode(Serving("http://127.0.0.1:9191", socket.gethostname(), int(ended.stdout))))
+    assert line(project)["next"]["command"] == "palan serve"  # that server was killed
 
 
 def test_a_model_that_nobody_asks_any_more_sends_to_its_callers(project: Project) -> None:

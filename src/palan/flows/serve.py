@@ -17,6 +17,7 @@ import msgspec
 
 from palan.core import whole
 from palan.errors import PalanError
+from palan.flows.address import announced
 from palan.flows.decide import Deciders
 from palan.flows.jobs import Runner
 from palan.flows.project import Project
@@ -70,7 +71,7 @@ def serve(
         server = uvicorn.Server(_config(site))
         site.deciders.follow()
         site.runner.start()
-        with _ended_by_signals(server):
+        with _ended_by_signals(server), announced(project, site.url):
             if ready:
                 ready(Server(site.url, site.deciders, site.runner))
             project.tell(f"serving {project.config.name} at {site.url}")
@@ -119,7 +120,8 @@ def serving(project: Project, host: str = "", port: int | None = None, *, token:
             if not thread.is_alive():
                 raise PalanError(f"the server at {site.url} did not start", "look at the log above")
             time.sleep(0.005)
-        yield Server(site.url, site.deciders, site.runner)
+        with announced(project, site.url):
+            yield Server(site.url, site.deciders, site.runner)
     finally:
         server.should_exit = True
         if thread.ident:

@@ -22,6 +22,7 @@ from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, NotFound, PalanError
+from palan.flows.address import address
 from palan.flows.config import ModelConfig
 from palan.flows.deliveries import REFUSED, failure, silence
 from palan.flows.log import as_dict, chain
@@ -61,14 +62,17 @@ _RELEASES = ("released", "promoted", "rolled back", "repaired")
 _NIL = b"\xc0"
 
 
-def status(project: Project) -> dict[str, Any]:
-    """Return the first screen: every model with its verdict and the next step, the data, and what was done lately."""
-    newest = _newest_entries(project)
+def status(project: Project, url: str = "") -> dict[str, Any]:
+    """Return the first screen: every model with its verdict and the next step, the data, and what was done lately.
+
+    `url` is the address of the server that asks; without it, of the one that is known to run.
+    """
+    url, newest = url or address(project), _newest_entries(project)
     empty = [name for name, each in project.config.data.items() if each.source and not _latest_data(project, name)]
     command = "palan ingest" if empty else ""
     return {
         "frame": frame(project),
-        "models": [_model_line(project, each, newest) for each in project.config.models.values()],
+        "models": [_model_line(project, each, newest, url) for each in project.config.models.values()],
         "data": [_data_line(project, name) for name in project.config.data],
         "ledger": [_entry_line(each) for each in newest[:LATELY]],
         "command": command if project.config.models else "palan init --into my-project",
@@ -90,13 +94,15 @@ def frame(project: Project) -> dict[str, Any]:
     }
 
 
-def model_page(project: Project, name: str) -> dict[str, Any]:
+def model_page(project: Project, name: str, url: str = "") -> dict[str, Any]:
     """Return everything about one model: versions and their evidence, releases, alarms, decisions, how to call it.
+
+    `url` is the address of the server that asks; without it, of the one that is known to run.
 
     Raises:
         NotFound: no such model.
     """
-    config = project.model(name)
+    config, url = project.model(name), url or address(project)
     records = project.store.records
     entries = [each for each in records.find(Entry, order="-seq") if _model_of(each) == name]
     release = records.get(Release, name)
@@ -106,7 +112,7 @@ def model_page(project: Project, name: str) -> dict[str, Any]:
     decisions = _last_decisions(project, name, RECENT_DECISIONS)
     return {
         "frame": frame(project),
-        "model": _model_line(project, config, entries),
+        "model": _model_line(project, config, entries, url),
         "about": _about(project, config, version),
         "arms": [_share(each, release) for each in release.arms] if release else [],
         "repairs": [_repair_line(each) for each in release.repairs] if release else [],
@@ -117,7 +123,7 @@ def model_page(project: Project, name: str) -> dict[str, Any]:
         "jobs": _jobs(project, name),
         "signature": [line for each in schema.fields for line in _field_lines(each)] if schema else [],
         "shape": schema.shape if schema else SHAPE.get(kind_of(project, config), "rows"),
-        **_calls(project, config, schema, decisions),
+        **_calls(project, config, schema, decisions, url),
         "actions": _roll_back(name, release),
     }
 
@@ -171,14 +177,14 @@ def alarm_page(project: Project, id: str) -> dict[str, Any]:
 # -- one model's line ------------------------------------------------------------------------------------------------
 
 
-def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry]) -> dict[str, Any]:
+def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry], url: str) -> dict[str, Any]:
     own = [each for each in entries if _model_of(each) == config.name]
     release = project.store.records.get(Release, config.name)
     now = project.clock()
     try:
         traffic, frames = _traffic(project, config.name), _frames(project, config.name)
         loss = _loss(project, config.name, frames, own)
-        verdict, why, alarm, step = _verdict(project, config, release, traffic, frames, own)
+        verdict, why, alarm, step = _verdict(project, config, release, traffic, frames, own, url)
     except Corrupt as error:  # one damaged log must not hide the other models
         traffic, loss = _Traffic(), _no_loss()
         verdict, why, alarm, step = "wrong", error.what, None, _step(error.hint, error.what, f"palan status {config.name}")
@@ -211,7 +217,13 @@ Verdict = tuple[str, str, str | None, dict[str, Any] | None]
 
 
 def _verdict(
-    project: Project, config: ModelConfig, release: Release | None, traffic: _Traffic, frames: Sequence[Frame], entries: Sequence[Entry]
+    project: Project,
+    config: ModelConfig,
+    release: Release | None,
+    traffic: _Traffic,
+    frames: Sequence[Frame],
+    entries: Sequence[Entry],
+    url: str,
 ) -> Verdict:
     """Judge a model by what was recorded, the worst first."""
     name, records = config.name, project.store.records
@@ -246,9 +258,24 @@ def _verdict(
         why = f"the canary {canary.version} was to be judged by {release.until:%Y-%m-%d}"
         return "attention", why, None, _step(f"Judge the canary {canary.version}", why, "palan tick")
     fresh = _fresh(project, release, newest[0] if newest else None, entries)
+    if not traffic.hours:
+        why = "it is released, and nothing was asked yet"
+        return "learning", why + _tried(canary), None, _to_ask(project, config, release, why, url)
     verdict, why, due = _watched(project, config, traffic, frames)
-    tried = f"; {canary.version} is tried on {canary.share:.0%} of the requests" if canary else ""
-    return verdict, why + tried, None, due or fresh
+    return verdict, why + _tried(canary), None, due or fresh
+
+
+def _tried(canary: Arm | None) -> str:
+    return f"; {canary.version} is tried on {canary.share:.0%} of the requests" if canary else ""
+
+
+def _to_ask(project: Project, config: ModelConfig, release: Release, why: str, url: str) -> dict[str, Any]:
+    """Return the step towards a model's first decision: a server, or where one runs, a request."""
+    version = _served(project, release)
+    if not url or version is None:
+        return _step("Let it answer", why, "palan serve")
+    schema = msgspec.convert(version.manifest["signature"], Schema)
+    return _step("Ask it once", why, _calls(project, config, schema, [], url)["curl"])
 
 
 def _to_release(project: Project, config: ModelConfig, version: Version | None) -> tuple[str, dict[str, Any]]:
@@ -293,9 +320,6 @@ def _watched(
 ) -> tuple[str, str, dict[str, Any] | None]:
     """Judge by the newest window that the watch looked at."""
     name, now, window = config.name, project.clock(), config.watch.window
-    if not traffic.hours:
-        why = "it is released, and nothing was asked yet"
-        return "learning", why, _step("Let it answer", why, "palan serve")
     due = _step("Watch it", "a window has ended that was not looked at", f"palan watch {name}")
     if not frames:
         ends = min(traffic.hours) + window
@@ -889,9 +913,9 @@ def _field_lines(each: Field, prefix: str = "") -> list[dict[str, Any]]:
     return lines
 
 
-def _calls(project: Project, config: ModelConfig, schema: Schema | None, decisions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _calls(project: Project, config: ModelConfig, schema: Schema | None, decisions: Sequence[Mapping[str, Any]], url: str) -> dict[str, str]:
     """Return commands that ask the model once, by palan's own protocol and by the Open Inference Protocol."""
-    host = f"http://127.0.0.1:{os.environ.get('PALAN_PORT', '7070')}"
+    host = url or f"http://127.0.0.1:{os.environ.get('PALAN_PORT', '7070')}"
     url = f"{host}/v1/models/{config.name}/decide"
     if schema is None:
         return {"curl": f"palan build {config.name}", "infer": ""}

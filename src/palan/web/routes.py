@@ -57,10 +57,10 @@ def routes(site: Site) -> list[Route]:
         return endpoint
 
     def home(_request: Request) -> str:
-        return pages.home(cast(views.Home, status.status(project)))
+        return pages.home(cast(views.Home, status.status(project, site.url)))
 
     def model(request: Request) -> str:
-        return pages.model(cast(views.ModelPage, status.model_page(project, request.path_params["model"])))
+        return pages.model(cast(views.ModelPage, status.model_page(project, request.path_params["model"], site.url)))
 
     def alarm(request: Request) -> str:
         return pages.alarm(cast(views.AlarmPage, status.alarm_page(project, request.path_params["id"])))
