@@ -231,8 +231,10 @@ def test_released_model_learns_until_windows_can_be_judged(project: Project) -> 
     decided(project)
     found = line(project)
     assert (found["verdict"], found["next"]) == ("learning", None)
-    assert "2013-06-08" in found["why"]
+    assert "2013-06-10" in found["why"]  # the first whole week
     decided(project, 2, ago=timedelta(days=9))
+    assert line(project)["next"] is None  # `palan watch` would find none that is whole
+    decided(project, 3, ago=timedelta(days=20))
     assert line(project)["next"]["command"] == "palan watch demand"
     watched(project, lane="learning", threshold=None, text="still learning what is normal: seen 3 of 8 windows")
     found = line(project)
@@ -252,6 +254,7 @@ def test_quiet_window_is_right(project: Project) -> None:
 def test_windows_left_unwatched_are_named(project: Project) -> None:
     released(project)
     decided(project)
+    decided(project, 2, ago=timedelta(days=45))
     watched(project, ago=40)
     assert line(project)["next"]["command"] == "palan watch demand"
 

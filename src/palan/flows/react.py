@@ -25,6 +25,7 @@ from palan.flows.config import ModelConfig
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
 from palan.flows.settle import settle
+from palan.flows.windows import window_start
 from palan.models.contract import SHAPE
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
@@ -407,7 +408,7 @@ def _faults(
     if rows is None or alarm.diagnosis != "data fault":
         return []
     normal = watch.normal_of(project, config, champion, rows, journal)
-    since = watch.window_start(alarm.since, config.watch.window)
+    since = window_start(alarm.since, config.watch.window)
     return watch.hypotheses(config, champion, release, normal, rows, since, alarm.until, {})
 
 

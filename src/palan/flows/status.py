@@ -27,6 +27,7 @@ from palan.flows.config import ModelConfig
 from palan.flows.deliveries import REFUSED, failure, silence
 from palan.flows.log import as_dict, chain
 from palan.flows.project import Project
+from palan.flows.windows import ended_windows, first_window
 from palan.gates.nouns import Evidence
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
@@ -320,16 +321,16 @@ def _watched(
 ) -> tuple[str, str, dict[str, Any] | None]:
     """Judge by the newest window that the watch looked at."""
     name, now, window = config.name, project.clock(), config.watch.window
+    ended = ended_windows(min(traffic.hours), window, now)
     due = _step("Watch it", "a window has ended that was not looked at", f"palan watch {name}")
     if not frames:
-        ends = min(traffic.hours) + window
         why = "no window of its decisions was looked at yet"
-        if ends <= now:
+        if ended:
             return "learning", why, due
+        ends = first_window(min(traffic.hours), window) + window
         return "learning", f"its first window of {_span(window)} ends around {ends:%Y-%m-%d}", None
     newest = frames[-1]
-    # Outcomes come late and windows are whole weeks: one that ended a window ago is still the newest there can be.
-    late = due if unstamp(newest["until"]) + 2 * window <= min(now, max(traffic.hours)) else None
+    late = due if ended and ended[-1] + window > unstamp(newest["until"]) else None
     if newest["lane"] == "learning":
         return "learning", newest["text"] or "too little history to say what is normal", late
     return "right", newest["text"] or "as usual", late

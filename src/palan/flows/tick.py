@@ -11,7 +11,7 @@ from palan.drift.nouns import Alarm
 from palan.errors import Conflict, PalanError
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project
-from palan.flows.watch import ANCHOR
+from palan.flows.windows import ANCHOR
 from palan.releases.nouns import Release
 from palan.runs.run import Step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from palan.flows.config import ModelConfig
 from palan.flows.deliveries import silence
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
+from palan.flows.windows import ended_windows, window_start
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
 from palan.releases.nouns import Release
@@ -31,14 +32,8 @@ if TYPE_CHECKING:
     from palan.drift.diagnose import Diagnosis
     from palan.drift.profile import Reference
 
-ANCHOR = datetime(1970, 1, 5, tzinfo=UTC)
-"""Windows are counted from a Monday, so that those of seven days are calendar weeks."""
-
 AGAIN = 8
 """How many windows back late outcomes are still looked for."""
-
-SLACK = timedelta(days=1)
-"""How late into a window the first decision may come for it to count as whole."""
 
 HISTORY_WEEKS = 4
 """How far back the data doctor looks for what is usual."""
@@ -149,11 +144,6 @@ def frames(project: Project, model: str) -> dict[str, dict[str, Any]]:
     return {each["since"]: each for each in history.stream(project, f"watch/{model}", msgspec.msgpack.decode)}
 
 
-def window_start(time: datetime, length: timedelta) -> datetime:
-    """Return the start of the window that a time lies in."""
-    return ANCHOR + (time - ANCHOR) // length * length
-
-
 def _own_reference(version: Version) -> bool:
     """Tell whether what is normal has to be learnt from the model's own first windows."""
     return not version.manifest["reference"]
@@ -173,11 +163,7 @@ def _due(project: Project, config: ModelConfig, version: Version, seen: Mapping[
         return []
     length, now = config.watch.window, project.clock()
     first = min(each.time for each in logged)
-    start = window_start(first, length)
-    if first - start >= min(SLACK, length / 7):
-        start += length  # it went live in the middle of this one: half a window is unlike any whole one
-    ended = int((now - start) / length)
-    windows = [start + place * length for place in range(ended)]
+    windows = ended_windows(first, length, now)
     due = [since for since in windows if stamp(since) not in seen]
     incomplete = [since for since in windows[-AGAIN:] if since not in due and seen[stamp(since)]["outcomes"] < seen[stamp(since)]["n"]]
     if incomplete:
