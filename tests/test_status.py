@@ -13,8 +13,10 @@ from typing import Any, Literal, NotRequired, Union, get_args, get_origin, is_ty
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from msgspec.structs import replace
 
+from palan.cli.commands import cli
 from palan.cli.show import status as show_status
 from palan.core import Field, Schema, Version, digest_of, stamp
 from palan.data.nouns import DataVersion, Quarantine, Repair
@@ -289,6 +291,20 @@ def test_a_model_that_nobody_asks_any_more_sends_to_its_callers(project: Project
     assert line(later)["verdict"] == "attention"
     decided(project, 1)
     assert "nobody asks it" not in line(project)["why"]
+
+
+def test_outcomes_of_no_decision_are_said_to_wait(project: Project) -> None:
+    released(project)
+    decided(project)
+
+    def told(text: str, *options: str) -> str:
+        done = CliRunner().invoke(cli, ["--project", str(project.root), "outcomes", "demand", "--input", "-", *options], input=text)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert told('{"k1-0": 4, "nobody": 5}') == "2 outcomes of demand: 1 matched, 1 is waiting for a decision\n"
+    assert told('{"k1-0": 4, "k1-2": 5}') == "2 outcomes of demand\n"
+    assert msgspec.json.decode(told('{"a": 4, "b": 5}', "--json")) == {"model": "demand", "told": 2, "matched": 0}
 
 
 def test_a_model_that_is_seldom_asked_may_be_asked_nothing(project: Project) -> None:

@@ -360,6 +360,10 @@ def _why_no_plan(made: Mapping[str, Any]) -> str:
     return f"{made['status']}: {reason}" if reason else str(made["status"])
 
 
+FEW = 1000
+"""Outcomes up to which `palan outcomes` looks in the log for what they are of."""
+
+
 @cli.command()
 @click.argument("model")
 @click.option("--input", "-i", "path", required=True, metavar="FILE", help='JSON: {"key": outcome, ...}; - is standard input.')
@@ -378,8 +382,19 @@ def outcomes(ctx: click.Context, model: str, path: str, by: str, as_json: bool) 
     if not isinstance(document, dict):
         raise PalanError(f"{path} holds no object of outcomes", '{"key": outcome, ...}')
     names = {"keys" if by == "key" else "ids": list(document)}
-    told = verb(_open(ctx, quiet=True), model, list(document.values()), **names)
-    _print({"model": model, "told": told}, as_json, lambda made: click.echo(f"{made['told']:,} outcomes of {model}"))
+    project = _open(ctx, quiet=True)
+    made: dict[str, Any] = {"model": model, "told": verb(project, model, list(document.values()), **names)}
+    if made["told"] <= FEW:
+        from palan.flows.history import matched
+
+        made["matched"] = matched(project, model, list(document), by)
+
+    def show(made: dict[str, Any]) -> None:
+        waiting = made["told"] - made.get("matched", made["told"])
+        said = f": {made['matched']:,} matched, {waiting:,} {'is' if waiting == 1 else 'are'} waiting for a decision" if waiting else ""
+        click.echo(f"{made['told']:,} outcomes of {model}{said}")
+
+    _print(made, as_json, show)
 
 
 @cli.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -44,6 +44,15 @@ def decisions(
 
     found = stream(project, f"decisions/{model}", log.decode_decision)
     return [each for each in found if (since is None or each.time >= since) and (until is None or each.time < until)]
+
+
+def matched(project: Project, model: str, names: Sequence[str], by: str) -> int:
+    """Return how many of these names (`by` "key" or "id") are of a decision in the log."""
+    wanted, found = set(names), set[str]()
+    for each in decisions(project, model):
+        own = (each.keys or []) if by == "key" else [f"{each.id}-{row}" for row in range(each.rows)]
+        found.update(wanted.intersection(own))
+    return sum(name in found for name in names)
 
 
 def outcomes(project: Project, model: str) -> list[Outcome]:
