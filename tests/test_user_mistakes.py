@@ -146,6 +146,8 @@ def content(folder: Path) -> dict[str, bytes]:
         pytest.param(["init", "rolls.py"], ["init overwrites nothing"], id="init where a project is"),
         pytest.param(["init", "gone.py", "--into", "else"], ["gone.py"], id="init around a file that is not there"),
         pytest.param(["up", "--every", "0"], ["--every 0 is no time", "above zero"], id="no time between ticks"),
+        pytest.param(["up", "--every", "nan"], ["--every nan is no time"], id="a time between ticks that is none"),
+        pytest.param(["why", "x-²"], ['nothing here is called "x-²"'], id="a row that is no number"),
         pytest.param(["build", "rolls", "--seed", "99999999999999999999999999"], ["the seed is beyond 64 bits", "from 0 to 4294967295"], id="a seed that is too large"),
         pytest.param(["build", "rolls", "--param", "rate=18446744073709551616"], ["params.rate", "within 64 bits"], id="a parameter that is too large"),
         pytest.param(["build", "rolls", "--param", "rate=" + "[" * 900 + "]" * 900], ["params.rate", "nested more than 64 deep"], id="a parameter that is too deep"),

@@ -55,14 +55,18 @@ def unstamp(text: str) -> datetime:
     return utc(datetime.fromisoformat(text))
 
 
+def is_whole(text: str) -> bool:
+    """Tell whether int() may read it: isdigit() alone lets "²" through, and int() refuses thousands of digits."""
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
 def whole(text: str, name: str, low: int, high: int) -> int:
     """Read a whole number that somebody wrote: ASCII digits and nothing else.
 
     Raises:
         Invalid: it is none, or lies outside `low` to `high`; `name` is what it was given for.
     """
-    # isdigit() alone lets "²" through, and int() refuses numbers of thousands of digits.
-    if text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high:
+    if is_whole(text) and low <= int(text) <= high:
         return int(text)
     shown = text if len(text) <= 40 else f"{text[:37]}..."
     raise Invalid(f'{name} is "{shown}"', f"a whole number from {low} to {high}", field=name, value=shown)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from palan.core import Field, Schema, Version, canonical, digest_of, stamp, unstamp, utcnow
+from palan.core import Field, Schema, Version, canonical, digest_of, is_whole, stamp, unstamp, utcnow
 from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
@@ -593,7 +593,7 @@ def _decision_lines(decision: Decision) -> list[dict[str, Any]]:
     spread: dict[int, int] = {}
     for violation in decision.violations:
         digits = "".join(each for each in str(violation.get("where", "")) if each.isdigit())
-        row = int(digits) if digits and int(digits) < decision.rows else 0
+        row = int(digits) if is_whole(digits) and int(digits) < decision.rows else 0
         spread[row] = spread.get(row, 0) + 1
     columnar = bool(decision.inputs) and all(isinstance(each, list) and len(each) == decision.rows for each in decision.inputs.values())
     rows = columnar and not decision.result

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from palan.core import digest_of
+from palan.core import digest_of, is_whole
 from palan.data import contract as contracts
 from palan.data.nouns import DataVersion, Repair
 from palan.errors import NotFound, PalanError, nearest
@@ -48,7 +48,7 @@ def find_data_version(project: Project, ref: str) -> DataVersion:
         if newest is None:
             raise NotFound(f'data "{name}" is empty', f"palan ingest {name}")
         return newest
-    found = project.store.records.find(DataVersion, data=name, number=int(number) if number.isdigit() else -1)
+    found = project.store.records.find(DataVersion, data=name, number=int(number) if is_whole(number) and len(number) < 19 else -1)
     if not found:
         known = [each.ref for each in project.store.records.find(DataVersion, order="-number", limit=5, data=name)]
         raise NotFound(f"there is no {ref}", f"known: {', '.join(known)}" if known else f"palan ingest {name}")

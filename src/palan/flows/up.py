@@ -32,7 +32,7 @@ def up(
     """
     from palan.flows.serve import serve
 
-    if every <= 0:
+    if not 0 < every < threading.TIMEOUT_MAX:  # not even of no number
         raise PalanError(f"--every {every:g} is no time to wait", "give seconds above zero, for example --every 60")
     stop = threading.Event()
     clock = threading.Thread(target=_keep_ticking, args=(project, every, stop), name="tick", daemon=True)

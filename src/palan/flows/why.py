@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from palan.core import Version, stamp
+from palan.core import Version, is_whole, stamp
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound, nearest
 from palan.flows.project import Project
@@ -145,7 +145,7 @@ def _decision(project: Project, subject: str) -> dict[str, Any] | None:
     from palan.flows.packages import find_version
 
     request, _, row = subject.rpartition("-")
-    request, index = (request, int(row)) if request and row.isdigit() else (subject, 0)
+    request, index = (request, int(row)) if request and is_whole(row) else (subject, 0)
     for model in project.config.models:
         for each in history.decisions(project, model):
             if each.id != request or index >= each.rows:
