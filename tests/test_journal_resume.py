@@ -23,7 +23,7 @@ from palan.errors import Conflict, LeaseLost
 from palan.flows import journal as journals
 from palan.flows.build import FOLDS
 from palan.flows.ingest import ingest
-from palan.flows.journal import running
+from palan.flows.journal import recorded, running
 from palan.flows.log import log
 from palan.flows.project import Project, open_project
 from palan.flows.why import why
@@ -298,7 +298,7 @@ def test_a_zombie_cannot_record(project: Project, monkeypatch: pytest.MonkeyPatc
             assert heir.step("fit", {"n": 1}, lambda: "heir") == "heir"
         assert zombie.step("fit", {"n": 1}, lambda: "zombie") == "heir"  # what is recorded may be read
         zombie.step("other", {"n": 2}, lambda: "zombie")
-    assert [(step.name, step.value) for step in records.find(Step) if not step.name.startswith("verify")] == [("fit", "heir")]
+    assert [(step.name, recorded(step)) for step in records.find(Step) if not step.name.startswith("verify")] == [("fit", "heir")]
     assert sorted(run.status for run in records.find(Run, flow="build")) == ["done", "killed"]
 
 
@@ -331,7 +331,7 @@ def test_a_process_that_was_frozen_and_thawed_cannot_write_over_its_successor(pr
         _, errors = frozen.communicate("go on\n", timeout=30)
         assert frozen.returncode == 1 and "LeaseLost" in errors
         assert heir.step("more", {}, lambda: "heir") == "heir"  # it lost nothing by it
-    steps = {step.name: step.value for step in project.store.records.find(Step)}
+    steps = {step.name: recorded(step) for step in project.store.records.find(Step)}
     assert (steps["fit"], steps["more"]) == ("heir", "heir")
 
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from palan.cli import main
 from palan.core import Version
+from palan.errors import Corrupt
 from palan.flows.log import log
 from palan.flows.project import Project, open_project, record
 from palan.ledger import GENESIS, Entry, Head, link, seal, sentence, verify
@@ -33,8 +34,8 @@ def project(tmp_path: Path) -> Iterator[Project]:
 def tamper(project: Project, *statements: str) -> None:
     """Change the database as somebody would who knows SQL and the schema."""
     db = sqlite3.connect(project.folder / "palan.db", isolation_level=None)
-    db.execute("drop trigger entry_is_never_edited")
-    db.execute("drop trigger entry_is_never_removed")
+    db.execute("drop trigger if exists entry_is_never_edited")
+    db.execute("drop trigger if exists entry_is_never_removed")
     for statement in statements:
         db.execute(statement)
     db.close()
@@ -192,7 +193,6 @@ def test_entries_read_as_sentences(project: Project, capsys: pytest.CaptureFixtu
 def test_the_key_is_made_once_and_is_nobody_elses_to_read(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from palan.errors import Corrupt
     from palan.flows.project import key
 
     (tmp_path / "palan.toml").write_text("", encoding="utf-8")
@@ -205,3 +205,109 @@ def test_the_key_is_made_once_and_is_nobody_elses_to_read(tmp_path: Path) -> Non
     path.write_bytes(path.read_bytes()[:9])
     with pytest.raises(Corrupt, match="32 bytes were written, 9 are there"):
         key(opened)
+
+
+# --- a break is never healed ---
+
+
+def cut(project: Project) -> str:
+    tamper(project, "delete from entry where seq > 3")
+    return "the ledger ended at entry 6, but what is stored ends at 3"
+
+
+def rewrite(project: Project) -> str:
+    """An edit with every digest after it recomputed, and the note of the end moved along: all but the key."""
+    entries = project.store.records.find(Entry)
+    forged: list[Entry] = entries[:2]
+    for entry in entries[2:]:
+        changed = replace(entry, prev=forged[-1].digest, reason="it was bob")
+        forged.append(replace(changed, digest=seal(changed)))
+    tamper(project, "delete from entry where seq > 2", f"update head set digest = '{forged[-1].digest}'")
+    for entry in forged[2:]:
+        project.store.records.add(entry)
+    return "the note of where the ledger ends was not written by this project"
+
+
+def drop_the_note(project: Project) -> str:
+    tamper(project, "delete from entry where seq > 5", "delete from head")
+    return "the note of where the ledger ends was not written by this project"
+
+
+def replace_the_last(project: Project) -> str:
+    last = project.store.records.find(Entry)[-1]
+    forged = replace(last, reason="nothing happened")
+    tamper(project, "delete from entry where seq = 6")
+    project.store.records.add(replace(forged, digest=seal(forged)))
+    return "the ledger ended with another entry 6 than the one that is stored"
+
+
+@pytest.mark.parametrize("way", [cut, rewrite, drop_the_note, replace_the_last])
+def test_no_later_entry_heals_a_break(project: Project, capsys: pytest.CaptureFixture[str], way: Callable[[Project], str]) -> None:
+    what = way(project)
+    assert breaks(project, capsys) == [what]
+    said: list[str] = []
+    told = open_project(project.root, tell=said.append)
+    for _ in range(3):
+        record(told, "released", "rolls@6", "good")
+    (found,) = breaks(project, capsys)
+    assert found.endswith(f"tells of a break before it: {what}")
+    assert said == [f"the ledger was changed behind palan's back: {what}; palan log --verify"]
+    tamper(project, "delete from entry where verb in ('broken', 'released')")  # and the entry that tells of it cannot be taken out either
+    record(told, "released", "rolls@6", "good")
+    assert len(breaks(project, capsys)) >= 1
+
+
+def test_an_older_note_with_its_entries_cut_is_seen_at_the_next_entry(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    yesterday = project.store.records.get(Head, "ledger")
+    assert yesterday is not None
+    record(project, "released", "rolls@6", "good")
+    project.store.records.put(yesterday)
+    record(project, "released", "rolls@6", "better")
+    (found,) = breaks(project, capsys)
+    assert found == "entry 8 tells of a break before it: the ledger ended at entry 6, but what is stored ends at 7"
+
+
+def test_a_ledger_emptied_beside_a_log_of_decisions_is_no_new_one(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    project.store.blocks.append("decisions/rolls", [b"x"])
+    tamper(project, "delete from entry", "delete from head")
+    record(project, "built", "rolls@1", "again")
+    assert breaks(project, capsys) == ["entry 1 tells of a break before it: the ledger is empty, but decisions were logged"]
+
+
+# --- the key and the database belong to the ledger ---
+
+
+def test_a_lost_key_is_not_replaced_in_silence(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    path = project.folder / "key"
+    kept = path.read_bytes()
+    path.unlink()
+    with pytest.raises(Corrupt, match=r"the key .* is gone: ledger and versions are signed with it") as refused:
+        record(project, "built", "rolls@7", "unsigned")
+    assert "restore it from a backup" in refused.value.hint and not path.exists()
+    assert breaks(project, capsys) == [refused.value.what]
+    path.write_bytes(kept[::-1])  # the way out without a backup: a new key, and a break for ever
+    record(project, "built", "rolls@7", "with a new key")
+    assert breaks(project, capsys) == ["entry 7 tells of a break before it: the note of where the ledger ends was not written by this project"]
+
+
+def test_a_store_without_its_database_is_refused(project: Project) -> None:
+    project.store.blobs.put(b"a part")
+    project.store.records.close()
+    path = project.folder / "palan.db"
+    whole = path.read_bytes()
+    for left in (None, b""):
+        path.unlink()
+        if left is not None:
+            path.write_bytes(left)
+        with pytest.raises(Corrupt, match="is gone, with the ledger, but key and blobs are there") as refused:
+            open_project(project.root)
+        assert refused.value.hint.startswith("restore it from a backup") and (left is None) != path.exists()
+        path.write_bytes(whole)
+    assert log(open_project(project.root), verify=True)["breaks"] == []
+
+
+def test_a_note_of_the_end_that_cannot_be_read_is_said_and_not_repaired(project: Project) -> None:
+    tamper(project, "update head set seq = 'six'")
+    with pytest.raises(Corrupt, match=r'the head "ledger" is damaged at seq'):
+        record(project, "built", "rolls@7")
+    assert len(project.store.records.find(Entry)) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,9 +17,11 @@ import pytest
 from palan.cli import main
 from palan.core import Version, digest_of
 from palan.data.nouns import Repair
-from palan.errors import Conflict, NotFound, PalanError
+from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
+from palan.flows import packages
 from palan.flows.build import build
 from palan.flows.check import check
+from palan.flows.decide import Deciders, decide
 from palan.flows.log import evidence_digest, log
 from palan.flows.project import Project, open_project, record
 from palan.flows.release import release, set_repairs
@@ -308,3 +311,116 @@ def test_the_command_says_what_became_of_it(project: Project, capsys: pytest.Cap
     assert (code, json.loads(out)["arms"]) == (0, [{"version": "price@2", "role": "champion", "share": 1.0}])
     assert palan("release", "price", "--share", "lots")[0::2] == (2, '"lots" is not a share such as "20%" or 0.2\nhint: palan release --help\n')
     assert palan("release", "price", "--promote")[0] == 2
+
+
+# --- a release, a version or evidence that was changed behind palan's back ---
+
+
+def behind(project: Project, statement: str) -> None:
+    """Change the database as somebody would who knows SQL and the schema."""
+    db = sqlite3.connect(project.folder / "palan.db", isolation_level=None)
+    db.execute(statement)
+    db.close()
+
+
+def broken(project: Project) -> list[str]:
+    return [each["what"] for each in log(project, verify=True)["breaks"]]
+
+
+def two(project: Project) -> None:
+    """Build, check and release two versions, the second one at last."""
+    for rate in (2, 3):
+        (project.root / "price.py").write_text(f"RATE = {rate}\n\n\ndef decide(rows):\n    return rows['amount'] * RATE\n", encoding="utf-8")
+        (project.root / "golden.json").write_text(f'[{{"input": {{"amount": 3}}, "output": {3 * rate}}}]', encoding="utf-8")
+        build(project, "price")
+        check(project, "price")
+        release(project, "price", reason=f"rate {rate}")
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("update release set arms = replace(arms, 'price@2', 'price@1')", "price@1 as champion of 100% is stored, the ledger tells price@2 as champion of 100%"),
+        ("delete from release", "none is stored, the ledger tells price@2 as champion of 100%"),
+        ("update release set epoch = 99", "it differs from what the ledger tells"),
+        ("update release set previous = 'price@2'", "it differs from what the ledger tells"),
+        ("update release set time = '2031-01-01T00:00:00.000000Z'", "it differs from what the ledger tells"),
+        ("update release set reason = 'bob said so'", "it differs from what the ledger tells"),
+        ("""update release set repairs = '[{"column":"amount","expression":"amount * 9","inverse":"amount","since":"2026-01-01T00:00:00Z"}]'""", "it differs from what the ledger tells"),
+    ],
+)
+def test_a_release_that_the_ledger_does_not_tell_is_not_obeyed(project: Project, statement: str, what: str) -> None:
+    two(project)
+    deciders = Deciders(project)
+    deciders.refresh()
+    try:
+        assert broken(project) == []
+        assert deciders.decide("price", value=[{"amount": 3}])["outputs"] == [9]
+        behind(project, statement)
+        assert broken(project) == [f"the release of price was changed behind palan's back: {what}"]
+        deciders.refresh()
+        assert deciders.decide("price", value=[{"amount": 3}])["outputs"] == [9]  # what was served before stays
+        if not statement.startswith("delete"):
+            assert what in deciders.trouble["price"]
+            with pytest.raises(Busy, match="price cannot be served: the release of price was changed behind palan's back"):
+                decide(project, "price", rows=[{"amount": 3}])
+        release(project, "price", version="1", force=True, reason="on with the work")
+        deciders.refresh()
+        assert deciders.trouble == {} and deciders.decide("price", value=[{"amount": 3}])["outputs"] == [6]
+    finally:
+        deciders.close()
+    now = project.store.records.get(Release, "price")
+    assert now is not None and (now.epoch, now.previous, now.repairs) == (3, "price@2", ())  # it went on from what the ledger tells
+    (kept,) = broken(project)
+    assert kept.endswith(f"tells of a break before it: the release of price was changed behind palan's back: {what}")
+
+
+def test_the_release_that_the_ledger_tells_is_put_back_even_if_nothing_moves(project: Project) -> None:
+    two(project)
+    behind(project, "update release set arms = replace(arms, 'price@2', 'price@1')")
+    with pytest.raises(Conflict, match="price@2 is already the champion"):
+        release(project, "price", version="2")
+    assert arms(project) == {"price@2": ("champion", 1.0)} and len(broken(project)) == 1
+
+
+def test_evidence_that_its_check_did_not_write_admits_nothing(project: Project) -> None:
+    told(project, 1, 2)
+    told(project, 3, verdict="fail")
+    behind(project, "update evidence set verdict = 'pass' where version = 'price@3'")
+    behind(project, "delete from evidence where version = 'price@2'")
+    assert sorted(broken(project)) == ["evidence of price@2, which entry 4 tells of, is not there", "the evidence of price@3 about its gate golden is not what its check wrote down"]
+    with pytest.raises(Corrupt, match="the evidence of price@3 is not what its last check wrote down\nhint: palan log --verify, then: palan check price@3"):
+        release(project, "price", version="3")
+    with pytest.raises(PalanError, match="price@2 was never checked"):
+        release(project, "price", version="2")
+    project.store.records.add(Evidence("extra", "price@1", "", "latency", "pass", "made up", {}, NOON))
+    with pytest.raises(Corrupt, match="the evidence of price@1"):
+        release(project, "price", version="1")
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("update version set number = 7 where number = 1", "price@7 was edited: entry 1 tells of it as price@1"),
+        ("update version set run = 'r9' where number = 1", "price@1 was edited: entry 1 tells of it as price@1"),
+        ("update version set kind = 'policy' where number = 1", "price@1 was edited: its manifest does not match its id"),
+        ("update version set manifest = '{}' where number = 1", "price@1 was edited: its manifest does not match its id"),
+        ("delete from version where number = 1", "price@1, which entry 1 tells of, is not there"),
+    ],
+)
+def test_a_version_that_was_not_built_under_its_name_is_found(project: Project, statement: str, what: str) -> None:
+    told(project, 1, 2)
+    behind(project, statement)
+    assert broken(project) == [what]
+    if "delete" not in statement and "run" not in statement:
+        with pytest.raises(PalanError, match=r"price@. is not what was built here|there is no price@1"):
+            packages.find_version(project, "price@1")
+
+
+def test_two_versions_that_changed_places_are_not_taken_for_one_another(project: Project) -> None:
+    two(project)
+    for number, other in ((1, 9), (2, 1), (9, 2)):
+        behind(project, f"update version set number = {other} where number = {number}")
+    with pytest.raises(Busy, match="price@2 is not what was built here: it was changed behind palan's back"):
+        decide(project, "price", rows=[{"amount": 3}])
+    assert len(broken(project)) == 2

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from palan.core import Version
+from palan.data.nouns import DataVersion
 from palan.errors import Conflict, Corrupt, PalanError
 from palan.ledger import Entry, link
 from palan.releases.nouns import Arm, Release
-from palan.runs.run import Run
+from palan.runs.run import Run, Step
 from palan.stores import open_store
 from palan.stores.files import FileBlobs
 from palan.stores.segments import HEADER, SegmentBlocks
@@ -172,6 +174,86 @@ def test_after_a_failed_fsync_nothing_is_acknowledged_any_more(tmp_path: Path, m
             blocks.append("s", [b"lost"], durable=True)
     with pytest.raises(PalanError, match="refused an earlier write"):
         blocks.append("s", [b"later"])
+
+
+@pytest.mark.parametrize("zeros", [HEADER.size, HEADER.size + 5, 40])
+def test_zeros_before_frames_are_damage_and_no_tail(tmp_path: Path, zeros: int) -> None:
+    SegmentBlocks(tmp_path).append("s", [b"frame %d" % number for number in range(10)])
+    (path,) = tmp_path.glob("s/*.seg")
+    at = 3 * (HEADER.size + 7)
+    data = bytearray(path.read_bytes())
+    data[at : at + zeros] = bytes(zeros)
+    path.write_bytes(bytes(data))
+    scan = SegmentBlocks(tmp_path).scan("s")
+    assert [next(scan).data for _ in range(3)] == [b"frame 0", b"frame 1", b"frame 2"]
+    with pytest.raises(Corrupt, match=rf"is damaged at bytes {at} to \d+: zeros, and frames after them"):
+        next(scan)
+
+
+def test_a_cut_is_found_after_the_end_of_a_process_but_is_a_torn_tail_after_a_kill(tmp_path: Path) -> None:
+    for how, lost in (("pass", True), ("os.kill(os.getpid(), 9)", False)):
+        folder = tmp_path / how[:2]
+        code = f"import os, sys\nfrom pathlib import Path\nfrom palan.stores.segments import SegmentBlocks\nSegmentBlocks(Path(sys.argv[1])).append('s', [b'first', b'second', b'third'])\n{how}"
+        python(code, folder).communicate(timeout=30)
+        (path,) = folder.glob("s/*.seg")
+        path.write_bytes(path.read_bytes()[:-20])
+        reader = SegmentBlocks(folder)
+        scan = reader.scan("s")
+        assert next(scan).data == b"first"
+        if lost:
+            with pytest.raises(Corrupt, match="was cut: it had 52 bytes when it was closed, and has 32"):
+                list(scan)
+        else:
+            assert list(scan) == []
+        assert len(reader.lost()) == lost
+
+
+def test_the_segment_of_a_killed_writer_is_closed_by_the_next_one(tmp_path: Path) -> None:
+    killed = python("import os, sys\nfrom pathlib import Path\nfrom palan.stores.segments import SegmentBlocks\nSegmentBlocks(Path(sys.argv[1])).append('s', [b'first', b'second'])\nos.kill(os.getpid(), 9)", tmp_path)
+    killed.communicate(timeout=30)
+    (path,) = tmp_path.glob("s/*.seg")
+    path.write_bytes(path.read_bytes()[:-1])  # torn by the kill
+    writer = SegmentBlocks(tmp_path)
+    writer.append("s", [b"third"])
+    assert [frame.data for frame in writer.scan("s")] == [b"first", b"third"] and writer.lost() == []
+    path.write_bytes(path.read_bytes()[:-1])
+    (what,) = writer.lost()
+    assert what == f"{path} was cut: it had {2 * HEADER.size + 10} bytes when it was closed, and has {2 * HEADER.size + 9}"
+
+
+def test_a_fork_closes_no_segment_of_its_parent(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from palan.stores.segments import SegmentBlocks
+blocks = SegmentBlocks(Path(sys.argv[1]))
+blocks.append("s", [b"first"])
+if os.fork() == 0:
+    sys.exit(0)
+os.wait()
+assert not list(Path(sys.argv[1]).glob("s/*.end"))
+blocks.append("s", [b"second"])
+"""
+    parent = python(code, tmp_path)
+    _, errors = parent.communicate(timeout=30)
+    assert parent.returncode == 0, errors
+    reader = SegmentBlocks(tmp_path)
+    assert [frame.data for frame in reader.scan("s")] == [b"first", b"second"] and reader.lost() == []
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_segment_that_is_gone_is_missed(tmp_path: Path, compacted: bool) -> None:
+    for number in range(2):
+        blocks = SegmentBlocks(tmp_path)
+        blocks.append("s", [b"%d" % number])
+        blocks.close()
+    if compacted:
+        assert blocks.compact("s") == 2
+    assert blocks.lost() == [] and len(list(blocks.scan("s"))) == 2
+    sorted(tmp_path.glob("s/*.parquet" if compacted else "s/*.seg"))[-1].unlink()
+    assert len(blocks.lost()) == (2 if compacted else 1) and "is gone: it had 13 bytes when it was closed" in blocks.lost()[0]
+    with pytest.raises(Corrupt, match="is gone"):
+        list(blocks.scan("s"))
 
 
 # --- kills and many processes ---
@@ -374,6 +456,120 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, made_before: bool) -> 
     records, blobs = made.stdout.splitlines()
     assert "cannot be written" in records and "| chmod" in records
     assert "cannot be written" in blobs
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_durable_transaction_within_another_is_on_the_disk_when_the_outer_one_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outer: bool) -> None:
+    records = SQLiteRecords(tmp_path / "palan.db")
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with records.transaction():
+        records.put(Run("r1", "build", "delay", "done", NOON))
+    assert synced == []  # what is not asked for is not paid for
+    with records.transaction(durable=outer):
+        levels = [records._db.execute("pragma synchronous").fetchone()[0]]
+        with records.transaction(durable=True):
+            records.put(Run("r2", "build", "delay", "done", NOON))
+        assert synced == []
+    assert (levels, synced) == (([2], []) if outer else ([1], ["palan.db-wal"]))  # SQLite syncs its log itself, or we do
+    with records.transaction():
+        records.put(Run("r3", "build", "delay", "done", NOON))
+    assert len(synced) == (0 if outer else 1)
+
+
+# --- disks that take nothing more ---
+
+
+LIMITED = """
+import resource, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from palan.errors import PalanError
+from palan.runs.run import Run
+from palan.stores import open_store
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # no file may grow any more
+store = open_store(".palan", Path(sys.argv[1]))
+print(sorted(run.id for run in store.records.find(Run)), [frame.data for frame in store.blocks.scan("s")], store.blobs.get(sys.argv[2]))
+for write in (lambda: store.records.put(Run("r9", "f", "s", "done", datetime.now(UTC))), lambda: store.blocks.append("s", [b"x"]), lambda: store.blobs.put(b"more")):
+    try:
+        write()
+    except PalanError as error:
+        print(error.what.splitlines()[0], "|", error.hint)
+"""
+
+
+@pytest.mark.parametrize("left", ["closed", "killed"])
+def test_what_is_there_can_be_read_where_nothing_more_can_be_written(tmp_path: Path, left: str) -> None:
+    store = open_store(".palan", tmp_path)
+    store.records.put(Run("r1", "f", "s", "done", NOON))
+    store.blocks.append("s", [b"first"])
+    key = store.blobs.put(b"a model")
+    if left == "closed":
+        store.records.close()
+    reader = python(LIMITED, tmp_path, key)
+    out, errors = reader.communicate(timeout=30)
+    assert reader.returncode == 0, errors
+    read, records, blocks, blobs = out.splitlines()
+    assert read == "['r1'] [b'first'] b'a model'"
+    assert "no space left for the store" in records and "| free some space (df " in records and "ulimit -f" in records
+    assert "cannot be written: File too large" in blocks and "cannot be written: File too large" in blobs
+
+
+def test_a_store_that_was_never_made_is_empty_where_none_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    records = SQLiteRecords(tmp_path / "new" / "palan.db")
+    assert records.find(Run) == []
+    with pytest.raises(PalanError, match=r"no space left for the store .*palan\.db \(No space left on device\)"):
+        records.put(Run("r1", "f", "s", "done", NOON))
+    assert records.find(Run) == [] and list(tmp_path.iterdir()) == []
+
+
+# --- damaged records ---
+
+
+@pytest.mark.parametrize(
+    ("statement", "column"),
+    [
+        ("update version set manifest = 'not json'", "manifest"),
+        ("update version set manifest = '[]'", "manifest"),
+        ("update version set number = 7.5", "number"),
+        ("update version set number = 'x'", "number"),
+        ("update version set time = 'x'", "time"),
+        ("update version set model = x'ff00'", "model"),
+        ("update release set arms = '[]'", "a release has one champion"),
+        ("update release set arms = 'x'", "arms"),
+        ("update release set arms = 'null'", "arms"),
+        ("update release set time = 'garbage'", "time"),
+        ("update step set value = 'x'", "value"),
+        ("update step set parts = 'x'", "parts"),
+        ("update step set parts = '[1]'", "parts"),
+        ("update data_version set time = 'x'", "time"),
+        ("update data_version set parts = '{}'", "parts"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_column(tmp_path: Path, statement: str, column: str) -> None:
+    records = SQLiteRecords(tmp_path / "palan.db")
+    nouns = {
+        "version": Version("v1", "delay", 1, "rules", {"a": 1}, "r1", NOON),
+        "release": Release("delay", 1, NOON, (Arm("delay@1", "champion", 1.0),)),
+        "step": Step("s1", "r1", "fit", 1, {}, NOON, 0.5),
+        "data_version": DataVersion("d1", "weather", 1, NOON, ("p",), 1, 1, "r1"),
+    }
+    name = statement.split()[1]
+    records.put(nouns[name])
+    records._db.execute(statement)
+    with pytest.raises(Corrupt, match=f'the {name} "[a-z0-9]+" is damaged') as refused:
+        records.find(type(nouns[name]))
+    assert column in refused.value.what and refused.value.hint == "restore palan.db from a backup"
 
 
 # --- the ledger's own table ---

@@ -196,6 +196,12 @@ def test_an_empty_file_and_a_wrong_column(made: Path) -> None:
     assert {**after, "entry": b""} == {**before, "entry": b""}
 
 
+def test_a_file_whose_name_has_no_ending(folder: Path) -> None:
+    (folder / "palan.toml").write_text(TOML.replace("feed/*.csv", "feed/x"), encoding="utf-8")
+    (folder / "feed" / "x").write_text("id,warm,sold\n1,1,1\n", encoding="utf-8")
+    assert "files whose name has no ending cannot be read" in refused(folder, "ingest")
+
+
 def test_code_with_a_syntax_error_and_code_that_raises(folder: Path) -> None:
     ingest(open_project(folder))
     before = content(folder)
@@ -430,3 +436,138 @@ def test_tables_made_of_one_another(folder: Path) -> None:
 
 def test_every_error_of_the_system_names_its_file(made: Path) -> None:
     assert "Is a directory" in refused(made, "decide", "rolls", "--input", "feed")
+
+
+# --- the store itself: lost, closed, read-only or full ---
+
+READING = (["status"], ["log"], ["log", "--verify"], ["why", "rolls"], ["config"], [])
+
+
+@pytest.fixture
+def built(made: Path, tmp_path: Path) -> Path:
+    """A project with a version, its database closed in good order."""
+    root = tmp_path / "built" / "bakery"
+    shutil.copytree(made, root)
+    assert exit_code(root, "build", "rolls") == 0
+    return root
+
+
+def bounded() -> tuple[str, ...]:
+    """Return what goes before a command so that rights are asked of it."""
+    if os.getuid() != 0:
+        return ()
+    if not shutil.which("setpriv"):
+        pytest.skip("root reads and writes everywhere, and there is no setpriv")
+    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search")
+
+
+def answered(folder: Path, *arguments: str, before: tuple[str, ...] = ()) -> str:
+    process = start(folder, *arguments, before=before)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, 1) and "Traceback" not in errors, (arguments, process.returncode, errors)
+    return out
+
+
+KILLED = """
+import os, sys
+from palan.flows.project import open_project, record
+record(open_project(sys.argv[1]), "noted", "rolls", "just before the kill")
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_project_that_may_only_be_read(built: Path, killed: bool) -> None:
+    before = bounded()
+    if killed:  # the last commits are in SQLite's log
+        subprocess.run([sys.executable, "-c", KILLED, str(built)], env={**os.environ, "PYTHONPATH": str(SOURCES)}, check=False)
+        assert (built / ".palan" / "palan.db-wal").stat().st_size > 0
+    expected = "just before the kill" if killed else "built rolls@1"
+    paths = [*built.rglob("*"), built]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        for arguments in READING:
+            answered(built, *arguments, before=before)
+        assert expected in answered(built, "log", before=before)
+        assert "0 breaks" in answered(built, "log", "--verify", before=before)
+        for arguments in (["ingest"], ["build", "rolls"], ["release", "rolls@1", "--force", "--reason", "x"]):
+            told = refused(built, *arguments, before=before)
+            assert "cannot be written" in told and "hint: chmod " in told
+    finally:
+        for path in reversed(paths):
+            path.chmod(0o755)
+
+
+def test_a_disk_that_is_full(built: Path) -> None:
+    before = ("prlimit", "--fsize=0")
+    if not shutil.which("prlimit"):
+        pytest.skip("there is no prlimit")
+    for arguments in READING:
+        answered(built, *arguments, before=before)
+    assert "0 breaks" in answered(built, "log", "--verify", before=before)
+    for arguments in (["ingest"], ["build", "rolls"], ["release", "rolls@1", "--force", "--reason", "x"]):
+        told = refused(built, *arguments, before=before)
+        assert "no space left for the store" in told and "hint: free some space (df " in told
+    assert exit_code(built, "release", "rolls@1", "--force", "--reason", "there is room again") == 0
+
+
+def test_a_key_that_is_gone_or_closed(built: Path) -> None:
+    key = built / ".palan" / "key"
+    whole = key.read_bytes()
+    assert exit_code(built, "release", "rolls@1", "--force", "--reason", "first") == 0
+    (built / "row.json").write_text('[{"warm": 3}]', encoding="utf-8")
+    key.chmod(0)
+    for arguments in (["build", "rolls", "--seed", "3"], ["decide", "rolls", "--input", "row.json"]):
+        told = refused(built, *arguments, before=bounded())
+        assert "key cannot be read or made: Permission denied" in told and ("chmod u+r" in told or arguments[0] == "decide"), told
+    key.unlink()
+    for arguments in (["build", "rolls", "--seed", "3"], ["decide", "rolls", "--input", "row.json"]):
+        told = refused(built, *arguments)
+        assert "key is gone: ledger and versions are signed with it" in told and ("restore it from a backup" in told or arguments[0] == "decide"), told
+    assert "key is gone" in answered(built, "log", "--verify") and not key.exists()
+    key.write_bytes(whole)
+    assert "0 breaks" in answered(built, "log", "--verify")
+
+
+def test_a_store_whose_folder_is_closed(built: Path) -> None:
+    before = bounded()
+    folder = built / ".palan"
+    folder.chmod(0)
+    told = refused(built, "status", before=before)
+    folder.chmod(0o755)
+    assert "cannot be written" in told and f"chmod -R u+rwX {folder}" in told
+
+
+def test_a_store_whose_database_is_gone(built: Path) -> None:
+    for path in (built / ".palan").glob("palan.db*"):
+        path.unlink()
+    for arguments in (["status"], ["log", "--verify"], ["ingest"]):
+        told = refused(built, *arguments)
+        assert "palan.db is gone, with the ledger, but key and blobs are there" in told and "restore it from a backup" in told
+    assert not (built / ".palan" / "palan.db").exists()
+
+
+def test_a_record_that_is_damaged(built: Path) -> None:
+    assert exit_code(built, "release", "rolls@1", "--force", "--reason", "first") == 0
+    (built / "row.json").write_text('[{"warm": 3}]', encoding="utf-8")
+    kept = built.parent / "kept"
+    shutil.copytree(built / ".palan", kept)
+    for statement, arguments, says in (
+        ("update version set manifest = '{}'", ["build", "rolls"], "rolls@1 is not what was built here"),
+        ("update version set manifest = 'x'", ["status"], 'is damaged at manifest'),
+        ("update release set arms = '[]'", ["status"], 'the release "rolls" is damaged'),
+        ("update release set arms = '[]'", ["decide", "rolls", "--input", "row.json"], 'the release "rolls" is damaged'),
+        ("update release set time = 'garbage'", ["log", "--verify"], 'the release "rolls" is damaged at time'),
+        ("update step set value = 'null'", ["build", "rolls"], 'the step "look at rolls" is damaged at value'),
+        ("update step set value = '{\"x\": 1}'", ["build", "rolls"], 'the step "look at rolls" is damaged at value'),
+        ("update step set parts = 'x'", ["why", "fit rolls"], "is damaged at parts"),
+        ("update data_version set time = 'x'", ["status"], "is damaged at time"),
+    ):
+        db = sqlite3.connect(built / ".palan" / "palan.db", isolation_level=None)
+        db.execute(statement)
+        db.close()
+        told = refused(built, *arguments)
+        assert says in told, (statement, arguments, told)
+        shutil.rmtree(built / ".palan")
+        shutil.copytree(kept, built / ".palan")

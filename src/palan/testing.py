@@ -433,6 +433,18 @@ class BlocksSuite:
                 continue
             raise AssertionError(f"{stream!r} was taken as the name of a stream")
 
+    def test_nothing_is_lost_that_was_closed(self, tmp_path: Path) -> None:
+        blocks = self.open(tmp_path)
+        assert blocks.lost() == []
+        blocks.append("a", [b"one"])
+        blocks.append("b/c", [b"two", b"three"])
+        assert blocks.lost() == []
+        getattr(blocks, "close", lambda: None)()
+        assert blocks.lost() == self.open(tmp_path).lost() == []
+        blocks.append("a", [b"four"])
+        assert blocks.compact("b/c") == 2
+        assert blocks.lost() == [] and [frame.data for frame in blocks.scan("b/c")] == [b"two", b"three"]
+
     def test_compaction_changes_nothing_that_is_read(self, tmp_path: Path) -> None:
         old, live = self.open(tmp_path), self.open(tmp_path)
         old.append("s", [b"%d" % number for number in range(50)])

@@ -191,11 +191,12 @@ def test_the_champion_gate_learns_only_from_before_the_rows_that_it_judges_on(lo
     report = check(loop.project, "eta@2")
     figures = finding(report, "champion")["figures"]["difference"]
     assert figures["rows"] == 7 * 150  # the holdout, all of them decided and told
+    from palan.flows.journal import recorded
     from palan.runs.run import Step
 
     fits = loop.project.store.records.find(Step, name=f"fit eta until {loop.day - timedelta(days=9):%Y-%m-%d}")
     assert len(fits) == 1
-    assert fits[0].value["until"] < fits[0].parts["until"]
+    assert recorded(fits[0])["until"] < fits[0].parts["until"]
 
 
 def test_every_learning_begins_anew(project: Project) -> None:

@@ -246,7 +246,8 @@ def parse_file(data: bytes, suffix: str, contract: Contract) -> pl.DataFrame:
     readers = {".csv": parse_csv, ".parquet": parse_parquet, ".ndjson": parse_ndjson, ".jsonl": parse_ndjson}
     reader = readers.get(suffix.lower())
     if reader is None:
-        raise PalanError(f'data "{contract.name}": files that end in "{suffix}" cannot be read', "deliver .csv, .parquet or .ndjson")
+        which = f'files that end in "{suffix}"' if suffix else "files whose name has no ending"
+        raise PalanError(f'data "{contract.name}": {which} cannot be read', "deliver .csv, .parquet or .ndjson")
     if not data.strip():
         raise PalanError(f'data "{contract.name}": the file is empty', "check the delivery and send it again; nothing was taken in")
     return reader(data, contract)

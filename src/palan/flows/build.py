@@ -196,7 +196,7 @@ def _register(
         journal.fence()
         known = records.get(Version, id)
         if known is not None:
-            return known, False
+            return packages.proven(project, known), False
         newest = records.find(Version, order="-number", limit=1, model=model)
         number = newest[0].number + 1 if newest else 1
         signed = {**manifest, "signed": packages.sign(project, manifest)}

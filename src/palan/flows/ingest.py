@@ -14,7 +14,7 @@ from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
 from palan.flows import tables
 from palan.flows.deliveries import REFUSED, failure
-from palan.flows.journal import Journal, running
+from palan.flows.journal import Journal, recorded, running
 from palan.flows.project import Project, record
 from palan.runs.run import Step
 
@@ -252,7 +252,7 @@ def _toml(names: Sequence[str]) -> str:
 def _parts_of(project: Project, source: str, parts: Sequence[str]) -> list[str]:
     """Return those of a table's parts that came from one file, in the order of delivery."""
     steps = project.store.records.find(Step, name=f"verify {source}")
-    own = {step.value["part"] for step in steps}
+    own = {recorded(step)["part"] for step in steps}
     return [part for part in parts if part in own]
 
 

@@ -21,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from palan.core import canonical, digest_of, new_id, utcnow
-from palan.errors import Conflict, LeaseLost, PalanError
+from palan.errors import Conflict, Corrupt, LeaseLost, PalanError
 from palan.flows.project import Project
 from palan.runs.run import Run, Step
 from palan.stores.contract import Lease
@@ -67,6 +67,18 @@ def _zombie(pid: str) -> bool:
     return stat.rpartition(") ")[2][:1] in ("Z", "X")  # the name before it may hold brackets itself
 
 
+def recorded(step: Step) -> Any:
+    """Return what a step recorded.
+
+    Raises:
+        Corrupt: it is not what was recorded.
+    """
+    kept = step.value
+    if not isinstance(kept, dict) or "value" not in kept or digest_of(kept["value"]) != kept.get("digest"):
+        raise Corrupt(f'the step "{step.name}" is damaged at value: it is not what was recorded', "restore palan.db from a backup")
+    return kept["value"]
+
+
 class Journal:
     """The steps of one run."""
 
@@ -90,16 +102,16 @@ class Journal:
         found = records.get(Step, key)
         if found is not None:
             self.replayed.append(name)
-            return found.value  # type: ignore[no-any-return]
+            return recorded(found)  # type: ignore[no-any-return]
         started = time.perf_counter()
         # As it will be read back: the first time gives what every later time gives.
         value: T = msgspec.json.decode(canonical(work()))
         seconds = time.perf_counter() - started
         with records.transaction():
             self.fence()
-            new = records.add(Step(key, self.run.id, name, value, dict(parts), self.project.clock(), seconds))
+            new = records.add(Step(key, self.run.id, name, {"value": value, "digest": digest_of(value)}, dict(parts), self.project.clock(), seconds))
             if not new:  # another run did the same at the same time: what stands is what it recorded
-                value = records.find(Step, id=key)[0].value
+                value = recorded(records.find(Step, id=key)[0])
         self.executed.append(name)
         return value
 

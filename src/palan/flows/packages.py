@@ -139,12 +139,17 @@ def find_version(project: Project, ref: str) -> Version:
         number = release.champion.version.partition("@")[2] if release else "latest"
     for version in found:
         if number in ("latest", str(version.number)) or (len(number) >= 6 and version.id.startswith(number)):
-            return _proven(project, version)
+            return proven(project, version)
     known = ", ".join(version.ref for version in found[:5])
     raise NotFound(f"there is no {name}@{number}", f"known: {known}")
 
 
-def _proven(project: Project, version: Version) -> Version:
+def proven(project: Project, version: Version) -> Version:
+    """Return the version if it is what the ledger tells was built under its name.
+
+    Raises:
+        Corrupt: it is not.
+    """
     built = project.store.records.find(Entry, subject=version.ref, verb="built", limit=1)
     if not is_whole(version) or not built or built[0].detail.get("id") != version.id:
         raise Corrupt(f"{version.ref} is not what was built here: it was changed behind palan's back", f"palan log --verify, then: palan build {version.model}")

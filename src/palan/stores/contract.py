@@ -78,7 +78,7 @@ class Records(ABC):
     def transaction(self, *, durable: bool = False) -> AbstractContextManager[None]:
         """All or nothing, and alone: writes of other processes wait. Nested calls join the outer one.
 
-        A commit survives the death of the process; with `durable` a loss of power too.
+        A commit survives the death of the process; with `durable`, asked for here or in a nested call, a loss of power too.
         """
 
     @abstractmethod

@@ -54,6 +54,17 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _only(*kinds: type) -> Encode:
+    """Return what lets a value of these kinds through: a column of SQLite may hold any."""
+
+    def decode(value: Any) -> Any:
+        if type(value) not in kinds:
+            raise TypeError(f"{value!r:.40} is not {' or '.join(kind.__name__ for kind in kinds)}")
+        return value
+
+    return decode
+
+
 def _codec(hint: Any) -> tuple[Encode, Encode]:
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     plain = {part for part in (typing.get_args(hint) if union else (hint,)) if part is not type(None)}
@@ -62,7 +73,7 @@ def _codec(hint: Any) -> tuple[Encode, Encode]:
     if plain == {bool}:
         return _same, (lambda v: None if v is None else bool(v))
     if plain <= {str, int, float}:
-        return _same, _same
+        return _same, _only(*plain, *([type(None)] if union else []))
     if typing.get_origin(hint) is typing.Literal:
         return _same, _same
     encoder, decoder = msgspec.json.Encoder(), msgspec.json.Decoder(hint)

@@ -46,27 +46,47 @@ class SQLiteRecords(Records):
         except PalanError as error:
             if type(error) is not PalanError:  # damaged, or locked: that is no reason to read past it
                 raise
+            if hasattr(self, "_db"):
+                self._db.close()
             self._db = self._only_to_read(error, wait)
             self._refused = error
 
     def _only_to_read(self, why: PalanError, wait: float) -> sqlite3.Connection:
         """Open what is there for the verbs that read: nothing more than that works on a full disk or one that may not be written."""
-        log = self.path.with_name(f"{self.path.name}-wal")
         try:
             if not self.path.exists():
                 db = _connect(":memory:", wait)
                 for statement in _schema(_migrations()):
                     db.execute(statement)
-                db.execute("pragma query_only = on")
-                return db
-            # Without a log of commits nobody writes: what stands in the file is all, and needs no lock.
-            mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
-            db = _connect(f"{self.path.absolute().as_uri()}?{mode}", wait)
+                db.execute(f"pragma user_version = {max(_migrations()):d}")
+            else:
+                db = self._as_it_stands(wait)
+            db.execute("pragma query_only = on")
             if int(db.execute("pragma user_version").fetchone()[0]) == max(_migrations()):
                 return db
         except (OSError, sqlite3.DatabaseError) as error:
             raise why from error
         raise why
+
+    def _as_it_stands(self, wait: float) -> sqlite3.Connection:
+        address, log = self.path.absolute().as_uri(), self.path.with_name(f"{self.path.name}-wal")
+        if not log.exists() or not log.stat().st_size:
+            return _connect(f"{address}?immutable=1", wait)  # without a log of commits nobody writes: the file needs no lock
+        db = _connect(f"{address}?mode=ro", wait)
+        try:
+            db.execute("pragma user_version")
+            return db
+        except sqlite3.OperationalError:
+            db.close()
+        # The index of the log has no room: who has the store alone keeps it in memory, long enough to take a copy.
+        db, copy = _connect(f"{address}?mode=rw", wait), _connect(":memory:", wait)
+        try:
+            db.execute("pragma locking_mode = exclusive")
+            db.execute("select count(*) from sqlite_master").fetchone()  # takes the lock, or says why not: a backup would wait for ever
+            db.backup(copy)
+        finally:
+            db.close()
+        return copy
 
     def _migrate(self) -> None:
         migrations = _migrations()
