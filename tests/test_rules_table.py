@@ -175,6 +175,17 @@ def test_a_gap_between_two_ends_is_found_to_the_point() -> None:
     assert kinds(check_table(whole, Schema("rows", (Field("x", "float"),)))) == [("gap", [])]
 
 
+def test_every_gap_is_told_as_wide_as_it_is() -> None:
+    table = parse("delay, origin, -> y\n[0..15), EWR, a\n[20..30], -, b\n")
+    domain = Schema("rows", (Field("delay", "float", minimum=0), Field("origin", "str", values=("EWR", "JFK", "LGA"))))
+    assert [each["text"] for each in check_table(table, domain)] == [
+        "no rule fires for delay [0..20) or above 30, origin JFK or LGA",
+        "no rule fires for delay [15..20) or above 30, origin EWR",
+    ]
+    apart = check_table(parse("x, y, -> z\n1, a, b\n"), Schema("rows", (Field("x", "int"), Field("y", "str"))))
+    assert [each["text"] for each in apart] == ["no rule fires for x below 1 or above 1", "no rule fires for y anything else"]
+
+
 def test_a_word_that_no_rule_names_is_a_gap_unless_the_set_is_closed() -> None:
     table = parse("origin, -> y\nEWR, a\n\"JFK,LGA\", b\n")
     assert check_table(table, Schema("rows", (Field("origin", "str", values=("EWR", "JFK", "LGA")),))) == []

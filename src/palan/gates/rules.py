@@ -333,10 +333,19 @@ def table_checks(problems: Sequence[Mapping[str, Any]]) -> Finding:
         return Finding("table_checks", "pass", "the table decides every input, each row can fire, and no two rows conflict", figures)
     known = [problem for problem in problems if problem.get("kind") != "unknown"]
     verdict: Verdict = "fail" if known else "cannot tell"
-    first = (known or problems)[0]
-    example = f", for example {first['example']}" if first.get("example") else ""
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return Finding("table_checks", verdict, f"{counted}: {first.get('text', first.get('kind', ''))}{example}", figures)
+    told = [_problem(each) for each in (known or problems)[:SHOWN]]
+    more = len(known or problems) - len(told)
+    return Finding("table_checks", verdict, f"{counted}: {'; '.join(told)}" + (f"; and {more} more, with --json" if more else ""), figures)
+
+
+SHOWN = 5
+"""Problems of a table that its verdict names; all are in its figures."""
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    example = ", ".join(f"{name}={value!r}" for name, value in problem.get("example", {}).items())
+    return str(problem.get("text", problem.get("kind", ""))) + (f" (for example {example})" if example else "")
 
 
 def beats_baselines(

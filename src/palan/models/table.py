@@ -533,15 +533,11 @@ def _masks(accepts: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
     return [int.from_bytes(packed.tobytes(), "little") for packed in np.packbits(accepts.T, axis=1, bitorder="little")]
 
 
-def _uncovered(
-    choices: Sequence[dict[int, int]],
-    active: int,
-    spend: Callable[[int], bool],
-    most: int = 1,
-) -> list[list[int]]:
-    """Return up to `most` boxes (a segment for each axis) that none of the active rules accepts.
+def _uncovered(choices: Sequence[dict[int, int]], active: int, spend: Callable[[int], bool]) -> list[int | None]:
+    """Return a box (a segment for each axis, None where it does not matter) that none of the active rules accepts.
 
-    One is found if there is any, unless `spend`, which is told the work of each step, says that it is too much.
+    One is found if there is any, unless `spend`, which is told the work of each step, says that it is too much; else
+    the list is empty.
 
     `choices` gives for each axis its distinct masks of rules with a segment that has it. Axes are gone through in turn,
     the rules that still hold are a bit mask, and a rule that accepts all of what remains ends the search there.
@@ -554,30 +550,29 @@ def _uncovered(
             everywhere &= mask
         open_ended[depth] = everywhere
     seen: set[tuple[int, int]] = set()
-    found: list[list[int]] = []
 
-    def search(depth: int, left: int, path: list[int]) -> None:
-        if len(found) >= most or left & open_ended[depth] or (depth, left) in seen:
-            return
+    def search(depth: int, left: int, path: list[int | None]) -> list[int | None]:
+        if left & open_ended[depth] or (depth, left) in seen:
+            return []
         seen.add((depth, left))
         if not left:
-            found.append(path + [next(iter(choice.values())) for choice in choices[depth:]])
-            return
+            return [*path, *[None] * (len(choices) - depth)]
         if not spend(len(choices[depth])):
-            return
+            return []
         nexts: dict[int, int] = {}
         for mask, segment in choices[depth].items():
             nexts.setdefault(mask & left, segment)
         tried: list[int] = []
         for mask in sorted(nexts, key=int.bit_count):
             # what more rules accept is covered if what fewer of them accept is
-            if most == 1 and any(few & mask == few for few in tried):
+            if any(few & mask == few for few in tried):
                 continue
             tried.append(mask)
-            search(depth + 1, mask, [*path, nexts[mask]])
+            if box := search(depth + 1, mask, [*path, nexts[mask]]):
+                return box
+        return []
 
-    search(0, active, [])
-    return found
+    return search(0, active, [])
 
 
 def _budget(most: int = MOST_STEPS) -> Callable[[int], bool]:
@@ -596,20 +591,60 @@ def _example(axes: Sequence[_Axis], segments: Sequence[int]) -> dict[str, Any]:
 
 
 def _gaps(table: Table, axes: Sequence[_Axis]) -> list[dict[str, Any]]:
+    """Find the gaps one by one, each as wide as it is: what was found is covered for the search of the next."""
+    masks = [_masks(axis.accepts) for axis in axes]
     # axes that tell few rules apart come first: the search then branches late
-    order = sorted(range(len(axes)), key=lambda i: len(set(_masks(axes[i].accepts))))
-    choices = [{mask: s for s, mask in reversed(list(enumerate(_masks(axes[i].accepts))))} for i in order]
-    everyone = (1 << len(table)) - 1
-    spend = _budget()
-    findings = []
-    boxes = _uncovered(choices, everyone, spend)
-    for box in _uncovered(choices, everyone, _budget(MOST_STEPS // 10), MOST_FINDINGS) or boxes if boxes else []:
-        segments = [box[order.index(i)] for i in range(len(axes))]
-        where = ", ".join(f"{axis.name} {axis.labels[s]}" for axis, s in zip(axes, segments, strict=True))
-        findings.append(_finding(table, "gap", [], _example(axes, segments), f"no rule fires for {where}"))
-    if not boxes and not spend(0):
+    order = sorted(range(len(axes)), key=lambda i: len(set(masks[i])))
+    spend, findings = _budget(), []
+    while len(findings) < MOST_FINDINGS:
+        choices = [{mask: s for s, mask in reversed(list(enumerate(masks[i])))} for i in order]
+        box = _uncovered(choices, (1 << (len(table) + len(findings))) - 1, spend)
+        if not box:
+            break
+        wide = _widen(masks, [box[order.index(i)] for i in range(len(axes))])
+        where = [f"{axis.name} {_told(axis, places)}" for axis, places in zip(axes, wide, strict=True) if len(places) < len(axis.samples)]
+        findings.append(_finding(table, "gap", [], _example(axes, [places[0] for places in wide]), f"no rule fires for {', '.join(where) or 'anything'}"))
+        found = 1 << (len(table) + len(findings) - 1)
+        masks = [[mask | found if s in places else mask for s, mask in enumerate(each)] for each, places in zip(masks, wide, strict=True)]
+    if not findings and not spend(0):
         findings.append(_finding(table, "unknown", [], {}, f"the search for gaps was given up after {MOST_STEPS} steps: add a last rule of - only"))
     return findings
+
+
+def _widen(masks: Sequence[Sequence[int]], box: Sequence[int | None]) -> list[list[int]]:
+    """Return the segments of each axis to which an uncovered box reaches: no rule accepts any point of it."""
+    wide = [list(range(len(each))) if s is None else [s] for each, s in zip(masks, box, strict=True)]
+    for i, each in enumerate(masks):
+        others = -1
+        for j, places in enumerate(wide):
+            if j != i:
+                others &= reduce(or_, (masks[j][place] for place in places))
+        wide[i] = [place for place, mask in enumerate(each) if not mask & others]
+    return wide
+
+
+def _told(axis: _Axis, places: Sequence[int]) -> str:
+    """Name segments of an axis, numbers that touch as one stretch: "[15..20) or above 30"."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] == place - 1 and all(type(axis.samples[each]) in (int, float) for each in (place, place - 1)):
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return " or ".join(_stretch(axis.labels[run[0]], axis.labels[run[-1]]) for run in runs)
+
+
+def _stretch(first: str, last: str) -> str:
+    """Join the labels of the first and the last segment of a stretch."""
+    if first == last and ".." not in first:
+        return first
+    low = first[: first.index("..")] if ".." in first else f"[{first}"
+    high = last[last.index("..") + 2 :] if ".." in last else f"{last}]"
+    if low == "(-inf":
+        return f"{'up to' if high.endswith(']') else 'below'} {high[:-1]}"
+    if high == "inf)":
+        return f"{'from' if low.startswith('[') else 'above'} {low[1:]}"
+    return f"{low}..{high}"
 
 
 def _overlaps(axes: Sequence[_Axis], rules: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
