@@ -592,7 +592,7 @@ def _example(axes: Sequence[_Axis], segments: Sequence[int]) -> dict[str, Any]:
 
 def _gaps(table: Table, axes: Sequence[_Axis]) -> list[dict[str, Any]]:
     """Find the gaps one by one, each as wide as it is: what was found is covered for the search of the next."""
-    masks = [_masks(axis.accepts) for axis in axes]
+    rules = masks = [_masks(axis.accepts) for axis in axes]
     # axes that tell few rules apart come first: the search then branches late
     order = sorted(range(len(axes)), key=lambda i: len(set(masks[i])))
     spend, findings = _budget(), []
@@ -601,7 +601,7 @@ def _gaps(table: Table, axes: Sequence[_Axis]) -> list[dict[str, Any]]:
         box = _uncovered(choices, (1 << (len(table) + len(findings))) - 1, spend)
         if not box:
             break
-        wide = _widen(masks, [box[order.index(i)] for i in range(len(axes))])
+        wide = _widen(rules, [box[order.index(i)] for i in range(len(axes))])
         where = [f"{axis.name} {_told(axis, places)}" for axis, places in zip(axes, wide, strict=True) if len(places) < len(axis.samples)]
         findings.append(_finding(table, "gap", [], _example(axes, [places[0] for places in wide]), f"no rule fires for {', '.join(where) or 'anything'}"))
         found = 1 << (len(table) + len(findings) - 1)
