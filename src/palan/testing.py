@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from palan.core import digest
 from palan.errors import Corrupt, NotFound, PalanError
-from palan.ledger import link
+from palan.ledger import Entry, link
 from palan.models import user
 from palan.models.adapt import Adapter, Heuristic, InstanceAdapter, Program, RowsAdapter, adapter
 from palan.models.contract import KINDS, SHAPE, STATUSES, Context, Result, Violation
@@ -310,6 +310,18 @@ class RecordsSuite:
         assert ids(order="-time", limit=2) == ["r5", "r4"]
         assert ids(since=NOON + SECOND, until=NOON + 3 * SECOND) == ["r1", "r2"]
 
+    def test_a_walk_meets_every_noun_in_the_order_of_its_key(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        assert list(records.walk(Run)) == [] and records.verify() == []
+        with records.transaction():
+            for number in range(1200):
+                records.put(Run(f"r{number:04d}", "build", "delay", "done", NOON))
+        records.add(link(None, time=NOON, actor="ada", verb="built", subject="delay@1", reason="first"))
+        found = list(records.walk(Run))
+        assert found == records.find(Run) and len(found) == 1200
+        assert list(records.walk(Entry)) == records.find(Entry)
+        assert records.verify() == []
+
     def test_a_transaction_is_all_or_nothing(self, tmp_path: Path) -> None:
         records, other = self.open(tmp_path), self.open(tmp_path)
         run = Run("r1", "build", "delay", "done", NOON)
@@ -445,6 +457,16 @@ class BlocksSuite:
         assert blocks.compact("b/c") == 2
         assert blocks.lost() == [] and [frame.data for frame in blocks.scan("b/c")] == [b"two", b"three"]
 
+    def test_all_that_is_whole_is_verified(self, tmp_path: Path) -> None:
+        blocks = self.open(tmp_path)
+        assert list(blocks.verify()) == []
+        blocks.append("a", [b"one", b"two"])
+        getattr(blocks, "close", lambda: None)()
+        blocks.append("b/c", [b"three"])
+        blocks.compact("a")
+        found = list(blocks.verify())
+        assert sum(each.frames for each in found) == 3 and all(each.bytes > 0 and not each.damage for each in found)
+
     def test_compaction_changes_nothing_that_is_read(self, tmp_path: Path) -> None:
         old, live = self.open(tmp_path), self.open(tmp_path)
         old.append("s", [b"%d" % number for number in range(50)])
@@ -490,24 +512,36 @@ class BlobsSuite:
             return
         raise AssertionError("a file that is not there was put")
 
+    def test_every_blob_can_be_listed_and_verified(self, tmp_path: Path) -> None:
+        blobs = self.open(tmp_path)
+        assert list(blobs.keys()) == []
+        sizes = {blobs.put(bytes(size)): size for size in (0, 5, 3_000_001)}
+        assert sorted(blobs.keys()) == sorted(sizes)
+        assert {key: blobs.verify(key) for key in sizes} == sizes
+
     def test_what_is_not_there_is_not_found(self, tmp_path: Path) -> None:
         blobs = self.open(tmp_path)
         for key in ("0" * 64, "", "../../etc/passwd", "A" * 64):
             try:
                 assert not blobs.has(key)
-                blobs.get(key)
             except NotFound:
                 continue
-            raise AssertionError(f"{key!r} was found")
+            for read in (blobs.get, blobs.verify):
+                try:
+                    read(key)
+                except NotFound:
+                    continue
+                raise AssertionError(f"{key!r} was found")
 
     def test_damage_is_refused_with_both_digests_and_healed_by_a_put(self, tmp_path: Path) -> None:
         blobs = self.open(tmp_path)
         key = blobs.put(b"a model")
         self.damage(tmp_path, key)
         into = tmp_path / "into"
-        for place in (None, into):
+        reads = (blobs.get, lambda key: blobs.get(key, into), blobs.verify)
+        for read in reads:
             try:
-                blobs.get(key, place)
+                read(key)
             except Corrupt as error:
                 found = [word for word in error.what.replace(",", " ").split() if len(word) == 64]
                 assert key in found and len(set(found)) == 2, error.what

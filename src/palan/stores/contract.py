@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import msgspec
 
+from palan.errors import Corrupt
+
 T = TypeVar("T")
 
 Position = Mapping[str, int]
@@ -36,6 +38,15 @@ class Frame(msgspec.Struct, frozen=True):
     segment: str
     end: int
     data: bytes
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """One file of blocks that was read through: what it holds, and what of it is damaged, a sentence for each byte range."""
+
+    name: str
+    frames: int
+    bytes: int
+    damage: tuple[str, ...]
 
 
 class Records(ABC):
@@ -69,6 +80,14 @@ class Records(ABC):
         `since` (inclusive) and `until` (exclusive) bound the field `time`. `order` names a field, with a leading `-`
         for descending; without it the order is that of the key.
         """
+
+    @abstractmethod
+    def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
+        """Yield every noun in the order of its key, a few in memory at a time; in the place of one that cannot be read, why."""
+
+    @abstractmethod
+    def verify(self) -> list[str]:
+        """Say, a sentence each, what of the database itself is damaged, whatever its rows hold."""
 
     @abstractmethod
     def swap(self, noun: object, *, epoch: int) -> bool:
@@ -124,6 +143,10 @@ class Blocks(ABC):
         """
 
     @abstractmethod
+    def verify(self) -> Iterator[Verified]:
+        """Read everything there is, past any damage, file by file."""
+
+    @abstractmethod
     def compact(self, stream: str) -> int:
         """Rewrite segments that no process writes any more as one compressed file; return the frames moved."""
 
@@ -147,6 +170,14 @@ class Blobs(ABC):
     @abstractmethod
     def has(self, key: str) -> bool:
         """Tell whether the blob is there."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """Yield the digest of every blob that is there."""
+
+    @abstractmethod
+    def verify(self, key: str) -> int:
+        """Read the blob through, a piece at a time, and return its size; raise as `get` does."""
 
 
 class Store(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from palan.core import new_id, utcnow
@@ -49,6 +50,10 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
+def is_digest(key: str) -> bool:
+    return len(key) == 64 and set(key) <= set("0123456789abcdef")
+
+
 def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -62,7 +67,7 @@ class FileBlobs(Blobs):
         self.root = root
 
     def _path(self, key: str) -> Path:
-        if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
+        if not is_digest(key):
             raise NotFound(f"{key!r} is not the name of a blob", "a blob is named by its SHA-256 in hex")
         return self.root / key[:2] / key
 
@@ -102,18 +107,21 @@ class FileBlobs(Blobs):
 
     def _sound(self, key: str) -> bool:
         """Tell whether the blob is there and whole: one that was damaged is written again."""
-        path = self._path(key)
-        if not path.is_file():
+        try:
+            self.verify(key)
+        except (NotFound, Corrupt):
             return False
-        sha = hashlib.sha256()
-        for chunk in _chunks(path):
-            sha.update(chunk)
-        return sha.hexdigest() == key
+        return True
 
     def get(self, key: str, into: Path | None = None) -> bytes:
         path = self._path(key)
-        try:
+        with self._explained(key, path, into):
             return self._get(key, path, into)
+
+    @contextmanager
+    def _explained(self, key: str, path: Path, into: Path | None = None) -> Iterator[None]:
+        try:
+            yield
         except FileNotFoundError as error:
             raise NotFound(f"blob {key[:12]} is not in {self.root}", "restore it from a backup") from error
         except OSError as error:
@@ -145,3 +153,16 @@ class FileBlobs(Blobs):
 
     def has(self, key: str) -> bool:
         return self._path(key).is_file()
+
+    def keys(self) -> Iterator[str]:
+        for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
+            yield from sorted(path.name for path in folder.iterdir() if is_digest(path.name))
+
+    def verify(self, key: str) -> int:
+        path, sha, size = self._path(key), hashlib.sha256(), 0
+        with self._explained(key, path):
+            for chunk in _chunks(path):
+                sha.update(chunk)
+                size += len(chunk)
+        self._verify(key, sha.hexdigest(), path)
+        return size

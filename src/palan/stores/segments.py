@@ -25,7 +25,7 @@ from pathlib import Path
 
 from palan.core import new_id, utcnow
 from palan.errors import Corrupt, PalanError
-from palan.stores.contract import Blocks, Frame, Position
+from palan.stores.contract import Blocks, Frame, Position, Verified
 from palan.stores.files import sync_folder, write_atomically
 
 _PREFIX = struct.Struct("<II")
@@ -213,6 +213,20 @@ class SegmentBlocks(Blocks):
                 found += [what] if what else []
         return found
 
+    def verify(self) -> Iterator[Verified]:
+        for folder in sorted({path.parent for path in self.root.rglob("*") if path.suffix in (".seg", ".parquet")}):
+            for path in sorted(folder.glob("*.seg")):
+                try:
+                    data = _bytes_past(path, 0)
+                except FileNotFoundError:  # compacted meanwhile: the files of that are listed after the segments
+                    continue
+                yield _read_past_damage(path, data)
+            for path in sorted(folder.glob("*.parquet")):
+                try:
+                    yield Verified(str(path), len(_read_compacted(path)), path.stat().st_size, ())
+                except Corrupt as error:
+                    yield Verified(str(path), 0, path.stat().st_size, (error.what,))
+
     def compact(self, stream: str) -> int:
         import polars as pl
 
@@ -340,6 +354,30 @@ def _frames(path: Path, start: int, data: bytes) -> Iterator[Frame]:
             )
         yield Frame(path.stem, start + end, payload)
         at = end
+
+
+def _read_past_damage(path: Path, data: bytes) -> Verified:
+    frames, at = 0, 0
+    damage: list[str] = []
+    while True:
+        try:
+            for frame in _frames(path, at, data[at:]):
+                frames, at = frames + 1, frame.end
+            return Verified(str(path), frames, len(data), tuple(damage))
+        except Corrupt:
+            whole = _next_whole(data, at)
+            damage.append(f"{path} is damaged at bytes {at} to {whole}: no frame can be read there")
+            at = whole
+
+
+def _next_whole(data: bytes, at: int) -> int:
+    """Return where the first whole frame after the damage at `at` begins; the end of the data if there is none."""
+    for begin in range(at + 1, len(data) - HEADER.size + 1):
+        length, crc, header_crc = HEADER.unpack_from(data, begin)
+        end = begin + HEADER.size + length
+        if length and end <= len(data) and zlib.crc32(data[begin : begin + _PREFIX.size]) == header_crc and zlib.crc32(data[begin + HEADER.size : end]) == crc:
+            return begin
+    return len(data)
 
 
 def _read_compacted(path: Path) -> list[Frame]:

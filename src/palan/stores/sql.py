@@ -160,6 +160,16 @@ def find(
     return " ".join(parts), values
 
 
+PAGE = 500
+"""How many rows a walk holds in memory at a time."""
+
+
+def page(of: Table, after: object = None) -> tuple[str, list[Any]]:
+    """Return the statement, and its values, for the rows that follow the key `after`, in the order of their keys."""
+    where, values = (f"where {of.key} > ?", [after]) if after is not None else ("", [])
+    return f"{of.select} {where} order by {of.key} limit {PAGE}", values
+
+
 def build(noun: type, of: Table, row: Sequence[Any]) -> Any:
     """Return the noun that a row holds.
 

@@ -148,6 +148,33 @@ class SQLiteRecords(Records):
             rows = self._db.execute(statement, values).fetchall()
         return [sql.build(noun, of, row) for row in rows]
 
+    def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
+        of = sql.table(noun)
+        after = None
+        while True:
+            try:
+                with self._lock, self._explained():
+                    rows = self._db.execute(*sql.page(of, after)).fetchall()
+            except Corrupt as error:  # pages of the file, and nobody knows which rows were on them
+                yield Corrupt(f"{of.name}: {error.what}", error.hint)
+                return
+            for row in rows:
+                try:
+                    yield sql.build(noun, of, row)
+                except Corrupt as error:
+                    yield error
+            if len(rows) < sql.PAGE:
+                return
+            after = rows[-1][0]
+
+    def verify(self) -> list[str]:
+        try:
+            with self._lock, self._explained():
+                found = [str(text) for (text,) in self._db.execute("pragma integrity_check")]
+        except Corrupt as error:
+            return [error.what]
+        return [f"the store {self.path} is damaged: {each}" for text in found for each in text.splitlines() if text != "ok"]
+
     def swap(self, noun: object, *, epoch: int) -> bool:
         of = sql.table(type(noun))
         row = of.row(noun)
