@@ -304,7 +304,7 @@ def test_the_command_says_what_became_of_it(project: Project, capsys: pytest.Cap
         printed = capsys.readouterr()
         return ended.value.code, printed.out, printed.err
 
-    assert palan("release", "price@1") == (0, "price@1 is champion with 100% of the requests\n", "")
+    assert palan("release", "price@1") == (0, "price@1 is champion with 100% of the requests\nnext: palan status price\n", "")
     code, out, _ = palan("release", "price@2", "--share", "20%", "--for", "7d")
     assert (code, out.splitlines()[:2]) == (0, ["price@1 is champion with 80% of the requests", "price@2 is canary with 20% of the requests"])
     code, out, _ = palan("release", "price", "--promote", "--json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from palan.flows.build import build
 from palan.flows.ingest import ingest
 from palan.flows.log import log
 from palan.flows.project import open_project
@@ -385,8 +387,37 @@ def test_a_reader_that_has_seen_enough(made: Path, lines: int) -> None:
 
 
 def test_the_whole_traceback_is_there_for_who_asks(made: Path) -> None:
-    _, errors = start(made, "--debug", "build", "rols").communicate(timeout=60)
+    process = start(made, "--debug", "build", "rols")
+    _, errors = process.communicate(timeout=60)
     assert "Traceback" in errors and "NotFound" in errors
+    assert process.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("build", "rols", "--json"), {"error": 'no model "rols"', "code": "not_found"}),
+        (("build", "--json"), {"error": "Missing argument 'MODEL'.", "hint": "palan build --help"}),
+    ],
+    ids=["an error", "wrong usage"],
+)
+def test_a_program_reads_an_error_as_json(made: Path, arguments: tuple[str, ...], error: dict[str, str]) -> None:
+    process = start(made, *arguments)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert json.loads(out).items() >= error.items()
+    assert "hint: " in errors
+
+
+def test_what_the_gates_do_not_admit_is_no_breakdown(folder: Path) -> None:
+    project = open_project(folder)
+    ingest(project)
+    build(project, "rolls")
+    process = start(folder, "release", "rolls", "--json")
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, "there is something to do; nothing is broken"
+    assert json.loads(out) == {"error": "rolls@1 was never checked", "code": "not_admitted", "hint": "palan check rolls@1"}
+    assert errors == "rolls@1 was never checked\nhint: palan check rolls@1\n"
 
 
 def test_the_traceback_of_the_own_code_is_there_for_who_asks(folder: Path) -> None:

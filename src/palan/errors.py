@@ -38,6 +38,10 @@ class LeaseLost(Conflict):
     """The lease has passed to another holder: nothing more may be recorded under it."""
 
 
+class NotAdmitted(PalanError):
+    """Nothing is broken: the gates, or the lack of their evidence, do not let a version pass. Exit code 1."""
+
+
 class Busy(PalanError):
     """Nothing is wrong with the request; it cannot be taken right now. Trying again may work."""
 

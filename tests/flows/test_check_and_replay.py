@@ -166,6 +166,20 @@ def test_a_model_that_breaks_on_recorded_rows_fails_and_the_check_goes_on(projec
     assert finding(report, "golden")["verdict"] == "pass"
 
 
+def test_an_edit_that_is_not_built_is_named_when_its_champion_is_checked(project: Project) -> None:
+    report = check(project, "eta")
+    assert finding(report, "champion")["text"] == "eta@1 is the champion itself: build what is to be compared with it"
+    assert report["next"] == ""
+
+    edit(project.root, "eta.py", "self.weights = ", "self.note = 1\n        self.weights = ")
+    report = check(project, "eta")
+    assert finding(report, "champion")["text"].startswith("eta@1 is the champion itself; eta.py:Eta")
+    assert finding(report, "champion")["text"].endswith(" was edited since, and is not built yet")
+    assert report["next"] == "palan build eta"
+    build(project, "eta")
+    assert check(project, "eta@2")["next"] in ("palan release eta@2", "")
+
+
 def test_cannot_tell_where_there_is_nothing_to_tell_from(made: Path, tmp_path: Path) -> None:
     project = copy(made, tmp_path / "p")
     report = check(project, "eta@1")  # the champion itself

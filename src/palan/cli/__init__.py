@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from palan.errors import ModelFailed, PalanError
+from palan.errors import ModelFailed, NotAdmitted, PalanError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    from palan.cli.show import FINE, complain, say
+    from palan.cli.show import FINE, say
 
     if mine := arguments is None:
         gc.disable()  # a start makes no garbage; a command that goes on to work turns it on
@@ -25,12 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _answer(arguments)
         sys.stdout.flush()
     except PalanError as error:
-        if "--debug" in arguments:
-            # what the user's code raised in a process of its own, with the lines of theirs, comes along as text
-            if isinstance(error, ModelFailed) and error.log:
-                say(error.log, sys.stderr)
-            raise
-        code = complain(error.what, error.hint)
+        code = _failed(error, arguments)
     except KeyboardInterrupt:
         say("stopped", sys.stderr)
         code = 130
@@ -38,12 +33,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FINE
     except OSError as error:
-        if "--debug" in arguments:
-            raise
-        code = complain(f"{error.filename or 'the system'}: {error.strerror}", "check that it is there and may be used; --debug shows where")
+        unforeseen = PalanError(f"{error.filename or 'the system'}: {error.strerror}", "check that it is there and may be used; --debug shows where")
+        unforeseen.__cause__ = error
+        code = _failed(unforeseen, arguments)
     if mine:
         gc.freeze()  # what is left ends with the process: not to be searched once more
     sys.exit(code)
+
+
+def _failed(error: PalanError, arguments: Sequence[str]) -> int:
+    """Say what is wrong: three lines to a person, all of it to who debugs, JSON to a program; return the exit code."""
+    from palan.cli.show import ACT, BROKEN, complain, say
+
+    if "--debug" in arguments:
+        import traceback
+
+        # what the user's code raised in a process of its own, with the lines of theirs, comes along as text
+        if isinstance(error, ModelFailed) and error.log:
+            say(error.log, sys.stderr)
+        traceback.print_exception(error)
+    else:
+        complain(error.what, error.hint)
+    if "--json" in arguments:
+        import msgspec
+
+        from palan.http.answers import told
+
+        say(msgspec.json.format(msgspec.json.encode(told(error)[1])).decode())
+    return ACT if isinstance(error, NotAdmitted) else BROKEN
 
 
 def _readable(arguments: Sequence[str]) -> None:

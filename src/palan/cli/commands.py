@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from palan import __version__
-from palan.cli.show import ACT, FINE, complain, model_lines, plain, tell, where
+from palan.cli.show import ACT, FINE, model_lines, plain, tell, where
 from palan.cli.show import print_value as _print
 from palan.cli.show import status as show_status
 from palan.cli.show import verdict as _verdict
@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         raise KeyboardInterrupt from None
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "palan"
-        return complain(error.format_message(), f"{command} --help")
+        raise PalanError(error.format_message(), f"{command} --help") from error
     return code if isinstance(code, int) else FINE
 
 
@@ -227,8 +227,8 @@ def check(ctx: click.Context, model: str, against: str, as_json: bool) -> None:
         click.echo(f"{report['version']}{against}: {_verdict(report['verdict'])}")
         for each in report["findings"]:
             click.echo(f"  {_verdict(each['verdict'])}  {each['gate']}: {each['text']}")
-        if report["verdict"] == "pass":
-            click.echo(f"next: palan release {report['version']}")
+        if report["next"]:
+            click.echo(f"next: {report['next']}")
 
     _print(report, as_json, show)
     ctx.exit(FINE if report["verdict"] == "pass" else ACT)
@@ -291,6 +291,7 @@ def release(
             click.echo(f"{arm['version']} is {arm['role']} with {arm['share']:.0%} of the requests")
         if made["until"]:
             click.echo(f"the canary is judged after {made['until'][:16]}")
+        click.echo(f"next: palan status {made['model']}")
 
     _print(made, as_json, show)
 

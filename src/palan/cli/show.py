@@ -43,13 +43,12 @@ def tell(message: str) -> None:
     say(paint(message, "dim", to=sys.stderr), sys.stderr)
 
 
-def complain(what: str, hint: str) -> int:
-    """Say what is wrong and what to type next, in three lines at the most; return the exit code."""
+def complain(what: str, hint: str) -> None:
+    """Say what is wrong and what to type next, in three lines at the most."""
     lines = [line for line in what.splitlines() if line.strip()][:2]
     say(paint("\n".join(lines) or "something went wrong", "red", to=sys.stderr), sys.stderr)
     if hint:
         say(f"hint: {hint.splitlines()[0]}", sys.stderr)
-    return BROKEN
 
 
 def print_value(value: Any, json: bool, show: Callable[[Any], None]) -> None:

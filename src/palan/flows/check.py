@@ -44,8 +44,8 @@ TIMED = 60
 def check(project: Project, model: str, *, against: str = "champion") -> dict[str, Any]:
     """Judge a version ("delay", "delay@3"; without a number the latest) by the model's gates against the champion.
 
-    Returns {"version", "against", "verdict": pass | fail | cannot tell, "findings": [...]}; each finding is kept as
-    evidence with the version. "cannot tell" is no pass: it says what was missing.
+    Returns {"version", "against", "verdict": pass | fail | cannot tell, "findings": [...], "next"}; each finding is kept
+    as evidence with the version. "cannot tell" is no pass: it says what was missing.
 
     Raises:
         NotFound: no such model or version.
@@ -64,7 +64,19 @@ def check(project: Project, model: str, *, against: str = "champion") -> dict[st
         "findings": [
             {"gate": each.gate, "verdict": each.verdict, "text": each.text, "figures": dict(each.figures)} for each in findings
         ],
+        "next": _next(project, version, verdict),
     }
+
+
+def _next(project: Project, version: Version, verdict: str) -> str:
+    if _is_champion(project, version):
+        return f"palan build {version.model}" if packages.edited(project, version) else ""
+    return f"palan release {version.ref}" if verdict == "pass" else ""
+
+
+def _is_champion(project: Project, version: Version) -> bool:
+    release = project.store.records.get(Release, version.model)
+    return release is not None and release.champion.version == version.ref
 
 
 def overall(findings: Sequence[Finding]) -> str:
@@ -174,7 +186,7 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
     from palan.gates import rules
 
     if bench.champion is None:
-        return Finding("champion", "cannot tell", "there is no champion to compare with yet")
+        return Finding("champion", "cannot tell", _alone(bench.project, bench.version))
     if SHAPE[bench.version.kind] == "instance":
         ours, theirs = bench.solved(bench.version), bench.solved(bench.champion)
         pairs = [(_cost(ours[name]), _cost(theirs[name])) for name in ours]
@@ -209,6 +221,15 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
         days=rows["time"].dt.date().to_list(),
         segments=segments,
     )
+
+
+def _alone(project: Project, version: Version) -> str:
+    """Say why there is nothing to compare a version with; what was edited since it was built is not in it."""
+    if not _is_champion(project, version):
+        return "there is no champion to compare with yet"
+    edits = packages.edited(project, version)
+    shown = ", ".join(edits[:3]) + (f" and {len(edits) - 3} more" if len(edits) > 3 else "")
+    return f"{version.ref} is the champion itself" + (f"; {shown} was edited since, and is not built yet" if edits else ": build what is to be compared with it")
 
 
 def _incomparable(bench: _Bench, ours: Mapping[str, Result], theirs: Mapping[str, Result]) -> str:

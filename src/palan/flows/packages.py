@@ -105,6 +105,18 @@ def closure_of(version: Version) -> Closure:
     return Closure(manifest["entry"], dict(manifest["closure"]), tuple(manifest["code"]), {name: each for name, each in manifest["environment"].items() if name not in own})
 
 
+def edited(project: Project, version: Version) -> list[str]:
+    """Name what of a version's code and parameters reads otherwise in the folder now: "delay.py:Delay.fit", "learning_rate"."""
+    config = project.model(version.model)
+    code, params = dict(code_of(project, config.model).parts), config.params
+    before = version.manifest["closure"]
+    known = version.manifest["params"]
+    return [
+        *(name for name in sorted({*code, *before}) if code.get(name) != before.get(name)),
+        *(name for name in sorted(params) if known.get(name) != params[name]),
+    ]
+
+
 def environment(code: Closure) -> dict[str, str]:
     """Return what the version needs installed: distributions by name, and Python."""
     import platform

@@ -8,7 +8,7 @@ from typing import Any
 
 from palan.core import Version, stamp
 from palan.data.nouns import Repair
-from palan.errors import Conflict, Corrupt, PalanError
+from palan.errors import Conflict, Corrupt, NotAdmitted, PalanError
 from palan.flows import packages
 from palan.flows.log import evidence_digest, evidence_told, last_told, unlike
 from palan.flows.project import Project, record
@@ -38,7 +38,7 @@ def release(
     Raises:
         NotFound: no such model or version.
         Conflict: somebody else changed the release at the same time, or another canary is running.
-        PalanError: the gates do not let the version pass.
+        NotAdmitted: the gates do not let the version pass.
     """
     config = project.model(model)
     if promote and roll_back:
@@ -179,7 +179,7 @@ def summary(release: Release) -> dict[str, Any]:
 def _admit(project: Project, version: Version) -> None:
     evidence = project.store.records.find(Evidence, version=version.ref)
     if not evidence:
-        raise PalanError(f"{version.ref} was never checked", f"palan check {version.ref}")
+        raise NotAdmitted(f"{version.ref} was never checked", f"palan check {version.ref}")
     newest = max(each.time for each in evidence)  # the last check counts, with the gates that it asked
     last = [each for each in evidence if each.time == newest]
     said = [evidence_told(each) for each in project.store.records.find(Entry, verb="checked", subject=version.ref)]
@@ -188,7 +188,7 @@ def _admit(project: Project, version: Version) -> None:
         raise Corrupt(f"the evidence of {version.ref} is not what its last check wrote down", f"palan log --verify, then: palan check {version.ref}")
     failed = [each for each in last if each.verdict == "fail"]
     if failed:
-        raise PalanError(
+        raise NotAdmitted(
             f"{version.ref} does not pass its gate {failed[0].gate}: {failed[0].text}",
             f'palan check {version.ref}   (or: palan release {version.ref} --force --reason "...")',
         )

@@ -10,7 +10,7 @@ from uuid import uuid4
 import msgspec
 from starlette.types import Send
 
-from palan.errors import Busy, Conflict, Invalid, ModelFailed, NotFound, PalanError
+from palan.errors import Busy, Conflict, Invalid, ModelFailed, NotAdmitted, NotFound, PalanError
 
 logger = logging.getLogger("palan.http")
 
@@ -53,7 +53,7 @@ def _status(error: PalanError) -> int:
             return 422
         case NotFound():
             return 404
-        case Conflict():
+        case Conflict() | NotAdmitted():
             return 409
         case Busy():
             return 503

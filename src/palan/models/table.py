@@ -595,7 +595,8 @@ def _gaps(table: Table, axes: Sequence[_Axis]) -> list[dict[str, Any]]:
     rules = masks = [_masks(axis.accepts) for axis in axes]
     # axes that tell few rules apart come first: the search then branches late
     order = sorted(range(len(axes)), key=lambda i: len(set(masks[i])))
-    spend, findings = _budget(), []
+    spend = _budget()
+    findings: list[dict[str, Any]] = []
     while len(findings) < MOST_FINDINGS:
         choices = [{mask: s for s, mask in reversed(list(enumerate(masks[i])))} for i in order]
         box = _uncovered(choices, (1 << (len(table) + len(findings))) - 1, spend)
