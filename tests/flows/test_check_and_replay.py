@@ -237,6 +237,15 @@ def test_plans_that_break_a_rule_fail(project: Project) -> None:
     assert "the bag holds it" in finding(report, "feasibility")["text"]
 
 
+def test_an_instance_that_only_the_champion_solves_is_a_loss(project: Project) -> None:
+    edit(project.root, "pack.py", "values, weights = ", "if len(instance['values']) == 4:\n            return None\n        values, weights = ")
+    build(project, "pack")
+    told = finding(check(project, "pack@2"), "champion")
+    assert told["verdict"] == "fail"
+    assert told["text"].startswith("it has no plan where pack@1 has one: ")
+    assert len(told["figures"]["lost"]) == 1
+
+
 def test_a_change_of_plans_shows_where_no_objective_tells_which_is_better(project: Project) -> None:
     edit(project.root, "pack.py", "def objective(", "def worth(")
     told = finding(check(project, build(project, "pack")["version"]), "champion")

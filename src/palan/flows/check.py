@@ -191,6 +191,9 @@ def _champion(bench: _Bench, spec: GateSpec) -> Finding | None:
         ours, theirs = bench.solved(bench.version), bench.solved(bench.champion)
         pairs = [(_cost(ours[name]), _cost(theirs[name])) for name in ours]
         known = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if lost := [name for name in ours if ours[name].output is None and theirs[name].output is not None]:
+            shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            return Finding("champion", "fail", f"it has no plan where {bench.champion.ref} has one: {shown}", {"lost": lost})
         if not known:
             return Finding("champion", "cannot tell", _incomparable(bench, ours, theirs))
         return rules.champion([a for a, _ in known], [b for _, b in known], margin=spec.options.get("margin", 0.0))
