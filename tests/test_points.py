@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from palan.runs import points
-from palan.runs.points import BUCKET, Block, Keyset
+from palan.runs.points import BUCKET, Block, Names
 
 RUN, OTHER = "0" * 25 + "a", "0" * 25 + "b"
 ANY = st.floats(allow_nan=True, allow_infinity=True)
 
 
-def frames(keyset: Keyset, run: str, rows: list[tuple[int, int, list[float]]]) -> list[bytes]:
+def frames(keyset: Names, run: str, rows: list[tuple[int, int, list[float]]]) -> list[bytes]:
     return [keyset.frame, *(keyset.point(run.encode(), step, ns, values) for step, ns, values in rows)]
 
 
 @given(st.lists(st.tuples(st.integers(-(2**62), 2**62), st.integers(0, 2**62), st.lists(ANY, min_size=2, max_size=2)), min_size=1, max_size=30))
 def test_what_is_written_is_read_packed_and_unpacked_bit_for_bit(rows: list[tuple[int, int, list[float]]]) -> None:
-    keyset = Keyset(("loss", "gap"))
+    keyset = Names(("loss", "gap"))
     _, blocks = points.read(frames(keyset, RUN, rows), {})
     for block in (blocks[RUN, keyset.digest], points.unpack(points.pack(blocks[RUN, keyset.digest]))):
         assert block.names == ("loss", "gap")
@@ -34,7 +34,7 @@ def test_what_is_written_is_read_packed_and_unpacked_bit_for_bit(rows: list[tupl
 
 
 def test_runs_and_keysets_that_share_a_stream_are_told_apart() -> None:
-    one, two = Keyset(("loss",)), Keyset(("loss", "gap"))
+    one, two = Names(("loss",)), Names(("loss", "gap"))
     stream = [*frames(one, RUN, [(0, 1, [1.0])]), *frames(two, OTHER, [(0, 2, [2.0, 3.0])]), one.point(OTHER.encode(), 1, 3, [4.0]), one.point(RUN.encode(), 1, 4, [5.0])]
     defined, blocks = points.read(stream, {})
     assert defined == {one.digest: ("loss",), two.digest: ("loss", "gap")}
@@ -46,7 +46,7 @@ def test_runs_and_keysets_that_share_a_stream_are_told_apart() -> None:
 
 
 def test_a_keyset_that_was_defined_before_need_not_be_defined_again() -> None:
-    keyset = Keyset(("loss",))
+    keyset = Names(("loss",))
     with pytest.raises(KeyError):
         points.read([keyset.point(RUN.encode(), 0, 0, [1.0])], {})
     _, blocks = points.read([keyset.point(RUN.encode(), 0, 0, [1.0])], {keyset.digest: ("loss",)})

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-KEYSET, POINT = b"K", b"P"
+KEYSET, POINT, EVENT = b"K", b"P", b"E"
 _HEAD = "<c26s8sqq"
 BUCKET = 64
 """Points behind one pair of least and largest."""
@@ -30,7 +30,7 @@ BLOCK = 4096
 """Points that one block holds at the most."""
 
 
-class Keyset:
+class Names:
     """Some names in their order, and how a point of them is written."""
 
     __slots__ = ("digest", "frame", "names", "pack")
@@ -51,6 +51,28 @@ class Keyset:
             values: one for each name.
         """
         return self.pack(POINT, run, self.digest, step, ns, *values)
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """Anything else that happens to a run, and when (nanoseconds since 1970).
+
+    `verb` is start | resume | param | tag | untag | artifact | end, `body` what it is about.
+    """
+
+    run: str
+    time: int
+    verb: str
+    body: Any
+
+
+def event(run: str, ns: int, verb: str, body: Any) -> bytes:
+    """Return the frame of an event."""
+    return EVENT + msgspec.msgpack.encode(Event(run, ns, verb, body))
+
+
+def events(frames: Iterable[bytes]) -> list[Event]:
+    """Return the events among the frames, in their order."""
+    return [msgspec.msgpack.decode(frame[1:], type=Event) for frame in frames if frame[:1] == EVENT]
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -79,7 +101,7 @@ def read(frames: Iterable[bytes], known: Mapping[bytes, tuple[str, ...]]) -> tup
     for frame in frames:
         if frame[:1] == POINT:
             points.setdefault(frame[27:35], []).append(frame)
-        else:
+        elif frame[:1] == KEYSET:
             names = msgspec.msgpack.decode(frame[1:], type=tuple[str, ...])
             found[hashlib.sha256(frame[1:]).digest()[:8]] = names
     blocks = {}

@@ -1,16 +1,22 @@
-"""A run: one attempt, with everything needed to repeat it, and its durable steps."""
+"""A run: one attempt, with everything needed to repeat it, what was measured in it, and its durable steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
+Kind = Literal["param", "metric", "tag"]
+
 
 class Run(msgspec.Struct, frozen=True):
-    """One attempt of a flow. `status` is running | done | failed | killed; `token` is the fence of its holder's lease."""
+    """One attempt of a flow, or a trial that somebody tracks: then `flow` is "track" and `subject` the experiment.
+
+    `status` is running | done | failed | killed; `token` is the fence of its holder's lease. What a trial was given and
+    measured lies in `Value`, `Curve` and `Artifact`.
+    """
 
     id: str
     flow: str
@@ -27,6 +33,68 @@ class Run(msgspec.Struct, frozen=True):
     data: Mapping[str, int] = {}
     environment: Mapping[str, str] = {}
     reason: str = ""
+    name: str = ""
+    parent: str = ""
+
+
+class Value(msgspec.Struct, frozen=True):
+    """A parameter or a tag of a run, or what the points of a metric come to: its last value and its extremes.
+
+    `text` is what was given; for a metric it is set where the last value is no number (NaN). `number` is the value as a
+    number, where it is one. `time` is in nanoseconds since 1970.
+    """
+
+    KEY: ClassVar[tuple[str, ...]] = ("run", "kind", "key")
+
+    run: str
+    kind: Kind
+    key: str
+    text: str | None = None
+    number: float | None = None
+    least: float | None = None
+    largest: float | None = None
+    count: int = 0
+    step: int = 0
+    time: int = 0
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """Points of one run and keyset, in the order of writing: `data` is a packed block, `extremes` its least and largest."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("run", "keyset", "part")
+
+    run: str
+    keyset: str
+    part: int
+    points: int
+    data: bytes
+    extremes: bytes
+
+
+class Keyset(msgspec.Struct, frozen=True):
+    """The names that points carry values for; `id` is the digest of them."""
+
+    id: str
+    names: tuple[str, ...]
+
+
+class Folded(msgspec.Struct, frozen=True):
+    """How far a segment of the stream of runs was read into records."""
+
+    segment: str
+    end: int
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """A file that a run kept: its blob, by the path it is called."""
+
+    KEY: ClassVar[tuple[str, ...]] = ("run", "path")
+
+    run: str
+    path: str
+    blob: str
+    size: int
+    time: datetime
 
 
 class Step(msgspec.Struct, frozen=True):

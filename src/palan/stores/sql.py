@@ -33,7 +33,7 @@ class Table(msgspec.Struct, frozen=True):
     """How one noun lies in its table: the statements, and a codec per column."""
 
     name: str
-    key: str
+    keys: tuple[str, ...]
     columns: tuple[str, ...]
     encoders: tuple[Encode, ...]
     decoders: tuple[Encode, ...]
@@ -45,6 +45,10 @@ class Table(msgspec.Struct, frozen=True):
 
     def row(self, noun: object) -> list[Any]:
         return [encode(getattr(noun, column)) for column, encode in zip(self.columns, self.encoders, strict=True)]
+
+    @property
+    def key(self) -> str:
+        return self.keys[0]
 
     def bind(self, column: str, value: object) -> Any:
         return self.encoders[self.columns.index(column)](value)
@@ -72,7 +76,7 @@ def _codec(hint: Any) -> tuple[Encode, Encode]:
         return (lambda v: None if v is None else stamp(v)), (lambda v: None if v is None else unstamp(v))
     if plain == {bool}:
         return _same, (lambda v: None if v is None else bool(v))
-    if plain <= {str, int, float}:
+    if plain <= {str, int, float, bytes}:
         return _same, _only(*plain, *([type(None)] if union else []))
     if typing.get_origin(hint) is typing.Literal:
         return _same, _same
@@ -93,25 +97,25 @@ def table(noun: type) -> Table:
 
 @cache
 def _table(noun: Any) -> Table:
-    """Return the table of a noun: its class name in snake case, its first field the key."""
+    """Return the table of a noun: its class name in snake case, its first field the key, or the fields that its `KEY` names."""
     fields = msgspec.structs.fields(noun)
     columns = tuple(field.name for field in fields)
     codecs = [_codec(field.type) for field in fields]
-    name, key = re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower(), columns[0]
+    name, keys = re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower(), getattr(noun, "KEY", columns[:1])
     marks = ", ".join("?" * len(columns))
     insert = " ".join(["insert into", name, "(", ", ".join(columns), ") values (", marks, ")"])
-    update = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+    update = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in keys)
     assign = ", ".join(f"{column} = ?" for column in columns)
     return Table(
         name=name,
-        key=key,
+        keys=keys,
         columns=columns,
         encoders=tuple(encode for encode, _ in codecs),
         decoders=tuple(decode for _, decode in codecs),
         insert=insert,
-        replace=" ".join([insert, "on conflict (", key, ") do update set", update]),
+        replace=" ".join([insert, "on conflict (", ", ".join(keys), ") do update set", update]),
         insert_new=" ".join([insert, "on conflict do nothing"]),
-        swap=" ".join(["update", name, "set", assign, "where", key, "= ? and epoch = ?"]),
+        swap=" ".join(["update", name, "set", assign, "where", keys[0], "= ? and epoch = ?"]),
         select=" ".join(["select", ", ".join(columns), "from", name]),
     )
 
@@ -150,10 +154,11 @@ def find(
     if by not in of.columns:
         raise TypeError(f"{of.name} has no field {by}")
     direction = " desc" if order.startswith("-") else ""
+    ordered = [f"{name}{direction}" for name in dict.fromkeys((by, *of.keys))]
     parts = [of.select]
     if clauses:
         parts += ["where", " and ".join(clauses)]
-    parts += ["order by", f"{by}{direction}, {of.key}{direction}"]
+    parts += ["order by", ", ".join(ordered)]
     if limit is not None:
         parts.append("limit ?")
         values.append(limit)
