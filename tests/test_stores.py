@@ -394,22 +394,22 @@ def test_a_newer_store_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_migration_keeps_a_copy_of_the_store_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from palan.stores import sqlite
+    from palan.stores import sql
 
     path = tmp_path / "palan.db"
     first = SQLiteRecords(path)
     run = Run("r1", "build", "delay", "done", NOON)
     first.put(run)
     first.close()
-    newest = max(sqlite._migrations())
+    newest = max(sql.migrations())
     good, bad = tmp_path / "good.sql", tmp_path / "bad.sql"
     good.write_text("create table later (id text primary key);\ninsert into later values ('x');\n")
     bad.write_text("create table later (id text primary key);\nthis is no sql;\n")
-    later, broken = {**sqlite._migrations(), newest + 1: good}, {**sqlite._migrations(), newest + 1: bad}
-    monkeypatch.setattr(sqlite, "_migrations", lambda: broken)
+    later, broken = {**sql.migrations(), newest + 1: good}, {**sql.migrations(), newest + 1: bad}
+    monkeypatch.setattr(sql, "migrations", lambda: broken)
     with pytest.raises(PalanError):
         SQLiteRecords(path)
-    monkeypatch.setattr(sqlite, "_migrations", lambda: later)  # half of the broken one is not there
+    monkeypatch.setattr(sql, "migrations", lambda: later)  # half of the broken one is not there
     assert SQLiteRecords(path).get(Run, "r1") == run
     with sqlite3.connect(path) as db:
         assert db.execute("select id from later").fetchall() == [("x",)]

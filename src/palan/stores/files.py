@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,10 +54,46 @@ def is_digest(key: str) -> bool:
     return len(key) == 64 and set(key) <= set("0123456789abcdef")
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def chunks(path: Path, size: int = CHUNK) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(size):
             yield chunk
+
+
+def proven(key: str, data: Iterable[bytes], where: str) -> Iterator[bytes]:
+    """Pass on what `where` holds, piece by piece.
+
+    Raises:
+        Corrupt: after the last piece, when all of them together have another digest than `key`.
+    """
+    sha = hashlib.sha256()
+    for chunk in data:
+        sha.update(chunk)
+        yield chunk
+    if (found := sha.hexdigest()) != key:
+        raise Corrupt(f"{where} is damaged: it should have digest {key}, and has {found}", "restore it from a backup")
+
+
+def lay_out(data: Iterable[bytes], into: Path) -> None:
+    """Write the pieces to a file, which is there once all of them are, or as it was before."""
+    into.parent.mkdir(parents=True, exist_ok=True)
+    temp = into.with_name(f".{new_id(utcnow())}.tmp")
+    try:
+        with temp.open("wb") as file:
+            for chunk in data:
+                file.write(chunk)
+        temp.replace(into)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def is_sound(blobs: Blobs, key: str) -> bool:
+    """Tell whether the blob is there and whole: one that was damaged is written again."""
+    try:
+        blobs.verify(key)
+    except (NotFound, Corrupt):
+        return False
+    return True
 
 
 class FileBlobs(Blobs):
@@ -84,7 +120,7 @@ class FileBlobs(Blobs):
     def _put(self, data: bytes | Path) -> str:
         if isinstance(data, bytes):
             key = hashlib.sha256(data).hexdigest()
-            if not self._sound(key):
+            if not is_sound(self, key):
                 write_atomically(self._path(key), data)
             return key
         self.root.mkdir(parents=True, exist_ok=True)
@@ -92,64 +128,39 @@ class FileBlobs(Blobs):
         sha = hashlib.sha256()
         try:
             with temp.open("wb") as file:
-                for chunk in _chunks(data):
+                for chunk in chunks(data):
                     sha.update(chunk)
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
             path = self._path(sha.hexdigest())
-            if not self._sound(sha.hexdigest()):
+            if not is_sound(self, sha.hexdigest()):
                 _make_folder(path.parent)
                 _settle(temp, path)
         finally:
             temp.unlink(missing_ok=True)
         return sha.hexdigest()
 
-    def _sound(self, key: str) -> bool:
-        """Tell whether the blob is there and whole: one that was damaged is written again."""
-        try:
-            self.verify(key)
-        except (NotFound, Corrupt):
-            return False
-        return True
-
     def get(self, key: str, into: Path | None = None) -> bytes:
-        path = self._path(key)
-        with self._explained(key, path, into):
-            return self._get(key, path, into)
+        with self._explained(key, into):
+            if into is None:
+                path = self._path(key)
+                return b"".join(proven(key, [path.read_bytes()], str(path)))
+            lay_out(self._read(key), into)
+            return b""
 
     @contextmanager
-    def _explained(self, key: str, path: Path, into: Path | None = None) -> Iterator[None]:
+    def _explained(self, key: str, into: Path | None = None) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
             raise NotFound(f"blob {key[:12]} is not in {self.root}", "restore it from a backup") from error
         except OSError as error:
             verb = "read" if error.errno == errno.EACCES and into is None else "read or laid out"
-            raise PalanError(f"{error.filename or path} cannot be {verb}: {error.strerror}", f"check its space and rights: df {self.root}") from error
+            raise PalanError(f"{error.filename or self._path(key)} cannot be {verb}: {error.strerror}", f"check its space and rights: df {self.root}") from error
 
-    def _get(self, key: str, path: Path, into: Path | None) -> bytes:
-        if into is None:
-            data = path.read_bytes()
-            self._verify(key, hashlib.sha256(data).hexdigest(), path)
-            return data
-        into.parent.mkdir(parents=True, exist_ok=True)
-        temp = into.with_name(f".{new_id(utcnow())}.tmp")
-        sha = hashlib.sha256()
-        try:
-            with temp.open("wb") as file:
-                for chunk in _chunks(path):
-                    sha.update(chunk)
-                    file.write(chunk)
-            self._verify(key, sha.hexdigest(), path)
-            temp.replace(into)
-        finally:
-            temp.unlink(missing_ok=True)
-        return b""
-
-    def _verify(self, key: str, found: str, path: Path) -> None:
-        if found != key:
-            raise Corrupt(f"{path} is damaged: it should have digest {key}, and has {found}", "restore it from a backup")
+    def _read(self, key: str) -> Iterator[bytes]:
+        return proven(key, chunks(self._path(key)), str(self._path(key)))
 
     def has(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -159,10 +170,5 @@ class FileBlobs(Blobs):
             yield from sorted(path.name for path in folder.iterdir() if is_digest(path.name))
 
     def verify(self, key: str) -> int:
-        path, sha, size = self._path(key), hashlib.sha256(), 0
-        with self._explained(key, path):
-            for chunk in _chunks(path):
-                sha.update(chunk)
-                size += len(chunk)
-        self._verify(key, sha.hexdigest(), path)
-        return size
+        with self._explained(key):
+            return sum(len(chunk) for chunk in self._read(key))

@@ -74,7 +74,7 @@ class SegmentBlocks(Blocks):
         folder = self._folder(stream)
         if not all(frames):
             raise ValueError("a frame holds at least one byte")
-        buffer = b"".join(_framed(data) for data in frames)
+        buffer = b"".join(framed(data) for data in frames)
         with self._lock:
             if self._failed:
                 raise PalanError(
@@ -179,7 +179,7 @@ class SegmentBlocks(Blocks):
                 yield from self._compacted(folder, after, read, done)
                 continue
             done.add(path.stem)
-            yield from _frames(path, after.get(path.stem, 0), data)
+            yield from frames_in(path, after.get(path.stem, 0), data)
             if path.stem in ends and (what := _shorter(path, ends[path.stem], after.get(path.stem, 0) + len(data))):
                 raise Corrupt(what, "restore the file from a backup")
         for name in sorted(ends.keys() - done):
@@ -220,7 +220,7 @@ class SegmentBlocks(Blocks):
                     data = _bytes_past(path, 0)
                 except FileNotFoundError:  # compacted meanwhile: the files of that are listed after the segments
                     continue
-                yield _read_past_damage(path, data)
+                yield read_past_damage(path, data)
             for path in sorted(folder.glob("*.parquet")):
                 try:
                     yield Verified(str(path), len(_read_compacted(path)), path.stat().st_size, ())
@@ -233,7 +233,7 @@ class SegmentBlocks(Blocks):
         folder = self._folder(stream)
         with ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
             closed = [path for path in sorted(folder.glob("*.seg")) if _claim(path, stack)]
-            frames = [frame for path in closed for frame in _frames(path, 0, _bytes_past(path, 0))]
+            frames = [frame for path in closed for frame in frames_in(path, 0, _bytes_past(path, 0))]
             if frames:
                 table = pl.DataFrame(
                     {
@@ -260,9 +260,14 @@ class SegmentBlocks(Blocks):
         _close_all(self._lock, self._writers, self._pid)
 
     def _folder(self, stream: str) -> Path:
-        if not _NAME.fullmatch(stream) or ".." in stream:
-            raise PalanError(f"{stream!r} is no name for a stream", "use letters, digits, . _ @ - and /")
-        return self.root / stream
+        return self.root / named(stream)
+
+
+def named(stream: str) -> str:
+    """Return the name of a stream, or refuse one that could lead out of the store."""
+    if not _NAME.fullmatch(stream) or ".." in stream:
+        raise PalanError(f"{stream!r} is no name for a stream", "use letters, digits, . _ @ - and /")
+    return stream
 
 
 def _close_all(lock: threading.Lock, writers: dict[str, _Writer], pid: int) -> None:
@@ -313,7 +318,8 @@ def _claim(path: Path, stack: ExitStack) -> bool:
     return path.exists()  # another compaction may have finished with it while we opened it
 
 
-def _framed(data: bytes) -> bytes:
+def framed(data: bytes) -> bytes:
+    """Return the data with what tells later whether it is whole: its length and the two checksums."""
     prefix = _PREFIX.pack(len(data), zlib.crc32(data))
     return prefix + zlib.crc32(prefix).to_bytes(4, "little") + data
 
@@ -324,7 +330,8 @@ def _bytes_past(path: Path, start: int) -> bytes:
         return file.read()
 
 
-def _frames(path: Path, start: int, data: bytes) -> Iterator[Frame]:
+def frames_in(path: Path, start: int, data: bytes) -> Iterator[Frame]:
+    """Yield the frames that stand in `data`, which begins at byte `start` of the segment `path`; `scan` tells what is raised."""
     at = 0
     while at + HEADER.size <= len(data):
         length, crc, header_crc = HEADER.unpack_from(data, at)
@@ -356,12 +363,12 @@ def _frames(path: Path, start: int, data: bytes) -> Iterator[Frame]:
         at = end
 
 
-def _read_past_damage(path: Path, data: bytes) -> Verified:
+def read_past_damage(path: Path, data: bytes) -> Verified:
     frames, at = 0, 0
     damage: list[str] = []
     while True:
         try:
-            for frame in _frames(path, at, data[at:]):
+            for frame in frames_in(path, at, data[at:]):
                 frames, at = frames + 1, frame.end
             return Verified(str(path), frames, len(data), tuple(damage))
         except Corrupt:

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,6 +27,77 @@ returning token
 """
 FREE_LEASE = "update lease set holder = '', expires = '' where name = :name and token = :token"
 
+# What only PostgreSQL is told. Several projects may share a database, each with a schema of its own: hence its name in the lock.
+
+SESSION = """
+set synchronous_commit = on; set client_encoding = 'utf8'; set default_transaction_isolation = 'read committed';
+set idle_in_transaction_session_timeout = '60s'; set standard_conforming_strings = on
+"""
+LOCK_TIMEOUT = "select set_config('lock_timeout', :wait, false)"
+SERVER = "select current_setting('server_encoding'), current_schema()"
+IS_MIGRATED = "select to_regclass(quote_ident(current_schema()) || '.palan_migration') is not null"
+BEGIN_ALONE = "begin; select pg_advisory_xact_lock(hashtext('palan ' || current_schema()), 0)"
+BEGIN_BESIDE = "begin; select pg_advisory_xact_lock_shared(hashtext('palan ' || current_schema()), 0)"
+COMMIT = "commit"
+ROLLBACK = "rollback"
+MIGRATIONS = "create table palan_migration (number integer primary key, time timestamptz not null default now())"
+NEWEST_MIGRATION = "select coalesce(max(number), 0) from palan_migration"
+MIGRATED = "insert into palan_migration (number) values (:number)"
+TABLES = "select table_name from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE' order by 1"
+INDEXES = "select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where c.relnamespace = current_schema()::regnamespace and not i.indisvalid"
+
+OPEN_SEGMENT = """
+insert into segment (stream) values (:stream)
+returning id, pg_try_advisory_lock(hashtext('palan ' || current_schema()), id)
+"""
+APPEND = """
+with grown as (
+  update segment set size = :ends where id = :id and size = :begins and not sealed returning id
+)
+insert into block (segment, begins, ends, frames) select id, :begins::bigint, :ends::bigint, :frames::bytea from grown
+"""
+SEGMENT_SIZE = "select size from segment where id = :id"
+SEGMENTS = "select id, size from segment where stream = :stream and size > 0 order by id"
+ALL_SEGMENTS = "select id, stream, size from segment where size > 0 order by stream, id"
+BLOCKS = """
+select begins, ends, frames from block where segment = :id and ends > :after and begins < :after + :window order by ends
+"""
+SHORT_SEGMENTS = """
+select s.id, s.stream, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint from segment s left join block b on b.segment = s.id
+group by s.id having coalesce(sum(octet_length(b.frames)), 0) <> s.size order by s.stream, s.id
+"""
+CLOSED_SEGMENTS = """
+select id, size from segment where stream = :stream and not sealed and id <> all(:mine)
+and pg_try_advisory_xact_lock(hashtext('palan ' || current_schema()), id) order by id for update skip locked
+"""
+CLEAR_BLOCKS = "delete from block where segment = :id"
+PUT_BLOCK = "insert into block (segment, begins, ends, frames) values (:id, :begins, :ends, :frames)"
+SEAL_SEGMENT = "update segment set sealed = true where id = :id"
+DROP_SEGMENT = "delete from segment where id = :id"
+
+
+def migrations() -> dict[int, Path]:
+    return {int(file.stem): file for file in Path(__file__).with_name("migrations").glob("????.sql")}
+
+
+_TYPES = {"text": 'text collate "C"', "integer": "bigint", "real": "double precision", "blob": "bytea"}
+"""What PostgreSQL calls the types of a shared migration: text in the order of its bytes, numbers of 64 bits."""
+
+
+def script(migration: Path, database: str) -> str:
+    """Return the statements of a migration: those that both databases share, then those of this one alone."""
+    shared, own = migration.read_text(encoding="utf-8"), migration.with_suffix(f".{database}.sql")
+    if database == "postgres":  # a type is what stands after the name of a column
+        shared = re.sub(r"(?<=\w )(text|integer|real|blob)\b", lambda found: _TYPES[found[0]], shared)
+    return shared + (own.read_text(encoding="utf-8") if own.exists() else "")
+
+
+@cache
+def bound(statement: str) -> bytes:
+    """Return a statement with the placeholders that psycopg binds, in the place of `?` and `:name`."""
+    marks = re.sub(r"\?|(?<!:):(\w+)", lambda found: f"%({found[1]})s" if found[1] else "%s", statement.replace("%", "%%"))
+    return marks.encode()
+
 Encode = Callable[[Any], Any]
 
 
@@ -35,6 +107,7 @@ class Table(msgspec.Struct, frozen=True):
     name: str
     keys: tuple[str, ...]
     columns: tuple[str, ...]
+    nullable: frozenset[str]
     encoders: tuple[Encode, ...]
     decoders: tuple[Encode, ...]
     insert: str
@@ -75,7 +148,7 @@ def _codec(hint: Any) -> tuple[Encode, Encode]:
     if plain == {datetime}:
         return (lambda v: None if v is None else stamp(v)), (lambda v: None if v is None else unstamp(v))
     if plain == {bool}:
-        return _same, (lambda v: None if v is None else bool(v))
+        return (lambda v: None if v is None else int(v)), (lambda v: None if v is None else bool(v))
     if plain <= {str, int, float, bytes}:
         return _same, _only(*plain, *([type(None)] if union else []))
     if typing.get_origin(hint) is typing.Literal:
@@ -110,6 +183,7 @@ def _table(noun: Any) -> Table:
         name=name,
         keys=keys,
         columns=columns,
+        nullable=frozenset(field.name for field in fields if type(None) in typing.get_args(field.type)),
         encoders=tuple(encode for encode, _ in codecs),
         decoders=tuple(decode for _, decode in codecs),
         insert=insert,
@@ -141,6 +215,8 @@ def find(
             raise TypeError(f"{of.name} has no field {column}")
         if value is None:
             clause(column, "is null", [])
+        elif value in ([], ()):
+            clauses.append("1 = 0")
         elif isinstance(value, list | tuple):
             marks = ", ".join("?" * len(value))
             clause(column, f"in ({marks})", [of.bind(column, each) for each in value])
@@ -154,7 +230,9 @@ def find(
     if by not in of.columns:
         raise TypeError(f"{of.name} has no field {by}")
     direction = " desc" if order.startswith("-") else ""
-    ordered = [f"{name}{direction}" for name in dict.fromkeys((by, *of.keys))]
+    # As SQLite does by itself; said only where there can be nulls, because PostgreSQL then uses no index for the order.
+    nulls = (" nulls last" if direction else " nulls first") if by in of.nullable else ""
+    ordered = [f"{by}{direction}{nulls}", *(f"{name}{direction}" for name in of.keys if name != by)]
     parts = [of.select]
     if clauses:
         parts += ["where", " and ".join(clauses)]
@@ -169,13 +247,14 @@ PAGE = 500
 """How many rows a walk holds in memory at a time."""
 
 
-def page(of: Table, after: object = None) -> tuple[str, list[Any]]:
-    """Return the statement, and its values, for the rows that follow the key `after`, in the order of their keys."""
-    where, values = (f"where {of.key} > ?", [after]) if after is not None else ("", [])
-    return f"{of.select} {where} order by {of.key} limit {PAGE}", values
+def page(of: Table, after: Sequence[Any] = ()) -> tuple[str, list[Any]]:
+    """Return the statement, and its values, for the rows that follow the one that begins with `after`, in the order of their keys."""
+    keys, values = ", ".join(of.keys), list(after[: len(of.keys)])
+    where = f"where ({keys}) > ({', '.join('?' * len(values))})" if values else ""
+    return f"{of.select} {where} order by {keys} limit {PAGE}", values
 
 
-def build(noun: type, of: Table, row: Sequence[Any]) -> Any:
+def build(noun: type, of: Table, row: Sequence[Any], restore: str = "palan.db") -> Any:
     """Return the noun that a row holds.
 
     Raises:
@@ -188,4 +267,4 @@ def build(noun: type, of: Table, row: Sequence[Any]) -> Any:
             values[column] = decode(value)
         return noun(**values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise Corrupt(f'the {of.name} "{row[0]}" is damaged at {column}: {error}', "restore palan.db from a backup") from error
+        raise Corrupt(f'the {of.name} "{row[0]}" is damaged at {column}: {error}', f"restore {restore} from a backup") from error

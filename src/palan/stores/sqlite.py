@@ -56,13 +56,13 @@ class SQLiteRecords(Records):
         try:
             if not self.path.exists():
                 db = _connect(":memory:", wait)
-                for statement in _schema(_migrations()):
+                for statement in _schema(sql.migrations()):
                     db.execute(statement)
-                db.execute(f"pragma user_version = {max(_migrations()):d}")
+                db.execute(f"pragma user_version = {max(sql.migrations()):d}")
             else:
                 db = self._as_it_stands(wait)
             db.execute("pragma query_only = on")
-            if int(db.execute("pragma user_version").fetchone()[0]) == max(_migrations()):
+            if int(db.execute("pragma user_version").fetchone()[0]) == max(sql.migrations()):
                 return db
         except (OSError, sqlite3.DatabaseError) as error:
             raise why from error
@@ -89,7 +89,7 @@ class SQLiteRecords(Records):
         return copy
 
     def _migrate(self) -> None:
-        migrations = _migrations()
+        migrations = sql.migrations()
         newest = max(migrations)
         if self._known() == newest:
             return
@@ -250,14 +250,10 @@ def _connect(address: Path | str, wait: float) -> sqlite3.Connection:
     return sqlite3.connect(address, timeout=wait, isolation_level=None, check_same_thread=False, uri=str(address).startswith("file:"))
 
 
-def _migrations() -> dict[int, Path]:
-    return {int(file.name[:4]): file for file in Path(__file__).with_name("migrations").glob("*.sql")}
-
-
 def _schema(migrations: dict[int, Path], known: int = 0) -> Iterator[str]:
     """Yield the statements that bring a store from schema `known` to the newest."""
     for number in range(known + 1, max(migrations) + 1):
-        yield from _statements(migrations[number].read_text(encoding="utf-8"))
+        yield from _statements(sql.script(migrations[number], "sqlite"))
 
 
 def _statements(script: str) -> Iterator[str]:
@@ -302,7 +298,7 @@ def _explained(path: Path) -> Iterator[None]:
         name = str(getattr(error, "sqlite_errorname", ""))
         if "full" in text or name in _WRITES:
             raise _no_space(path, name) from error
-        raise PalanError(f"the store {path} failed: {text}", "palan status --debug") from error
+        raise PalanError(f"the store {path} failed: {text}", "palan --debug status") from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
             raise

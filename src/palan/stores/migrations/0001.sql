@@ -63,5 +63,3 @@ create table entry (
 );
 create index entry_by_subject on entry (subject, seq);
 create table head (id text primary key, seq integer not null, digest text not null, seal text not null);
-create trigger entry_is_never_edited before update on entry begin select raise(abort, 'the ledger is append-only'); end;
-create trigger entry_is_never_removed before delete on entry begin select raise(abort, 'the ledger is append-only'); end;

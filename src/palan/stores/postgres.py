@@ -1,0 +1,543 @@
+"""Records and blocks in a PostgreSQL database, written by many processes of many machines.
+
+A commit is on the server's disk when it is acknowledged, at either level of durability: what a server that is killed had only
+in memory would be lost with it. A connection that is lost is made again, for as long as a restart takes; what may be done
+twice is done again, and what may not is refused with what is known of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from palan.core import stamp
+from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
+from palan.stores import sql
+from palan.stores.contract import Blocks, Frame, Lease, Position, Records, Verified
+from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, read_past_damage
+
+try:
+    import psycopg
+    from psycopg import conninfo, errors
+    from psycopg.pq import TransactionStatus
+    from psycopg.types.numeric import Int8Dumper
+except ImportError as error:
+    raise MissingExtra("psycopg", "postgres", "a store on PostgreSQL") from error
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+OLDEST = 130000
+"""The oldest server that is taken, as it writes its own version."""
+WAIT_SECONDS = 30.0
+"""How long a write waits for another program's lock, and anything for a server that went away, before it says so."""
+WINDOW = 4 << 20
+"""How many bytes of a segment a scan holds in memory at a time."""
+MERGED = 1 << 20
+"""The size of the rows that a compaction makes of small ones."""
+
+
+class _Lost(Busy):
+    """The connection is gone, and with it what was not committed."""
+
+
+class Server:
+    """Connections to one database. Each is one thread's for as long as it needs it, and then waits for the next."""
+
+    def __init__(self, address: str, *, may_begin: bool = True, wait: float = WAIT_SECONDS) -> None:
+        """Connect, and bring the schema up to date.
+
+        Raises:
+            PalanError: that cannot be done: in at most three lines why, without the password.
+            Corrupt: the database is empty, and `may_begin` says that it should not be.
+        """
+        try:
+            given = conninfo.conninfo_to_dict(address)
+        except psycopg.ProgrammingError:  # its text would show the address, with a password that stands in it
+            raise PalanError("the store's address cannot be read", 'write it as "postgresql://user@host:5432/database"') from None
+        self._conninfo = conninfo.make_conninfo("", **{"connect_timeout": 10, "keepalives_idle": 10, "tcp_user_timeout": 30_000, "application_name": "palan", **given})
+        host, port = given.get("host") or os.environ.get("PGHOST", "localhost"), given.get("port") or os.environ.get("PGPORT", "5432")
+        database = given.get("dbname") or os.environ.get("PGDATABASE") or given.get("user") or os.environ.get("PGUSER", "postgres")
+        self.name = f"{host}{'' if port == '5432' else f':{port}'}/{database}"
+        self._at = f"-h {host} -p {port}"
+        self._psql = f"psql {self._at} {database}"
+        self._database, self._user = str(database), str(given.get("user") or os.environ.get("PGUSER", ""))
+        self._wait = wait
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._pid = os.getpid()
+        self._finish = weakref.finalize(self, _close_all, self._idle, self._pid)
+        self.give(self.connect())  # a server that was never there is not waited for
+        self._migrate(may_begin)
+
+    def run(self, work: Callable[[Connection], T], *, keep: bool = False) -> T:
+        """Do the work on a connection; once more, on another one, if the server went away: only for what may be done twice.
+
+        With `keep` the connection stays the caller's, to be given back.
+        """
+
+        def once() -> T:
+            db = self._take()
+            try:
+                with self.explained(db):
+                    made = work(db)
+            except BaseException:
+                self.give(db)
+                raise
+            if not keep:
+                self.give(db)
+            return made
+
+        return self.persist(once)
+
+    def persist(self, work: Callable[[], T]) -> T:
+        """Do the work, again and again while the server is away, but not for ever."""
+        deadline, pause = 0.0, 0.02
+        while True:
+            try:
+                return work()
+            except _Lost:
+                now = time.monotonic()
+                deadline = deadline or now + self._wait
+                if now >= deadline:
+                    raise
+                self._forget()  # the others are lost as well
+                time.sleep(pause)
+                pause = min(2 * pause, 0.5)
+
+    def connect(self) -> Connection:
+        """Open one more connection, which is the caller's."""
+        with self._refused():
+            db = psycopg.connect(self._conninfo, autocommit=True)
+        try:
+            if db.info.server_version < OLDEST:
+                raise PalanError(f"the store at {self.name} is on PostgreSQL {db.info.server_version // 10000}, which is too old", f"move it to a server of version {OLDEST // 10000} or newer")
+            db.adapters.register_dumper(int, Int8Dumper)  # one type for all numbers, so one prepared statement
+            with self.explained(db):
+                db.execute(sql.bound(sql.SESSION), prepare=False)
+                db.execute(sql.bound(sql.LOCK_TIMEOUT), {"wait": f"{self._wait:g}s"})
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _take(self) -> Connection:
+        with self._lock:
+            if self._pid != os.getpid():  # a fork shares the sockets, not the right to talk
+                self._idle, self._pid = [], os.getpid()
+                self._finish = weakref.finalize(self, _close_all, self._idle, self._pid)
+            if self._idle:
+                return self._idle.pop()
+        return self.connect()
+
+    def give(self, db: Connection) -> None:
+        """Take a connection back; what it had begun is undone."""
+        with suppress(psycopg.Error):
+            if db.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                db.execute(sql.bound(sql.ROLLBACK), prepare=False)
+            if db.info.transaction_status == TransactionStatus.IDLE and not self._closed:
+                with self._lock:
+                    self._idle.append(db)
+                return
+        db.close()
+
+    @property
+    def _closed(self) -> bool:
+        return not self._finish.alive
+
+    def _forget(self) -> None:
+        with self._lock:
+            lost, self._idle[:] = list(self._idle), []
+        for db in lost:
+            db.close()
+
+    def close(self) -> None:
+        self._finish()
+
+    def _migrate(self, may_begin: bool) -> None:
+        def known(db: Connection) -> int:
+            return int(_one(db, sql.NEWEST_MIGRATION)) if _one(db, sql.IS_MIGRATED) else 0
+
+        def migrate(db: Connection) -> None:
+            migrations = sql.migrations()
+            newest = max(migrations)
+            if (found := known(db)) == newest:
+                return
+            encoding, schema = db.execute(sql.bound(sql.SERVER)).fetchall()[0]
+            if encoding != "UTF8":
+                raise PalanError(f"the database {self.name} keeps its text as {encoding}", f"make another one: createdb {self._at} --encoding UTF8 --template template0 palan")
+            if schema is None:
+                raise PalanError(f"the database {self.name} has no schema of the name that the address asks for", "create it: create schema ...")
+            db.execute(sql.bound(sql.BEGIN_ALONE), prepare=False)
+            found = known(db)  # another process may have migrated while this one waited
+            if found > newest:
+                raise PalanError(f"the store at {self.name} was written by a newer palan (schema {found}, this one knows {newest})", "pip install --upgrade palan")
+            if not found:
+                if not may_begin:
+                    raise Corrupt(f"the database {self.name} is empty, with no ledger, but a key, blobs or records of this project lie in .palan", "restore it from a backup; or, to begin anew: mv .palan .palan.old")
+                db.execute(sql.bound(sql.MIGRATIONS))
+            for number in range(found + 1, newest + 1):
+                db.execute(sql.script(migrations[number], "postgres").encode(), prepare=False)
+                db.execute(sql.bound(sql.MIGRATED), {"number": number})
+            db.execute(sql.bound(sql.COMMIT), prepare=False)
+
+        self.run(migrate)
+
+    # --- errors ---
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Turn a refused connection into an error that says by whom, and what to do."""
+        try:
+            yield
+        except psycopg.OperationalError as error:
+            text = str(error).strip()
+            told = text.partition("FATAL:")[2].strip().splitlines()
+            if "no password supplied" in text or "password authentication failed" in text:
+                raise PalanError(f"the store at {self.name} refused the password of {self._user or 'its user'}", "export PGPASSWORD=..., or write it into ~/.pgpass") from error
+            if not told or "starting up" in text or "shutting down" in text or "recovery" in text or "too many" in text:
+                why = told[0] if told else text.splitlines()[0].rpartition(" failed: ")[2]
+                raise _Lost(f"the store at {self.name} does not answer: {why}", f"pg_isready {self._at}") from error
+            if f'database "{self._database}" does not exist' in text:
+                raise PalanError(f"there is no database {self._database} for the store at {self.name}", f"createdb {self._at} --encoding UTF8 --template template0 {self._database}") from error
+            raise PalanError(f"the store at {self.name} refused the connection: {told[0]}", f"try it by hand: {self._psql}") from error
+
+    @contextmanager
+    def explained(self, db: Connection) -> Iterator[None]:
+        """Turn the database's own errors into ones that say where, and what to do. A statement that is wrong stays one."""
+        try:
+            yield
+        except errors.LockNotAvailable as error:
+            raise Conflict(f"another program has locked the store at {self.name} for too long", f'find it with: {self._psql} -c "table pg_stat_activity", then try again') from error
+        except (errors.InsufficientPrivilege, errors.ReadOnlySqlTransaction) as error:
+            raise PalanError(f"the store at {self.name} cannot be written as {db.info.user}: {_first(error)}", f"let its owner grant that: {self._psql}") from error
+        except errors.DiskFull as error:
+            raise PalanError(f"no space left on the server of the store at {self.name}", "free some space there, then repeat the command") from error
+        except (errors.DataCorrupted, errors.IndexCorrupted) as error:
+            raise Corrupt(f"the store at {self.name} is damaged: {_first(error)}", "restore it from a backup") from error
+        except psycopg.IntegrityError:
+            raise
+        except psycopg.DataError as error:
+            raise PalanError(f"the store at {self.name} cannot keep a value: {_first(error)}", "PostgreSQL takes no zero bytes in text, and no whole number beyond 64 bits") from error
+        except psycopg.OperationalError as error:
+            if db.closed:
+                raise _Lost(f"the store at {self.name} does not answer", f"pg_isready {self._at}") from error
+            raise PalanError(f"the store at {self.name} failed: {_first(error)}", "palan --debug status") from error
+        except psycopg.InternalError as error:
+            raise PalanError(f"the store at {self.name} failed: {_first(error)}", "palan --debug status") from error
+
+
+def _one(db: Connection, statement: str) -> Any:
+    return db.execute(sql.bound(statement)).fetchall()[0][0]
+
+
+def _first(error: psycopg.Error) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _close_all(connections: list[Connection], pid: int) -> None:
+    """Say good-bye to the server; a fork has no right to."""
+    while connections and pid == os.getpid():
+        connections.pop().close()
+
+
+class PostgresRecords(Records):
+    """A transaction holds the store's one lock, so it is alone; a write outside of any shares that lock with its like."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._mine = threading.local()  # the connection of the transaction that this thread is in
+
+    def put(self, noun: object) -> None:
+        of = sql.table(type(noun))
+        self._write(of.replace, of.row(noun))
+
+    def add(self, noun: object) -> bool:
+        return self._changed(sql.table(type(noun)).insert_new, noun)
+
+    def get(self, noun: type[T], key: str | int) -> T | None:
+        where: dict[str, Any] = {sql.table(noun).key: key}
+        found = self.find(noun, limit=1, **where)
+        return found[0] if found else None
+
+    def find(
+        self,
+        noun: type[T],
+        *,
+        order: str = "",
+        limit: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **where: object,
+    ) -> list[T]:
+        of = sql.table(noun)
+        statement, values = sql.find(of, where, order, limit, since, until)
+        return [sql.build(noun, of, row, self._server.name) for row in self._read(statement, values)]
+
+    def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
+        of = sql.table(noun)
+        after = None
+        while True:
+            try:
+                rows = self._read(*sql.page(of, after))
+            except Corrupt as error:  # pages of the table, and nobody knows which rows were on them
+                yield Corrupt(f"{of.name}: {error.what}", error.hint)
+                return
+            for row in rows:
+                try:
+                    yield sql.build(noun, of, row, self._server.name)
+                except Corrupt as error:
+                    yield error
+            if len(rows) < sql.PAGE:
+                return
+            after = rows[-1][0]
+
+    def verify(self) -> list[str]:
+        found = [f"the index {name} of the store at {self._server.name} is not valid" for (name,) in self._read(sql.INDEXES, ())]
+        for (table,) in self._read(sql.TABLES, ()):
+            try:
+                self._read(f'select count(whole::text) from "{table}" whole', ())  # noqa: S608  # its checksums are looked at as it is read
+            except Corrupt as error:
+                found.append(f"{table}: {error.what}")
+        return found
+
+    def swap(self, noun: object, *, epoch: int) -> bool:
+        of = sql.table(type(noun))
+        return self._changed(of.swap, noun, epoch) if epoch else self._changed(of.insert_new, noun)
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[None]:
+        if self._held() is not None:
+            yield
+            return
+        db = self._server.run(_begin, keep=True)
+        self._mine.db = db
+        try:
+            yield
+            if db.info.transaction_status == TransactionStatus.INERROR:
+                raise PalanError(f"a statement of the transaction failed, so the store at {self._server.name} recorded nothing of it", "palan --debug status")
+            with self._within("while it recorded: whether it did is not known", "look with palan log, then repeat the command"), self._server.explained(db):
+                db.execute(sql.bound(sql.COMMIT), prepare=False)
+        finally:
+            self._mine.db = None
+            self._server.give(db)
+
+    def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
+        expires = now + ttl
+        rows, _, _ = self._write(sql.TAKE_LEASE, {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)})
+        return Lease(name, holder, rows[0][0], expires) if rows else None
+
+    def free(self, lease: Lease) -> None:
+        self._write(sql.FREE_LEASE, {"name": lease.name, "token": lease.token})
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _held(self) -> Connection | None:
+        return getattr(self._mine, "db", None)
+
+    @contextmanager
+    def _within(self, when: str = "within a transaction: nothing of it was recorded", hint: str = "repeat the command") -> Iterator[None]:
+        try:
+            yield
+        except _Lost as error:
+            raise Busy(f"the store at {self._server.name} went away {when}", hint) from error
+
+    def _read(self, statement: str, values: Any) -> list[tuple[Any, ...]]:
+        def once(db: Connection) -> list[tuple[Any, ...]]:
+            return db.execute(sql.bound(statement), values).fetchall()
+
+        held = self._held()
+        if held is None:
+            return self._server.run(once)
+        with self._within(), self._server.explained(held):
+            return once(held)
+
+    def _changed(self, statement: str, noun: object, *more: int) -> bool:
+        """Write the noun where that is still right, and tell whether it was."""
+        of = sql.table(type(noun))
+        row = of.row(noun)
+        _, count, tries = self._write(statement, [*row, row[0], *more] if more else row)
+        # When the first try lost its answer, the row that is in the way may be the one that it wrote.
+        return count == 1 or (tries > 1 and self.get(type(noun), row[0]) == noun)
+
+    def _write(self, statement: str, values: Any) -> tuple[Sequence[tuple[Any, ...]], int, int]:
+        """Return the rows that the statement gave, how many it changed, and how often it had to be tried."""
+        tries = 0
+
+        def once(db: Connection) -> tuple[Sequence[tuple[Any, ...]], int, int]:
+            cursor = db.execute(sql.bound(statement), values)
+            return (cursor.fetchall() if cursor.description else ()), cursor.rowcount, tries
+
+        def alone(db: Connection) -> tuple[Sequence[tuple[Any, ...]], int, int]:
+            nonlocal tries
+            tries += 1
+            db.execute(sql.bound(sql.BEGIN_BESIDE), prepare=False)
+            made = once(db)
+            db.execute(sql.bound(sql.COMMIT), prepare=False)
+            return made
+
+        held = self._held()
+        if held is None:
+            return self._server.run(alone)
+        with self._within(), self._server.explained(held):
+            return once(held)
+
+
+def _begin(db: Connection) -> Connection:
+    db.execute(sql.bound(sql.BEGIN_ALONE), prepare=False)
+    return db
+
+
+class _Writer:
+    """The one open segment of a stream in this process, and where its next frame begins."""
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+        self.size = 0
+
+
+class PostgresBlocks(Blocks):
+    """One row for each append, its frames as a segment file holds them; a segment is known by its number.
+
+    An append names the offset at which it begins, so the one that is sent again after a lost answer is not written twice.
+    A process holds a lock on each segment that it writes; a compaction that takes one all the same makes it begin another.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._lock = threading.Lock()
+        self._db: list[Connection] = []  # one at most, of this process: a scan never waits for an append
+        self._writers: dict[str, _Writer] = {}
+        self._pid = os.getpid()
+        weakref.finalize(self, _close_all, self._db, self._pid)
+
+    def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
+        named(stream)
+        if not all(frames):
+            raise ValueError("a frame holds at least one byte")
+        buffer = b"".join(framed(data) for data in frames)
+        with self._lock:
+            if self._pid != os.getpid():
+                self._db, self._writers, self._pid = [], {}, os.getpid()
+                weakref.finalize(self, _close_all, self._db, self._pid)
+            return self._server.persist(lambda: self._append(stream, buffer))
+
+    def _append(self, stream: str, buffer: bytes) -> int:
+        if not self._db or self._db[0].closed:
+            self._db[:] = [self._server.connect()]
+        db = self._db[0]
+        with self._server.explained(db):
+            while True:
+                writer = self._writers.get(stream)
+                if writer is None or writer.size > SEGMENT_BYTES:
+                    writer = self._writers[stream] = _Writer(_id(db.execute(sql.bound(sql.OPEN_SEGMENT), {"stream": stream})))
+                end = writer.size + len(buffer)
+                values = {"id": writer.id, "begins": writer.size, "ends": end, "frames": psycopg.Binary(buffer)}
+                if db.execute(sql.bound(sql.APPEND), values).rowcount == 1 or _size(db, writer.id) == end:
+                    writer.size = end
+                    return end
+                del self._writers[stream]  # a compaction has taken it: nothing was appended
+
+    def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
+        after = after or {}
+        for id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
+            path, at = self._path(stream, id), after.get(str(id), 0)
+            for begins, ends, data in self._blocks(id, at, size):
+                if begins > at:
+                    raise Corrupt(_gap(path, at, begins), "restore the store from a backup")
+                for frame in frames_in(path, begins, data):
+                    begins = frame.end
+                    if frame.end > at:
+                        yield frame
+                if begins != ends:
+                    raise Corrupt(_gap(path, begins, ends), "restore the store from a backup")
+                at = ends
+            if at < size:
+                raise Corrupt(_gap(path, at, size), "restore the store from a backup")
+
+    def _blocks(self, id: int, at: int, size: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the rows of a segment that end after `at`, in order, a few in memory at a time."""
+        while at < size:
+            rows = self._rows(sql.BLOCKS, {"id": id, "after": at, "window": WINDOW})
+            yield from rows
+            at = rows[-1][1] if rows else at + WINDOW
+
+    def lost(self) -> list[str]:
+        return [
+            f"{self._path(stream, id)} was cut: {size} bytes were appended, and {found} are there" for id, stream, size, found in self._rows(sql.SHORT_SEGMENTS, {})
+        ]
+
+    def verify(self) -> Iterator[Verified]:
+        for id, stream, size in self._rows(sql.ALL_SEGMENTS, {}):
+            path, whole, last = self._path(stream, id), bytearray(size), 0
+            for begins, ends, data in self._blocks(id, 0, size):
+                whole[begins:ends] = data.ljust(ends - begins, b"\0")[: ends - begins]
+                last = begins + len(data)
+            found = read_past_damage(path, bytes(whole[:last]))
+            missing = (_gap(path, last, size),) if last < size else ()
+            yield Verified(found.name, found.frames, last, (*found.damage, *missing))
+
+    def compact(self, stream: str) -> int:
+        def compact(db: Connection) -> int:
+            moved = 0
+            with db.transaction():
+                mine = [writer.id for writer in self._writers.values()]
+                for id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream, "mine": mine}).fetchall():
+                    moved += self._merge(db, stream, id, size)
+            return moved
+
+        named(stream)
+        return self._server.run(compact)
+
+    def _merge(self, db: Connection, stream: str, id: int, size: int) -> int:
+        """Put the rows of a segment into fewer, which PostgreSQL compresses; offsets stay what they were."""
+        if not size:
+            db.execute(sql.bound(sql.DROP_SEGMENT), {"id": id})
+            return 0
+        rows = db.execute(sql.bound(sql.BLOCKS), {"id": id, "after": 0, "window": size}).fetchall()
+        whole = b"".join(data for _, _, data in rows)
+        frames = list(frames_in(self._path(stream, id), 0, whole))
+        if not frames or frames[-1].end != size:
+            raise Corrupt(_gap(self._path(stream, id), frames[-1].end if frames else 0, size), "restore the store from a backup")
+        db.execute(sql.bound(sql.CLEAR_BLOCKS), {"id": id})
+        begins = 0
+        for place, frame in enumerate(frames):
+            if frame.end - begins >= MERGED or place == len(frames) - 1:
+                db.execute(sql.bound(sql.PUT_BLOCK), {"id": id, "begins": begins, "ends": frame.end, "frames": psycopg.Binary(whole[begins : frame.end])})
+                begins = frame.end
+        db.execute(sql.bound(sql.SEAL_SEGMENT), {"id": id})
+        return len(frames)
+
+    def close(self) -> None:
+        """Let the segments of this process go; the end of the process does so as well."""
+        with self._lock:
+            self._writers.clear()
+            _close_all(self._db, self._pid)
+
+    def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return self._server.run(lambda db: db.cursor(binary=True).execute(sql.bound(statement), values).fetchall())
+
+    def _path(self, stream: str, id: int) -> Path:
+        """Name a segment as a file of the server's would be."""
+        return Path(self._server.name, stream, str(id))
+
+
+def _id(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
+    return int(cursor.fetchall()[0][0])
+
+
+def _size(db: Connection, id: int) -> int:
+    rows = db.execute(sql.bound(sql.SEGMENT_SIZE), {"id": id}).fetchall()
+    return int(rows[0][0]) if rows else -1
+
+
+def _gap(path: Path, begin: int, end: int) -> str:
+    return f"{path} is damaged at bytes {begin} to {end}: they are gone"
