@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
+
+from palan.runs.search import Condition, Order
 
 from palan.errors import Corrupt
 
@@ -53,8 +55,8 @@ class Records(ABC):
     """Few, related, transactional: runs, versions, releases, alarms, jobs, the ledger."""
 
     @abstractmethod
-    def put(self, noun: object) -> None:
-        """Insert the noun, or replace the one with the same key."""
+    def put(self, *nouns: object) -> None:
+        """Insert nouns, or replace those with the same key; many of one kind go in at once."""
 
     @abstractmethod
     def add(self, noun: object) -> bool:
@@ -88,6 +90,16 @@ class Records(ABC):
     @abstractmethod
     def verify(self) -> list[str]:
         """Say, a sentence each, what of the database itself is damaged, whatever its rows hold."""
+
+    @abstractmethod
+    def search(
+        self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
+    ) -> list[tuple[T, list[Any]]]:
+        """Return the nouns that a search finds, each with its place: given as `after` it continues there.
+
+        What a condition or an order says of parameters, metrics and tags is looked up in the `value`s of the noun. What
+        lacks a key of the order comes last; at the end they are ordered by time, the newest first.
+        """
 
     @abstractmethod
     def swap(self, noun: object, *, epoch: int) -> bool:

@@ -283,7 +283,7 @@ class PostgresRecords(Records):
 
     def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
         of = sql.table(noun)
-        after = None
+        after: tuple[Any, ...] = ()
         while True:
             try:
                 rows = self._read(*sql.page(of, after))
@@ -297,7 +297,7 @@ class PostgresRecords(Records):
                     yield error
             if len(rows) < sql.PAGE:
                 return
-            after = rows[-1][0]
+            after = rows[-1]
 
     def verify(self) -> list[str]:
         found = [f"the index {name} of the store at {self._server.name} is not valid" for (name,) in self._read(sql.INDEXES, ())]

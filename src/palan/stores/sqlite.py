@@ -6,14 +6,16 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from palan.core import stamp
 from palan.errors import Conflict, Corrupt, PalanError
+from palan.runs.search import Condition, Order
 from palan.stores import sql
 from palan.stores.contract import Lease, Records
 
@@ -42,6 +44,8 @@ class SQLiteRecords(Records):
                 self._db = _connect(path, wait)
                 self._db.execute("pragma journal_mode = wal")
                 self._db.execute("pragma synchronous = normal")
+                self._db.execute("pragma cache_size = -65536")  # 64 MB: what is searched often is read once
+                self._db.execute("pragma case_sensitive_like = on")
                 self._migrate()
         except PalanError as error:
             if type(error) is not PalanError:  # damaged, or locked: that is no reason to read past it
@@ -119,9 +123,21 @@ class SQLiteRecords(Records):
             copy.close()
             reader.close()
 
-    def put(self, noun: object) -> None:
-        of = sql.table(type(noun))
-        self._run(of.replace, of.row(noun))
+    def put(self, *nouns: object) -> None:
+        with self.transaction() if len(nouns) > 1 else nullcontext():
+            for kind, some in groupby(nouns, type):
+                of = sql.table(kind)
+                with self._lock, self._explained():
+                    self._db.executemany(of.replace, [of.row(each) for each in some])
+
+    def search(
+        self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
+    ) -> list[tuple[T, list[Any]]]:
+        return sql.searched(self._rows, noun, where, order, after, limit)
+
+    def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        with self._lock, self._explained():
+            return self._db.execute(statement, values).fetchall()
 
     def add(self, noun: object) -> bool:
         of = sql.table(type(noun))
@@ -144,17 +160,14 @@ class SQLiteRecords(Records):
     ) -> list[T]:
         of = sql.table(noun)
         statement, values = sql.find(of, where, order, limit, since, until)
-        with self._lock, self._explained():
-            rows = self._db.execute(statement, values).fetchall()
-        return [sql.build(noun, of, row) for row in rows]
+        return [sql.build(noun, of, row) for row in self._rows(statement, values)]
 
     def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
         of = sql.table(noun)
-        after = None
+        after: tuple[Any, ...] = ()
         while True:
             try:
-                with self._lock, self._explained():
-                    rows = self._db.execute(*sql.page(of, after)).fetchall()
+                rows = self._rows(*sql.page(of, after))
             except Corrupt as error:  # pages of the file, and nobody knows which rows were on them
                 yield Corrupt(f"{of.name}: {error.what}", error.hint)
                 return
@@ -165,7 +178,7 @@ class SQLiteRecords(Records):
                     yield error
             if len(rows) < sql.PAGE:
                 return
-            after = rows[-1][0]
+            after = rows[-1]
 
     def verify(self) -> list[str]:
         try:
