@@ -148,6 +148,11 @@ class Blocks(ABC):
         """
 
     @abstractmethod
+    def writers(self, stream: str) -> dict[str, bool]:
+        """Tell of each process that wrote the stream whether it may still do so. Its name begins those of its segments,
+        up to a `_`. One whose segments were all compacted is left out."""
+
+    @abstractmethod
     def lost(self) -> list[str]:
         """Say, a sentence each, which parts of any stream are gone or shorter than when they were closed.
 

@@ -36,11 +36,15 @@ _NAME = re.compile(r"[A-Za-z0-9_.@-]+(/[A-Za-z0-9_.@-]+)*")
 
 
 class _Writer:
-    """The one open segment of a stream in this process. Its file lock tells others that it is alive."""
+    """The one open segment of a stream in this process. Its file lock tells others that it is alive.
 
-    def __init__(self, folder: Path) -> None:
+    Segments that one process writes after another have one name with a rising number, and sort in that order.
+    """
+
+    def __init__(self, folder: Path, before: _Writer | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{new_id(utcnow())}.seg"
+        self.name, self.number = (before.name, before.number + 1) if before else (new_id(utcnow()), 0)
+        self.path = folder / f"{self.name}{f'_{self.number:06d}' if self.number else ''}.seg"
         # It gets its name once it is locked: a compaction must not take a new segment for one that nobody writes.
         unlocked = self.path.with_suffix(".new")
         self.fd = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
@@ -57,6 +61,17 @@ class _Writer:
         os.close(self.fd)
 
 
+_OPEN: weakref.WeakSet[SegmentBlocks] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for blocks in _OPEN:
+        blocks.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class SegmentBlocks(Blocks):
     """Streams below one folder."""
 
@@ -69,38 +84,43 @@ class SegmentBlocks(Blocks):
         self._syncer: threading.Thread | None = None
         self._pid = os.getpid()
         weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
+        _OPEN.add(self)
 
     def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
-        folder = self._folder(stream)
         if not all(frames):
             raise ValueError("a frame holds at least one byte")
-        buffer = b"".join(framed(data) for data in frames)
+        buffer = framed(frames[0]) if len(frames) == 1 else b"".join([framed(data) for data in frames])
         with self._lock:
             if self._failed:
                 raise PalanError(
                     f"the disk refused an earlier write of {self.root}: {self._failed.strerror}",
                     "put the disk right, then start palan again",
                 )
-            if self._pid != os.getpid():  # a fork shares the file offset, not the right to write
-                self._writers, self._syncer, self._pid = {}, None, os.getpid()
-                weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
             writer = self._writers.get(stream)
             if writer is None or writer.size > SEGMENT_BYTES:
-                if writer:
-                    self._sync(writer)
-                    writer.close()
-                writer = self._writers[stream] = self._open(folder)
+                writer = self._writers[stream] = self._open(self._folder(stream), writer)
             self._write(writer, buffer)
             if durable:
                 self._sync(writer)
-            else:
+            elif not writer.dirty:
                 writer.dirty = True
                 self._wake_syncer()
             return writer.size
 
-    def _open(self, folder: Path) -> _Writer:
+    def after_fork(self) -> None:
+        """Leave the segments to the process that opened them: a fork shares the place in the file, not the right to write."""
+        for writer in self._writers.values():
+            os.close(writer.fd)  # else the lock would outlive its process in this one
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._writers, self._syncer, self._pid = {}, None, os.getpid()
+        weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
+
+    def _open(self, folder: Path, before: _Writer | None) -> _Writer:
         try:
-            writer = _Writer(folder)
+            writer = _Writer(folder, before)
+            if before is not None:  # closed only now: at no time has this process no segment that is locked
+                self._sync(before)
+                before.close()
             _close_the_dead(folder)
             return writer
         except OSError as error:
@@ -173,6 +193,9 @@ class SegmentBlocks(Blocks):
         for path in segments:
             if path.stem in done:
                 continue
+            if after.get(path.stem, -1) >= ends.get(path.stem, after.get(path.stem, -1) + 1):
+                done.add(path.stem)  # closed, and read to its end
+                continue
             try:
                 data = _bytes_past(path, after.get(path.stem, 0))
             except FileNotFoundError:
@@ -193,6 +216,16 @@ class SegmentBlocks(Blocks):
             frames = [frame for frame in _read_compacted(path) if frame.segment not in done]
             done.update(frame.segment for frame in frames)
             yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
+
+    def writers(self, stream: str) -> dict[str, bool]:
+        folder = self._folder(stream)
+        if not folder.is_dir():
+            return {}
+        ends, found = _ends(folder), dict[str, bool]()
+        for path in folder.glob("*.seg"):
+            name = path.stem.partition("_")[0]
+            found[name] = found.get(name, False) or (path.stem not in ends and _is_locked(path))
+        return found
 
     def lost(self) -> list[str]:
         found = []
@@ -306,6 +339,17 @@ def _shorter(path: Path, size: int, found: int) -> str:
 def _gone(folder: Path, name: str, size: int) -> str:
     # A compaction takes the note of an empty segment away with it: looked at again, the note says who was faster.
     return f"{folder / name}.seg is gone: it had {size} bytes when it was closed" if size and (folder / f"{name}.{size}.end").exists() else ""
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _claim(path: Path, stack: ExitStack) -> bool:
