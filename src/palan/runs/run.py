@@ -82,7 +82,7 @@ class Folded(msgspec.Struct, frozen=True):
     """How far a segment of the stream of runs was read into records."""
 
     segment: str
-    end: int
+    reached: int
 
 
 class Artifact(msgspec.Struct, frozen=True):

@@ -63,6 +63,10 @@ class Records(ABC):
         """Insert the noun; return False, and change nothing, if its key is taken."""
 
     @abstractmethod
+    def remove(self, noun: type, key: Sequence[str | int]) -> None:
+        """Remove the noun with this key (a value for each field of it), if it is there."""
+
+    @abstractmethod
     def get(self, noun: type[T], key: str | int) -> T | None:
         """Return the noun with this key, or None."""
 

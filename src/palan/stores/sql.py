@@ -116,6 +116,7 @@ class Table(msgspec.Struct, frozen=True):
     replace: str
     insert_new: str
     swap: str
+    delete: str
     select: str
 
     def row(self, noun: object) -> list[Any]:
@@ -192,6 +193,7 @@ def _table(noun: Any) -> Table:
         replace=" ".join([insert, "on conflict (", ", ".join(keys), ") do update set", update]),
         insert_new=" ".join([insert, "on conflict do nothing"]),
         swap=" ".join(["update", name, "set", assign, "where", keys[0], "= ? and epoch = ?"]),
+        delete=" ".join(["delete from", name, "where", " and ".join(f"{key} = ?" for key in keys)]),
         select=" ".join(["select", ", ".join(columns), "from", name]),
     )
 

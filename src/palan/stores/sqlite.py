@@ -143,6 +143,9 @@ class SQLiteRecords(Records):
         of = sql.table(type(noun))
         return self._run(of.insert_new, of.row(noun)).rowcount == 1
 
+    def remove(self, noun: type, key: Sequence[str | int]) -> None:
+        self._run(sql.table(noun).delete, list(key))
+
     def get(self, noun: type[T], key: str | int) -> T | None:
         where: dict[str, Any] = {sql.table(noun).key: key}
         found = self.find(noun, limit=1, **where)

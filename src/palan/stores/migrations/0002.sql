@@ -13,7 +13,7 @@ create table curve (
   extremes blob not null, primary key (run, keyset, part)
 );
 create table keyset (id text primary key, names text not null);
-create table folded (segment text primary key, "end" integer not null);
+create table folded (segment text primary key, reached integer not null);
 create table artifact (
   run text not null, path text not null, blob text not null, size integer not null, time text not null,
   primary key (run, path)
