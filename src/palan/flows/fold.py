@@ -68,8 +68,11 @@ def _take(project: Project, frames: Sequence[Frame]) -> None:
         if event.verb == "untag":
             for key in event.body:
                 records.remove(Value, (event.run, "tag", key))
-    for (run, digest), block in blocks.items():
-        _append(project, run, digest.hex(), block)
+    changes = [_append(project, run, digest.hex(), block) for (run, digest), block in blocks.items()]
+    records.put(*(curve for kept, _ in changes for curve in kept))
+    for _, gone in changes:
+        for curve in gone:
+            records.remove(Curve, (curve.run, curve.keyset, curve.part))
 
 
 def _runs(project: Project, events: Sequence[tuple[Event, str]]) -> dict[str, Run]:
@@ -152,13 +155,15 @@ def _artifacts(events: Iterable[Event]) -> list[Artifact]:
     return [Artifact(run, path, event.body["blob"], event.body["size"], _time(event.time)) for (run, path), event in found.items()]
 
 
-def _append(project: Project, run: str, keyset: str, block: Block) -> None:
-    """Add points to a curve. The last parts are joined with the new one while they are no larger, as one adds in binary: a
-    point is written again a few times at the most, and a curve has few parts that are not full."""
+def _append(project: Project, run: str, keyset: str, block: Block) -> tuple[list[Curve], list[Curve]]:
+    """Return the parts of a curve that points are added to, and those that are gone with it.
+
+    The last parts are joined with the new one while they are no larger, as one adds in binary: a point is written again a
+    few times at the most, and a curve has few parts that are not full.
+    """
     from palan.runs import points
 
-    records = project.store.records
-    parts = records.find(Curve, order="-part", limit=16, run=run, keyset=keyset)
+    parts = project.store.records.find(Curve, order="-part", limit=16, run=run, keyset=keyset)
     number = parts[0].part + 1 if parts else 0
     joined = [block]
     count = len(block)
@@ -169,10 +174,8 @@ def _append(project: Project, run: str, keyset: str, block: Block) -> None:
         count += part.points
         number = part.part
     pieces = points.split(points.joined(joined))
-    records.put(*(Curve(run, keyset, number + place, len(piece), points.pack(piece), points.extremes(piece).tobytes()) for place, piece in enumerate(pieces)))
-    for part in parts:
-        if part.part >= number + len(pieces):
-            records.remove(Curve, (run, keyset, part.part))
+    kept = [Curve(run, keyset, number + place, len(piece), points.pack(piece), points.extremes(piece).tobytes()) for place, piece in enumerate(pieces)]
+    return kept, [part for part in parts if part.part >= number + len(pieces)]
 
 
 def _bury(project: Project, dead: set[str]) -> None:

@@ -24,6 +24,7 @@ from palan.errors import Invalid, NotFound, PalanError
 from palan.flows.fold import STREAM, fold
 from palan.flows.project import Project, open_project
 from palan.flows.root import find_root
+from palan.flows.surroundings import surroundings
 from palan.runs.points import Names, event
 from palan.runs.run import Run
 
@@ -80,7 +81,7 @@ def start(
     else:
         outer = parent.id if isinstance(parent, Trial) else parent or (current.id if (current := _current.get()) else "")
         trial = Trial(where, new_id(utcnow()))
-        about = {"name": name, "parent": outer, **_surroundings(where)}
+        about = {"name": name, "parent": outer, **_about(where)}
         trial._tell("start", {"experiment": experiment or where.config.name, "about": about})
     if params:
         trial.params(**params)
@@ -105,24 +106,14 @@ def _known(project: Project, id: str) -> Run:
     return run
 
 
-@functools.cache
-def _facts() -> dict[str, str]:
-    """What is installed, told once for a process."""
-    import platform
-    from importlib import metadata
-
-    found = {each.metadata["Name"]: each.version for each in metadata.distributions() if each.metadata["Name"]}
-    return {**dict(sorted(found.items())), "python": platform.python_version()}
+_surroundings: dict[Path, dict[str, Any]] = {}
 
 
-def _surroundings(project: Project) -> dict[str, Any]:
-    """Return what a run has to be repeated with: distributions, data versions, and the code as it lies in the folder."""
-    return {"environment": _facts(), **_state(project.root)}
-
-
-@functools.cache
-def _state(root: Path) -> dict[str, Any]:
-    return {"code": ""}
+def _about(project: Project) -> dict[str, Any]:
+    """Return what a run has to be repeated with, found out once in a process: what it runs was loaded when it began."""
+    if project.root not in _surroundings:
+        _surroundings[project.root] = surroundings(project)
+    return _surroundings[project.root]
 
 
 class Trial:

@@ -30,6 +30,10 @@ BLOCK = 4096
 """Points that one block holds at the most."""
 
 
+FEW = 16
+"""Points below which a block is not deflated: nothing would be gained."""
+
+
 class Names:
     """Some names in their order, and how a point of them is written."""
 
@@ -153,11 +157,15 @@ def unpack(data: bytes, names: Sequence[str] | None = None) -> Block:
 
 
 def _deflated(values: NDArray[Any]) -> bytes:
+    if len(values) < FEW:
+        return np.ascontiguousarray(values).tobytes()
     raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8)
     return zlib.compress(raw.T.tobytes(), 1)
 
 
 def _inflated(data: bytes, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
+    if count < FEW:
+        return np.frombuffer(data, dtype)
     sorted_bytes = np.frombuffer(zlib.decompress(data), np.uint8).reshape(8, count)
     return np.ascontiguousarray(sorted_bytes.T).view(dtype).reshape(count)
 
@@ -186,23 +194,14 @@ class Summary(msgspec.Struct, frozen=True):
 
 def summaries(block: Block) -> list[Summary]:
     """Return a summary of each name of a block that is not empty."""
-    order = np.lexsort((block.times, block.steps))
-    top = block.steps == block.steps[order[-1]]
-    top &= block.times == block.times[order[-1]]
-    found = []
-    for name, values in zip(block.names, block.values, strict=True):
-        last = values[top]
-        value = float(np.fmax.reduce(last))  # among equals the largest; NaN is never the larger one
-        known = values[~np.isnan(values)]
-        found.append(
-            Summary(
-                name,
-                value,
-                int(block.steps[order[-1]]),
-                int(block.times[order[-1]]),
-                float(known.min()) if known.size else None,
-                float(known.max()) if known.size else None,
-                len(values),
-            )
-        )
-    return found
+    top = np.lexsort((block.times, block.steps))[-1]
+    step, time = int(block.steps[top]), int(block.times[top])
+    same = (block.steps == step) & (block.times == time)
+    # among equals the largest is the last; fmin and fmax pass over NaN, and give it only where there is nothing else
+    last = np.fmax.reduce(block.values[:, same], axis=1).tolist()
+    least = np.fmin.reduce(block.values, axis=1).tolist()
+    largest = np.fmax.reduce(block.values, axis=1).tolist()
+    return [
+        Summary(name, value, step, time, low if low == low else None, high if high == high else None, len(block))
+        for name, value, low, high in zip(block.names, last, least, largest, strict=True)
+    ]

@@ -111,6 +111,7 @@ class Table(msgspec.Struct, frozen=True):
     columns: tuple[str, ...]
     nullable: frozenset[str]
     encoders: tuple[Encode, ...]
+    encoded: tuple[int, ...]  # the places of columns that are not kept as they are
     decoders: tuple[Encode, ...]
     insert: str
     replace: str
@@ -119,8 +120,14 @@ class Table(msgspec.Struct, frozen=True):
     delete: str
     select: str
 
-    def row(self, noun: object) -> list[Any]:
-        return [encode(getattr(noun, column)) for column, encode in zip(self.columns, self.encoders, strict=True)]
+    def row(self, noun: Any) -> Sequence[Any]:
+        row = msgspec.structs.astuple(noun)
+        if not self.encoded:
+            return row
+        encoded = list(row)
+        for place in self.encoded:
+            encoded[place] = self.encoders[place](row[place])
+        return encoded
 
     @property
     def key(self) -> str:
@@ -188,6 +195,7 @@ def _table(noun: Any) -> Table:
         columns=columns,
         nullable=frozenset(field.name for field in fields if type(None) in typing.get_args(field.type)),
         encoders=tuple(encode for encode, _ in codecs),
+        encoded=tuple(place for place, (encode, _) in enumerate(codecs) if encode is not _same),
         decoders=tuple(decode for _, decode in codecs),
         insert=insert,
         replace=" ".join([insert, "on conflict (", ", ".join(keys), ") do update set", update]),
