@@ -116,7 +116,7 @@ def test_a_tighter_budget_never_lowers_a_threshold(reference):
 def test_harm_is_a_page_and_says_how_much(normal, reference):
     judged = judge(weeks(reference, 50, 1)[0], LossWindow(mean=0.52, rows=800), normal)
     assert judged.lane == "page"
-    assert judged.text.startswith("loss 0.52 a decision (+")
+    assert judged.text.startswith("loss 0.52 a decision, 31% above the usual 0.39")
     assert judged.loss_high
 
 

@@ -170,7 +170,7 @@ def test_a_broken_unit_is_reworked_confirmed_and_ended_when_the_feed_is_right_ag
     assert all(each["since"][:10] == str(began) for each in reworked.action["repairs"])
     assert reworked.predicted > 10  # type: ignore[operator]
     tried = {row["name"]: row for row in reworked.candidates}
-    assert tried[reworked.choice]["benefit"] == max(row["benefit"] for row in tried.values() if row["benefit"] is not None)
+    assert tried[reworked.choice]["gain"] == max(row["gain"] for row in tried.values() if row["gain"] is not None)
     assert "nothing" in tried
     assert loop.error() < 2  # what is answered is right although the feed still is not
     assert reworked.status == "confirmed"
@@ -183,8 +183,8 @@ def test_a_broken_unit_is_reworked_confirmed_and_ended_when_the_feed_is_right_ag
     assert {each.column: each.until.date() for each in loop.release.repairs if each.until} == {"temp": right_again, "dewp": right_again}
     assert loop.error() < 2
     assert all(each.since.date() >= began for each in loop.alarms())
-    verbs = [(each.verb, each.detail.get("remedy", "")) for each in ledger(loop.project) if each.verb in ("chose", "repaired", "confirmed")]
-    assert [verb for verb, _ in verbs] == ["chose", "repaired", "confirmed", "chose", "repaired", "confirmed"]
+    verbs = [(each.verb, each.detail.get("remedy", "")) for each in ledger(loop.project) if each.verb in ("chose", "repaired", "ended the repair of", "confirmed")]
+    assert [verb for verb, _ in verbs] == ["chose", "repaired", "confirmed", "chose", "ended the repair of", "confirmed"]
 
 
 def test_a_dry_run_tries_and_changes_nothing(loop: Loop) -> None:
@@ -279,7 +279,7 @@ def test_when_nothing_helps_nothing_is_done_with_its_reason_and_a_growing_rest(l
     remedies = loop.remedies()
     assert len(remedies) >= 2
     assert {each.status for each in remedies} == {"nothing"}
-    assert all(each.reason.startswith("nothing: ") for each in remedies)
+    assert all(each.reason and not each.reason.startswith("nothing") for each in remedies)
     assert all({"nothing", "retrain on everything"} <= {row["name"] for row in each.candidates} for each in remedies)
     assert loop.release.champion.version == "eta@1"
     assert len({each.alarm for each in remedies}) == 1  # one story, not one a week
