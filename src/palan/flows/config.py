@@ -17,8 +17,7 @@ import msgspec
 from palan.errors import PalanError, nearest
 from palan.flows.root import FILE
 from palan.models.contract import KINDS
-from palan.stores import password_in, shown
-from palan.stores import BUCKET
+from palan.stores import BUCKET, password_in, shown
 
 if TYPE_CHECKING:
     from palan.flows.project import Project

@@ -50,6 +50,7 @@ OPEN_SEGMENT = """
 insert into segment (stream) values (:stream)
 returning id, pg_try_advisory_lock(hashtext('palan ' || current_schema()), id)
 """
+CLOSE_SEGMENT = "select pg_advisory_unlock(hashtext('palan ' || current_schema()), :id)"
 APPEND = """
 with grown as (
   update segment set size = :ends where id = :id and size = :begins and not sealed returning id
@@ -67,7 +68,7 @@ select s.id, s.stream, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint 
 group by s.id having coalesce(sum(octet_length(b.frames)), 0) <> s.size order by s.stream, s.id
 """
 CLOSED_SEGMENTS = """
-select id, size from segment where stream = :stream and not sealed and id <> all(:mine)
+select id, size from segment where stream = :stream and not sealed
 and pg_try_advisory_xact_lock(hashtext('palan ' || current_schema()), id) order by id for update skip locked
 """
 CLEAR_BLOCKS = "delete from block where segment = :id"
