@@ -23,7 +23,7 @@ from palan.data.nouns import DataVersion, Quarantine, Repair
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
-from palan.errors import NotFound, PalanError
+from palan.errors import Corrupt, NotFound, PalanError
 from palan.flows import packages
 from palan.flows.address import Serving, announced
 from palan.flows.ingest import ingest
@@ -375,6 +375,8 @@ def test_models_beside_one_that_works_ask_for_no_first_request(project: Project)
     watched(both)
     found = status(both)["models"]
     assert [(each["verdict"], each["next"]) for each in found] == [("right", None), ("not asked", None)]
+    later = status(replace(both, clock=lambda: NOW + timedelta(days=1000)))["models"]
+    assert [(each["verdict"], each["next"]) for each in later] == [("not asked", None)] * 2
     assert pages.headline(found) == ("right", "Everything that is asked is right; other is not asked.")
 
 
@@ -496,6 +498,42 @@ def test_delivery_of_odd_size_is_attention(project: Project) -> None:
     assert (found["verdict"], found["why"]) == ("attention", "12 rows, 500..4000 are usual")
 
 
+@pytest.mark.parametrize("stored", ["[]", "nonsense", '{"files": 3}', '{"files": [{"table": [{"holds": false}]}]}', '{"files": [7]}'])
+def test_a_stored_verdict_of_another_shape_is_told_as_damage(project: Project, stored: str) -> None:
+    ingested(project)
+    records: Any = project.store.records
+    records._db.execute("update data_version set verdict = ?", (stored,))
+    with pytest.raises(Corrupt, match="damaged") as told:
+        status(project)
+    assert "backup" in told.value.hint
+
+
+def test_status_in_a_narrow_terminal_breaks_between_words_and_says_all_without_colour(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    released(project)
+    decided(project)
+    watched(project, text="loss 0.4129 a decision, 15% below the usual 0.4879 (limit 0.6222); 2 of 18 columns moved")
+    digest = alarmed(project, "digest")
+    project.store.records.put(replace(digest, until=NOW + timedelta(days=1)))
+    show_status(project)
+    wide = capsys.readouterr().out.splitlines()
+    assert wide[0].startswith("right  demand (estimator): loss 0.4129") and wide[0].endswith("; 1 note, see palan log demand")
+    assert wide[1] == "right  data sales: all 100 rows hold"
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_status(project)
+    narrow = capsys.readouterr().out
+    assert max(len(each) for each in narrow.splitlines()) <= 50 and "\033" not in narrow
+    assert " ".join(narrow.split()) == " ".join(" ".join(wide).split())
+
+
+def test_a_reason_that_was_just_said_is_not_said_again(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(project)
+    show_status(project)
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == ["not released  demand (estimator): no version of it was built yet", "    Build demand", "    palan build demand"]
+
+
 def test_a_delivery_that_failed_is_wrong_until_it_is_taken_in(project: Project) -> None:
     (project.root / "sales").mkdir()
     file = project.root / "sales" / "new.csv"
@@ -571,6 +609,45 @@ def test_model_page_holds_all_that_the_page_shows(project: Project) -> None:
     assert "/v1/models/demand/decide" in page["curl"]
     assert '"datatype":"FP64"' in page["infer"]
     assert pages.model(page).count("demand@2") > 1
+
+
+def test_the_end_of_a_repair_reads_unlike_its_beginning(project: Project) -> None:
+    released(project)
+    decided(project)
+    watched(project)
+    active = Repair("temp", "(temp - 32) / 1.8", "temp * 1.8 + 32", NOW - timedelta(days=6), None, "it was °F")
+    for days, repair, why in ((5, active, "it was °F"), (2, replace(active, until=NOW - timedelta(days=2)), "it is °C again")):
+        then = replace(project, clock=lambda days=days: NOW - timedelta(days=days))
+        change(then, "demand", "repaired", lambda now, repair=repair, why=why, then=then: route.set_repairs(now, "demand", [repair], time=then.clock(), reason=why), why)
+    page = model_page(project, "demand")
+    assert [each["text"] for each in page["releases"]] == ["end of repair of temp", "repair of temp", "demand@1 is champion"]
+    assert [(mark["kind"], mark["label"]) for mark in page["model"]["loss"]["marks"]] == [("repair", "repair begins"), ("repair", "repair ends"), ("release", "demand@1")]
+
+
+def test_what_a_loss_means_is_told_by_the_first_line_of_its_score(project: Project) -> None:
+    assert model_page(project, "demand")["means"] == ""
+    (project.root / "demand.py").write_text(CODE + '    def score(self, decisions, outcomes):\n        """Return the euros lost by each decision, shape (n,)."""\n')
+    page = fits(model_page(project, "demand"), views.ModelPage)
+    assert page["means"] == "the euros lost by each decision"
+    assert "The euros lost by each decision. Lower is better" in pages.model(page)
+
+
+def test_rules_that_learn_from_no_rows_say_so(project: Project) -> None:
+    ingested(project)
+    built(project, kind="rules", metrics={"rows": 0}, data={})
+    page = model_page(project, "demand")
+    assert page["versions"][0]["metrics"] == {}
+    assert "no training data" in pages.model(page)
+
+
+def test_years_of_silence_do_not_press_the_chart_into_a_corner(project: Project) -> None:
+    released(project)
+    decided(project, ago=timedelta(days=400))
+    for ago in range(7 * 57, 0, -7):
+        watched(project, ago=ago, loss=0.4 if ago > 380 else None)
+    found = line(project)
+    assert (len([each for each in found["loss"]["values"] if each is not None]), len(found["loss"]["values"])) == (3, 11)
+    assert (found["verdict"], found["next"]) == ("not asked", None)
 
 
 def test_newest_decisions_come_with_outcomes_by_key_and_by_id(project: Project) -> None:

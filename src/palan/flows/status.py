@@ -84,7 +84,7 @@ def status(project: Project, url: str = "") -> dict[str, Any]:
 
 def _without_idle_steps(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ask for a first request while no model has had one; once one works, the others are asked when somebody needs them."""
-    begun = any(each["decisions"] or any(each["traffic"]["values"]) or each["verdict"] not in ("not asked", "not released") for each in models)
+    begun = any(each["verdict"] not in ("not asked", "not released") or (each["verdict"] == "not asked" and not each["next"]) for each in models)
     return [{**each, "next": None} if begun and each["verdict"] == "not asked" else each for each in models]
 
 
@@ -817,7 +817,7 @@ def _odd(version: DataVersion) -> str:
         reports = version.verdict.get("files", [version.verdict])
         return next((str(rule["text"]) for report in reversed(reports) for rule in report.get("table", []) if not rule["holds"]), "")
     except (AttributeError, KeyError, TypeError):
-        raise Corrupt(f"the verdict that is stored of {version.ref} is damaged", "restore .palan/palan.db from a backup") from None
+        raise Corrupt(f"the verdict that is stored of {version.ref} is damaged", "restore the store from a backup") from None
 
 
 def _count(number: int, one: str) -> str:
