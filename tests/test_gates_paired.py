@@ -327,7 +327,7 @@ def test_table_problems_are_shown_with_their_counter_example():
     assert rules.table_checks([]).verdict == "pass"
     finding = rules.table_checks([{"kind": "gap", "text": "no row decides", "example": {"delay": 15}}])
     assert finding.verdict == "fail"
-    assert finding.text == "1 gap: no row decides, for example {'delay': 15}"
+    assert finding.text == "1 gap: no row decides (for example delay=15)"
     assert rules.table_checks([{"kind": "unknown", "text": "gave up", "example": {}}]).verdict == "cannot tell"
 
 

@@ -129,7 +129,7 @@ def _enough(rows: pl.DataFrame) -> tuple[bool, str]:
 
 
 def _said(found: Interval | None, against: str, unit: str) -> str:
-    from palan.remedies.choose import told
+    from palan.gates.paired import told
 
     if found is None:
         return "no outcome came that could tell"

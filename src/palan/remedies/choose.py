@@ -8,7 +8,6 @@ is above zero, the answer is to do nothing, and to say why.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from palan.core import figure
 from palan.errors import PalanError
-from palan.gates.paired import FEWEST_BLOCKS, interval
+from palan.gates.paired import FEWEST_BLOCKS, between, gained, interval
 from palan.remedies.menu import COSTS, NOTHING, Candidate
 
 
@@ -177,29 +176,6 @@ def _nothing(chosen: bool, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**zero, "name": NOTHING.name, "action": NOTHING.action, "sentence": NOTHING.sentence, "decisions": decisions, "days": days, "eligible": True, "verdict": "the yardstick", "chosen": chosen}
 
 
-def gained(value: float, unit: str = "", digits: int = 3) -> str:
-    """Say a gain as a positive number with its verb: "gained 0.016", "lost 0.004"."""
-    return f"{'gained' if value >= 0 else 'lost'} {figure(abs(value), digits)} {unit}".rstrip()
-
-
-def _between(low: float, high: float) -> str:
-    """Say an interval of gains in positive numbers."""
-    if low >= 0:
-        return f"a gain of {figure(low, 3)} to {figure(high, 3)}"
-    if high <= 0:
-        return f"a loss of {figure(-high, 3)} to {figure(-low, 3)}"
-    return f"a loss of {figure(-low, 3)} to a gain of {figure(high, 3)}"
-
-
-def told(low: float, gain: float, high: float, against: str, unit: str = "") -> str:
-    """Say what something gained or lost a decision against something else, with its 90% interval."""
-    if not isfinite(low) or not isfinite(high):
-        return f"{gained(gain, unit)} a decision against {against}, over too few days to tell it from chance"
-    if low <= 0 <= high:
-        return f"no measurable difference from {against} (90% interval: {_between(low, high)} a decision)"
-    return f"{gained(gain, unit)} a decision against {against} (90% interval: {_between(low, high)})"
-
-
 def _why(best: Mapping[str, Any], table: Sequence[Mapping[str, Any]], count: int, confidence: float, horizon: float, unit: str) -> str:
     after = f" after its cost of {figure(best['cost'], 3)}" if best["cost"] else ""
     among = f", the best of {count} that were tried" if count > 1 else ""
@@ -227,5 +203,5 @@ def _why_nothing(rows: Sequence[Mapping[str, Any]], confidence: float, unit: str
     over = f"the best candidate, {best['name']}, {gained(best['gain'], unit)} a decision{cost} over {best['days']} held-back days"
     if best["gain"] <= best["cost"]:
         return f"no candidate is worth its cost: {over}" if best["gain"] > 0 else f"no candidate gains anything: {over}"
-    chance = _between(best["net_low"], best["high"] - best["cost"])
+    chance = between(best["net_low"], best["high"] - best["cost"])
     return f"{over}, which may be chance: with {confidence:.0%} confidence over {len(eligible)} candidates it is {chance}" + (" after its cost" if cost else "")
