@@ -100,7 +100,7 @@ def test_a_file_that_changes_while_it_is_stored_is_refused(tmp_path: Path, monke
     monkeypatch.setattr(s3, "chunks", changing)
     with pytest.raises(PalanError, match="was changed while it was stored"):
         blobs.put(given)
-    assert list(blobs.keys()) == []
+    assert list(blobs.names()) == []
 
 
 PUT = """
@@ -133,7 +133,7 @@ def test_two_processes_store_the_same_blobs_at_once(tmp_path: Path) -> None:
     keys = [digest(each.read_bytes()) for each in given]
     assert told == [keys] * 3
     blobs = s3.S3Blobs(address(tmp_path))
-    assert sorted(blobs.keys()) == sorted(keys) and [blobs.verify(key) for key in keys] == [1000, 2 * s3.PART]
+    assert sorted(blobs.names()) == sorted(keys) and [blobs.verify(key) for key in keys] == [1000, 2 * s3.PART]
 
 
 KILLED = """
@@ -158,7 +158,7 @@ def test_a_put_that_was_killed_leaves_nothing_half(tmp_path: Path) -> None:
     _, errors = killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL, errors
     blobs, key = s3.S3Blobs(address(tmp_path)), digest(given.read_bytes())
-    assert not blobs.has(key) and list(blobs.keys()) == []
+    assert not blobs.has(key) and list(blobs.names()) == []
     assert blobs.put(given) == key and blobs.verify(key) == 5 * s3.PART
 
 
@@ -322,7 +322,7 @@ def test_a_project_keeps_its_versions_there(tmp_path: Path, monkeypatch: pytest.
         done = palan(folder, *words.split())
         assert done.returncode == 0, done.stderr
     assert not (folder / ".palan" / "blobs").exists()
-    assert list(s3.S3Blobs(address(tmp_path)).keys())
+    assert list(s3.S3Blobs(address(tmp_path)).names())
     shown = palan(folder, "config")
     assert "project.blobs" in shown.stdout and SECRET not in shown.stdout
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")

@@ -615,6 +615,33 @@ def config(ctx: click.Context, as_json: bool) -> None:
 def demo(into: str, no_serve: bool, port: int | None, as_json: bool) -> None:
     """Replay a year of real flights through the whole loop, for models of all five kinds.
 
+@cli.command()
+@_json
+@click.pass_context
+def verify(ctx: click.Context, as_json: bool) -> None:
+    """Read everything that the store holds: records, ledger, blocks, blobs. Name each damage, with what to do about it.
+
+    Exit code 1 when something is damaged or missing.
+
+    \b
+    Example:  palan verify --json
+    """
+    from palan.flows.verify import verify as verb
+
+    found = verb(_open(ctx, quiet=as_json))
+
+    def show(found: dict[str, Any]) -> None:
+        for each in found["findings"]:
+            click.echo(f"{click.style(each['part'], fg='red')}  {each['what']}; {each['next']}")
+        click.echo(
+            f"{found['records']:,} records, {found['entries']:,} entries of the ledger, {found['frames']:,} frames in {found['files']:,} files, "
+            f"{found['blobs']:,} blobs, {found['bytes']:,} bytes: {len(found['findings']) or 'no'} damage{'s' if len(found['findings']) > 1 else ''}"
+        )
+
+    _print(found, as_json, show)
+    ctx.exit(ACT if found["findings"] else FINE)
+
+
     \b
     Example:  palan demo --no-serve
     """

@@ -128,7 +128,7 @@ class S3Blobs(Blobs):
             return False
         return True
 
-    def keys(self) -> Iterator[str]:
+    def names(self) -> Iterator[str]:
         with self._explained():
             for page in obstore.list(self._store):
                 yield from (each["path"] for each in page if is_digest(each["path"]))
