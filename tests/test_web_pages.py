@@ -307,8 +307,8 @@ def alarm(**change: Any) -> views.AlarmPage:
         "diagnosis": "data fault",
         "because": "`temp` and `dewp` moved together by what the step from °F to °C would move them, within one hour, while humidity and wind stayed. After the inverse both lie where they lay in August.",
         "columns": [
-            {"column": "temp", "distance": 3.41, "threshold": 0.37, "changed": True, "text": "median 71.1 °F → 21.4"},
-            {"column": "dewp", "distance": 2.96, "threshold": 0.41, "changed": True, "text": "median 62.1 °F → 16.2"},
+            {"column": "temp", "distance": 0.989, "threshold": 0.37, "changed": True, "text": "median 71.1 °F → 21.4"},
+            {"column": "dewp", "distance": 0.87, "threshold": 0.41, "changed": True, "text": "median 62.1 °F → 16.2"},
             {"column": "visib", "distance": 0.08, "threshold": 0.29, "changed": False, "text": "median 10 mi → 10 mi"},
         ],
         "evidence": {"loss_before": 0.441, "loss_after": 0.552, "threshold": 0.518, "decisions": 5934, "shifted_part": 0.104, "concept_part": 0.007, "repair": "temp * 9 / 5 + 32", "confidence": 0.998},
