@@ -523,6 +523,9 @@ class PostgresBlocks(Blocks):
         """Let the segments of this process go; the end of the process does so as well."""
         with self._lock:
             self._open.clear()
+            for db in self._db if self._pid == os.getpid() else ():
+                with suppress(psycopg.Error):  # gone already, and its locks with it
+                    db.execute(sql.bound(sql.CLOSE_SEGMENTS))
             _close_all(self._db, self._pid)
 
     def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:

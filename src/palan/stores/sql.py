@@ -50,7 +50,8 @@ OPEN_SEGMENT = """
 insert into segment (stream) values (:stream)
 returning id, pg_try_advisory_lock(hashtext('palan ' || current_schema()), id)
 """
-CLOSE_SEGMENT = "select pg_advisory_unlock(hashtext('palan ' || current_schema()), :id)"
+CLOSE_SEGMENT = "select pg_advisory_unlock(hashtext('palan ' || current_schema()), :id::int)"
+CLOSE_SEGMENTS = "select pg_advisory_unlock_all()"
 APPEND = """
 with grown as (
   update segment set size = :ends where id = :id and size = :begins and not sealed returning id
