@@ -153,7 +153,9 @@ def _shift_or_concept(judged: Judged, split: Split | None, unit: str) -> tuple[s
         kind = "input shift" if names else "unknown"
         return kind, f"{_rise(judged, unit)}, but not against the reference rows by {within}"
     share = split.concept / split.total
-    explained = f"{_moved(split.concept)} of {figure(split.total, 3)} a decision in all (90% interval: {_moved(split.concept_low)} to {_moved(split.concept_high)})"
+    low, high = split.concept_low, split.concept_high
+    bounds = f"{figure(low, 3)} to {figure(high, 3)}" if low >= 0 else f"{_moved(low)} to {_moved(high)}"
+    explained = f"{_moved(split.concept)} of {figure(split.total, 3)} a decision in all (90% interval: {bounds})"
     if share >= 0.5 and split.concept_low > 0:
         return "concept change", f"the same inputs ({within}) now have a higher loss: {explained}"
     if share < 0.5:

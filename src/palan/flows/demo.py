@@ -410,11 +410,11 @@ def _policies(stage: _Stage) -> list[dict[str, Any]]:
 def _text(summary: Mapping[str, Any], root: Path) -> str:
     lines = ["", "What happened in 2013, and what palan did:"]
     for each in summary["story"]:
-        lines += [f"  {each['time'][:10]} {each['model']}: {each['what']}", f"    {each['diagnosis']}: {each['because']}"]
+        lines.append(f"  {each['model']}: {each['what']}: {each['diagnosis']}")
         for remedy in each["remedies"]:
             fate = remedy["status"] if remedy["status"] != "nothing" else "left as it was"
-            lines.append(f"    {remedy['choice']}, because it {remedy['reason']}" if remedy["reason"].startswith(("gained", "lost")) else f"    {remedy['choice']}: {remedy['reason']}")
-            lines.append(f"      {fate}" + (f": {remedy['judged']}" if remedy["judged"] else ""))
+            lines.append(f"    {remedy['choice']}: {remedy['reason']}")
+            lines.append(f"      {fate}" + remedy["judged"].removeprefix(remedy["choice"]))
     if not summary["story"]:
         lines.append("  nothing that harmed: no page was opened")
     digests = summary["digests"]
@@ -423,5 +423,6 @@ def _text(summary: Mapping[str, Any], root: Path) -> str:
     for each in summary["policies"]:
         changes = f"{each['deployments']} change{'' if each['deployments'] == 1 else 's'}"
         lines.append(f"  {each['policy']:<22}{each['loss']:.5f}   {changes:<10} {each['decisions']:,} decisions")
-    lines += ["", "What is right and wrong now, and the whole account:", f"  next: cd {shlex.quote(str(root))} && palan status", "        palan log"]
+    here = root.name if root.parent == Path.cwd() else str(root)
+    lines += ["", f"next: cd {shlex.quote(here)}", "      palan log delay    what was done, and why", "      palan why delay    what its version was made from, and what changed since"]
     return "\n".join(lines)

@@ -419,7 +419,11 @@ def _judge(
     if judged.lane == "none":
         return frame, None
     diagnosis = _diagnose(case, window, since, until, judged, faults)
-    return frame, _raise(project, case, judged, diagnosis, since, until, faults)
+    alarm = _raise(project, case, judged, diagnosis, since, until, faults)
+    if diagnosis.kind == "data fault" and diagnosis.since and alarm.since < diagnosis.since:
+        # The doctor sees one window, and would say that the fault began with it.
+        frame["text"] = judged.text.replace(diagnosis.text, alarm.what, 1)
+    return frame, alarm
 
 
 def hypotheses(case: Case, since: datetime, until: datetime, seen: Mapping[str, Mapping[str, Any]]) -> list[Hypothesis]:
@@ -511,7 +515,7 @@ def _diagnose(
 
 def _raise(
     project: Project, case: Case, judged: Judged, diagnosis: Diagnosis, since: datetime, until: datetime, faults: Sequence[Hypothesis]
-) -> Alarm | None:
+) -> Alarm:
     """Open an alarm, or add the window to the open one that says the same. A page makes the open digests moot."""
     from palan.drift.diagnose import title, when
 

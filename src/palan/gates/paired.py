@@ -325,7 +325,7 @@ def told(low: float, gain: float, high: float, against: str, unit: str = "") -> 
     if not math.isfinite(low) or not math.isfinite(high):
         return f"{gained(gain, unit)} a decision against {against}, over too few days to tell it from chance"
     if low <= 0 <= high:
-        return f"no measurable difference from {against} (90% interval: {between(low, high)} a decision)"
+        return f"no measurable difference from {against}: {gained(gain, unit)} a decision by the estimate (90% interval: {between(low, high)})"
     return f"{gained(gain, unit)} a decision against {against} (90% interval: {between(low, high)})"
 
 
