@@ -35,7 +35,8 @@ set idle_in_transaction_session_timeout = '60s'; set standard_conforming_strings
 """
 LOCK_TIMEOUT = "select set_config('lock_timeout', :wait, false)"
 SERVER = "select current_setting('server_encoding'), current_schema()"
-IS_MIGRATED = "select to_regclass(quote_ident(current_schema()) || '.palan_migration') is not null"
+# Not to_regclass: while its transaction lasts, that goes on saying what it said before another process had made the table.
+IS_MIGRATED = "select exists (select from pg_tables where schemaname = current_schema() and tablename = 'palan_migration')"
 BEGIN_ALONE = "begin; select pg_advisory_xact_lock(hashtext('palan ' || current_schema()), 0)"
 BEGIN_BESIDE = "begin; select pg_advisory_xact_lock_shared(hashtext('palan ' || current_schema()), 0)"
 COMMIT = "commit"
