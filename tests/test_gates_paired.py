@@ -327,7 +327,7 @@ def test_table_problems_are_shown_with_their_counter_example():
     assert rules.table_checks([]).verdict == "pass"
     finding = rules.table_checks([{"kind": "gap", "text": "no row decides", "example": {"delay": 15}}])
     assert finding.verdict == "fail"
-    assert finding.text == "1 gap: no row decides, for example {'delay': 15}"
+    assert finding.text == "1 gap: no row decides (for example delay=15)"
     assert rules.table_checks([{"kind": "unknown", "text": "gave up", "example": {}}]).verdict == "cannot tell"
 
 
@@ -342,3 +342,16 @@ def test_a_policy_must_beat_every_baseline():
     assert rules.beats_baselines(returns, {"random": baselines["random"]}).verdict == "pass"
     assert rules.beats_baselines(list(luck), {"leave": returns}).verdict == "fail"
     assert rules.beats_baselines(returns, {}).verdict == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("low", "gain", "high", "text"),
+    [
+        (0.016, 0.0238, 0.0317, "gained 0.0238 a decision against the champion (90% interval: a gain of 0.016 to 0.0317)"),
+        (-0.03, -0.02, -0.01, "lost 0.02 a decision against the champion (90% interval: a loss of 0.01 to 0.03)"),
+        (-0.0366, -0.0161, 0.0043, "no measurable difference from the champion: lost 0.0161 a decision by the estimate (90% interval: a loss of 0.0366 to a gain of 0.0043)"),
+        (-math.inf, 0.2, math.inf, "gained 0.2 a decision against the champion, over too few days to tell it from chance"),
+    ],
+)
+def test_a_gain_is_a_positive_number_with_its_verb(low: float, gain: float, high: float, text: str) -> None:
+    assert paired.told(low, gain, high, "the champion") == text

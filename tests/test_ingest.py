@@ -20,9 +20,10 @@ from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import NotFound, PalanError
 from palan.flows import tables
 from palan.flows.deliveries import failure
-from palan.flows.ingest import ingest, quarantined
+from palan.flows.ingest import ingest
 from palan.flows.log import log
 from palan.flows.project import Project, open_project
+from palan.flows.quarantine import waiting as quarantined
 from palan.runs.run import Step
 
 SOURCES = Path(__file__).resolve().parent.parent / "src"
@@ -252,8 +253,9 @@ def test_a_delivery_that_fails_is_in_the_ledger_once_for_each_time_that_it_fails
 
 
 def test_odd_sources(project: Project) -> None:
-    assert ingest(project) == [{"data": "weather", "files": [], "rows": 0, "quarantined": 0, "version": None, "verdict": {}, "text": "no files yet"}]
-    with pytest.raises(NotFound, match="no file matches source"):
+    said = f"nothing matches feed/* in {project.root}"
+    assert ingest(project) == [{"data": "weather", "files": [], "rows": 0, "quarantined": 0, "version": None, "text": said, "next": ""}]
+    with pytest.raises(NotFound, match=re.escape(said)):
         ingest(project, "weather")
     with pytest.raises(NotFound, match='no data "wether"'):
         ingest(project, "wether")
@@ -272,16 +274,19 @@ def test_few_rows_are_a_warning_and_no_row_is_touched(project: Project) -> None:
     assert len(report["warnings"]) == 1 and "2" in report["warnings"][0]
 
 
-def test_without_a_key_a_file_that_changed_is_refused_because_nothing_tells_its_rows_apart(project: Project) -> None:
+def test_without_a_key_a_file_may_grow_but_rows_that_changed_are_refused_because_nothing_tells_them_apart(project: Project) -> None:
     (project.root / "palan.toml").write_text(TOML.replace('key = ["place", "at"]\n', ""), encoding="utf-8")
     keyless = open_project(project.root)
     deliver(project, "one.csv", HEAD + hours(0, 3))
     ingest(keyless)
-    deliver(project, "one.csv", HEAD + hours(0, 4))
-    with pytest.raises(PalanError, match=r"feed/one\.csv was taken in before and has changed"):
-        ingest(keyless)
-    assert rows(keyless).height == 3
-    deliver(project, "one.csv", HEAD + hours(0, 3))
+    for changed in (hours(0, 2), hours(0, 2) + hours(2, 3, temp=50.0), "XXX,never,hot,\n"):
+        deliver(project, "one.csv", HEAD + changed)
+        with pytest.raises(PalanError, match=r"feed/one\.csv: the file was taken in before and rows of it have changed") as refused:
+            ingest(keyless)
+        assert "key = " in refused.value.hint and rows(keyless).height == 3
+    deliver(project, "one.csv", HEAD + hours(3, 4) + hours(0, 3) + hours(2, 3))  # in any order; the same row twice is two rows
+    (report,) = ingest(keyless)
+    assert (report["rows"], report["corrections"], rows(keyless).height) == (2, 0, 5)
     deliver(project, "two.csv", HEAD + hours(3, 4))
     assert ingest(keyless)[0]["rows"] == 1
 

@@ -232,7 +232,7 @@ def test_repairs_come_and_go_with_their_reason_and_survive_a_promotion(project: 
     set_repairs(project, "price", [], "the till is right again")
     found = project.store.records.get(Release, "price")
     assert found is not None and found.repairs == ()
-    assert [each[0] for each in story(project)] == ["released", "repaired", "released", "promoted", "repaired"]
+    assert [each[0] for each in story(project)] == ["released", "repaired", "released", "promoted", "ended the repair of"]
 
 
 # --- races ---

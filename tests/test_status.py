@@ -23,7 +23,7 @@ from palan.data.nouns import DataVersion, Quarantine, Repair
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
-from palan.errors import NotFound, PalanError
+from palan.errors import Corrupt, NotFound, PalanError
 from palan.flows import packages
 from palan.flows.address import Serving, announced
 from palan.flows.ingest import ingest
@@ -81,10 +81,10 @@ def ingested(project: Project, rows: int = 100, verdict: dict[str, Any] | None =
     project.store.records.add(DataVersion("d1", "sales", 1, NOW, ("part",), rows, rows, "run", {}, verdict or {}))
 
 
-def built(project: Project, number: int = 1, schema: Schema = SCHEMA, kind: str = "estimator", **changes: Any) -> Version:
+def built(project: Project, number: int = 1, schema: Schema = SCHEMA, kind: str = "estimator", model: str = "demand", **changes: Any) -> Version:
     manifest = {
         "format": 1,
-        "model": "demand",
+        "model": model,
         "number": number,
         "kind": kind,
         "verbs": ["fit"],
@@ -98,7 +98,7 @@ def built(project: Project, number: int = 1, schema: Schema = SCHEMA, kind: str 
         **changes,
     }
     signed = {**manifest, "signed": packages.sign(project, manifest)}
-    version = Version(digest_of(manifest), "demand", number, kind, signed, "run", NOW)
+    version = Version(digest_of(manifest), model, number, kind, signed, "run", NOW)
     project.store.records.add(version)
     record(project, "built", version.ref, "a first try", id=version.id, run="run")
     return version
@@ -153,8 +153,8 @@ def alarmed(project: Project, lane: str = "page", state: str = "open") -> Alarm:
 
 
 def proposed(project: Project, alarm: Alarm, state: str = "proposed") -> Remedy:
-    tried = [{"name": "rework data: temp", "action": "rework data", "benefit": 0.5, "low": 0.4, "high": 0.6, "cost": 0.0, "net_low": 0.4, "verdict": "worth it", "chosen": True, "seconds": 1.0}, {"name": "nothing", "action": "nothing", "benefit": 0.0, "low": 0.0, "high": 0.0, "cost": 0.0, "net_low": 0.0, "verdict": "the yardstick", "chosen": False}]
-    remedy = Remedy("01remedy", alarm.id, "demand", NOW, state, "rework data: temp", "it saves 0.5 a decision", tuple(tried), {}, 0.5)
+    tried = [{"name": "rework data: temp", "action": "rework data", "gain": 0.5, "low": 0.4, "high": 0.6, "cost": 0.0, "net_low": 0.4, "verdict": "worth it", "chosen": True, "seconds": 1.0}, {"name": "nothing", "action": "nothing", "gain": 0.0, "low": 0.0, "high": 0.0, "cost": 0.0, "net_low": 0.0, "verdict": "the yardstick", "chosen": False}]
+    remedy = Remedy("01remedy", alarm.id, "demand", NOW, state, "rework data: temp", "gained 0.5 a decision", tuple(tried), {}, 0.5)
     project.store.records.put(remedy)
     record(project, "proposed", "demand", "rework data: temp", alarm=alarm.id, remedy=remedy.id)
     return remedy
@@ -214,7 +214,7 @@ def test_each_step_towards_a_release_names_the_next_command(project: Project) ->
     assert (found["verdict"], found["next"]["command"]) == ("not released", "palan release demand@1")
     release(project, "demand", reason="the first")
     found = line(project)
-    assert (found["verdict"], found["next"]["command"], found["champion"]) == ("learning", "palan serve", "demand@1")
+    assert (found["verdict"], found["next"]["command"], found["champion"]) == ("not asked", "palan serve", "demand@1")
     assert found["champion_since"] == stamp(NOW)
     assert found["last"] == {"time": stamp(NOW), "text": "released demand@1", "actor": "tester"}
 
@@ -287,8 +287,8 @@ def test_a_model_that_nobody_asks_any_more_sends_to_its_callers(project: Project
     assert "callers" in found["next"]["text"] and "2013-05-20" in found["next"]["reason"]
     alarmed(project, "digest")  # what moved before is not what matters now
     assert "nobody asks it" in line(project)["why"]
-    later = replace(project, clock=lambda: NOW + timedelta(days=100))
-    assert line(later)["verdict"] == "attention"
+    later = line(replace(project, clock=lambda: NOW + timedelta(days=100)))  # no news any more, and nothing to do
+    assert (later["verdict"], later["why"], later["next"]) == ("not asked", "nobody has asked it since 2013-05-20", None)
     decided(project, 1)
     assert "nobody asks it" not in line(project)["why"]
 
@@ -338,14 +338,46 @@ def test_proposed_remedy_waits_for_a_person(project: Project) -> None:
     assert line(project)["verdict"] == "right"
 
 
-def test_digest_asks_for_a_look_and_page_outranks_it(project: Project) -> None:
+def test_a_digest_is_a_note_that_changes_no_verdict_and_ages(project: Project) -> None:
     released(project)
     decided(project)
+    watched(project, text="loss 0.4: normal")
     digest = alarmed(project, "digest")
+    project.store.records.put(replace(digest, until=NOW + timedelta(days=1)))
     found = line(project)
-    assert (found["verdict"], found["next"]["command"]) == ("attention", f"palan why {digest.id}")
+    assert (found["verdict"], found["next"], found["alarm"], found["notes"]) == ("right", None, None, 1)
+    assert frame(project)["open_alarms"] == 0
+    assert ">1 note</a>" in pages.home(status(project))
+    assert alarm_page(project, digest.id)["next"] is None
+    assert line(replace(project, clock=lambda: NOW + timedelta(days=30)))["notes"] == 0, "after four weeks it is no news"
+    ahead = replace(project, clock=lambda: NOW + timedelta(days=2))
+    assert line(ahead)["notes"] == 1
+    built(project, 2)
+    checked(project, 2)
+    release(ahead, "demand", version="2")
+    assert line(ahead)["notes"] == 0, "another release answers since"
     alarmed(project, "page")
-    assert line(project)["verdict"] == "wrong"
+    found = line(project)
+    assert (found["verdict"], found["next"]["command"]) == ("wrong", "palan react demand")
+    assert frame(project)["open_alarms"] == 1
+
+
+def test_models_beside_one_that_works_ask_for_no_first_request(project: Project) -> None:
+    (project.root / "palan.toml").write_text(TOML + '[models.other]\nmodel = "demand.py:Demand"\n')
+    both = open_project(project.root, clock=lambda: NOW, actor="tester")
+    released(both)
+    built(both, model="other")
+    change(both, "other", "released", lambda now: route.start(now, "other", "other@1", time=NOW), "the first")
+    found = status(both)["models"]
+    assert [(each["verdict"], each["next"]["command"]) for each in found] == [("not asked", "palan serve")] * 2
+    assert pages.headline(found) == ("not asked", "No model is asked at present.")
+    decided(both)
+    watched(both)
+    found = status(both)["models"]
+    assert [(each["verdict"], each["next"]) for each in found] == [("right", None), ("not asked", None)]
+    later = status(replace(both, clock=lambda: NOW + timedelta(days=1000)))["models"]
+    assert [(each["verdict"], each["next"]) for each in later] == [("not asked", None)] * 2
+    assert pages.headline(found) == ("right", "Everything that is asked is right; other is not asked.")
 
 
 def test_canary_is_shown_and_judged_when_due(project: Project) -> None:
@@ -455,13 +487,51 @@ def test_data_says_what_it_holds_and_what_waits(project: Project) -> None:
     assert (found["verdict"], found["why"], found["command"]) == ("right", "all 2,876 rows hold", "")
     project.store.records.add(Quarantine("q", "sales", NOW, "a.csv", "blob", 34, {"dewp <= temp + 1": 30, "temp is null": 4}))
     found = status(project)["data"][0]
-    assert (found["verdict"], found["quarantined"], found["why"]) == ("attention", 34, "34 rows in quarantine, most for dewp <= temp + 1")
+    assert (found["verdict"], found["quarantined"], found["why"]) == ("attention", 34, "34 rows are in quarantine, most because dewp <= temp + 1; all 2,876 rows hold")
+    later = status(replace(project, clock=lambda: NOW + timedelta(days=29)))["data"][0]
+    assert (later["verdict"], later["why"]) == ("right", "all 2,876 rows hold; 34 rows are in quarantine, most because dewp <= temp + 1")
 
 
 def test_delivery_of_odd_size_is_attention(project: Project) -> None:
     ingested(project, verdict={"files": [{"table": [{"rule": "rows", "holds": False, "text": "12 rows, 500..4000 are usual", "severity": "warn"}]}]})
     found = status(project)["data"][0]
     assert (found["verdict"], found["why"]) == ("attention", "12 rows, 500..4000 are usual")
+
+
+@pytest.mark.parametrize("stored", ["[]", "nonsense", '{"files": 3}', '{"files": [{"table": [{"holds": false}]}]}', '{"files": [7]}'])
+def test_a_stored_verdict_of_another_shape_is_told_as_damage(project: Project, stored: str) -> None:
+    ingested(project)
+    records: Any = project.store.records
+    records._db.execute("update data_version set verdict = ?", (stored,))
+    with pytest.raises(Corrupt, match="damaged") as told:
+        status(project)
+    assert "backup" in told.value.hint
+
+
+def test_status_in_a_narrow_terminal_breaks_between_words_and_says_all_without_colour(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    released(project)
+    decided(project)
+    watched(project, text="loss 0.4129 a decision, 15% below the usual 0.4879 (limit 0.6222); 2 of 18 columns moved")
+    digest = alarmed(project, "digest")
+    project.store.records.put(replace(digest, until=NOW + timedelta(days=1)))
+    show_status(project)
+    wide = capsys.readouterr().out.splitlines()
+    assert wide[0].startswith("right  demand (estimator): loss 0.4129") and wide[0].endswith("; 1 note, see palan log demand")
+    assert wide[1] == "right  data sales: all 100 rows hold"
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_status(project)
+    narrow = capsys.readouterr().out
+    assert max(len(each) for each in narrow.splitlines()) <= 50 and "\033" not in narrow
+    assert " ".join(narrow.split()) == " ".join(" ".join(wide).split())
+
+
+def test_a_reason_that_was_just_said_is_not_said_again(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    ingested(project)
+    show_status(project)
+    told = capsys.readouterr().out.splitlines()
+    assert told[:3] == ["not released  demand (estimator): no version of it was built yet", "    Build demand", "    palan build demand"]
 
 
 def test_a_delivery_that_failed_is_wrong_until_it_is_taken_in(project: Project) -> None:
@@ -531,14 +601,53 @@ def test_model_page_holds_all_that_the_page_shows(project: Project) -> None:
     assert page["about"] == "How much will be sold."
     assert [(each["version"], each["role"]) for each in page["arms"]] == [("demand@1", "champion"), ("demand@2", "canary")]
     assert [(each["ref"], each["role"], each["reason"]) for each in page["versions"]] == [("demand@2", "canary", "a first try"), ("demand@1", "champion", "a first try")]
-    assert [each["text"] for each in page["releases"]] == ["canary demand@2 takes 20%", "repairs temp", "demand@1 is champion"]
+    assert [each["text"] for each in page["releases"]] == ["canary demand@2 takes 20%", "repair of temp", "demand@1 is champion"]
     assert page["actions"] == [{"do": "rollback", "subject": "demand", "label": "Take demand@2 off"}]
-    assert [(each["name"], each["type"], each["rule"], each["unit"]) for each in page["signature"]] == [("temp", "float?", "-30..50", "°C"), ("shop", "str", "in north south", "")]
+    assert [(each["name"], each["type"], each["rule"], each["unit"]) for each in page["signature"]] == [("temp", "float?", "-30 to 50", "°C"), ("shop", "str", "one of north, south", "")]
     assert page["alarms"][0]["remedy"] == "rework data: temp (proposed)"
     assert [mark["kind"] for mark in page["model"]["loss"]["marks"]] == ["fault", "release", "repair", "canary"]
     assert "/v1/models/demand/decide" in page["curl"]
     assert '"datatype":"FP64"' in page["infer"]
     assert pages.model(page).count("demand@2") > 1
+
+
+def test_the_end_of_a_repair_reads_unlike_its_beginning(project: Project) -> None:
+    released(project)
+    decided(project)
+    watched(project)
+    active = Repair("temp", "(temp - 32) / 1.8", "temp * 1.8 + 32", NOW - timedelta(days=6), None, "it was °F")
+    for days, repair, why in ((5, active, "it was °F"), (2, replace(active, until=NOW - timedelta(days=2)), "it is °C again")):
+        then = replace(project, clock=lambda days=days: NOW - timedelta(days=days))
+        change(then, "demand", "repaired", lambda now, repair=repair, why=why, then=then: route.set_repairs(now, "demand", [repair], time=then.clock(), reason=why), why)
+    page = model_page(project, "demand")
+    assert [each["text"] for each in page["releases"]] == ["end of repair of temp", "repair of temp", "demand@1 is champion"]
+    assert [(mark["kind"], mark["label"]) for mark in page["model"]["loss"]["marks"]] == [("repair", "repair begins"), ("repair", "repair ends"), ("release", "demand@1")]
+
+
+def test_what_a_loss_means_is_told_by_the_first_line_of_its_score(project: Project) -> None:
+    assert model_page(project, "demand")["means"] == ""
+    (project.root / "demand.py").write_text(CODE + '    def score(self, decisions, outcomes):\n        """Return the euros lost by each decision, shape (n,)."""\n')
+    page = fits(model_page(project, "demand"), views.ModelPage)
+    assert page["means"] == "the euros lost by each decision"
+    assert "The euros lost by each decision. Lower is better" in pages.model(page)
+
+
+def test_rules_that_learn_from_no_rows_say_so(project: Project) -> None:
+    ingested(project)
+    built(project, kind="rules", metrics={"rows": 0}, data={})
+    page = model_page(project, "demand")
+    assert page["versions"][0]["metrics"] == {}
+    assert "no training data" in pages.model(page)
+
+
+def test_years_of_silence_do_not_press_the_chart_into_a_corner(project: Project) -> None:
+    released(project)
+    decided(project, ago=timedelta(days=400))
+    for ago in range(7 * 57, 0, -7):
+        watched(project, ago=ago, loss=0.4 if ago > 380 else None)
+    found = line(project)
+    assert (len([each for each in found["loss"]["values"] if each is not None]), len(found["loss"]["values"])) == (3, 11)
+    assert (found["verdict"], found["next"]) == ("not asked", None)
 
 
 def test_newest_decisions_come_with_outcomes_by_key_and_by_id(project: Project) -> None:
@@ -592,7 +701,7 @@ def test_alarm_page_holds_diagnosis_trials_and_history(project: Project) -> None
     assert (page["because"], page["evidence"], page["diagnosis"]) == ("temp is °F now", {"loss": 0.9}, "data fault")
     assert [(each["name"], each["chosen"], each["net_low"]) for each in page["candidates"]] == [("rework data: temp", True, 0.4), ("nothing", False, 0.0)]
     assert [each["verb"] for each in page["history"]] == ["paged", "proposed"]
-    assert page["columns"] == [{"column": "temp", "distance": 0.7, "threshold": 0.2, "text": "temp (70% of its rows)"}]
+    assert page["columns"] == [{"column": "temp", "distance": 0.7, "threshold": 0.2, "text": "70% of its rows", "changed": True}]
     assert page["loss"]["values"] == [0.4, 0.9]
     assert page["next"]["command"] == "palan react demand --approve"
     assert "rework data" in pages.alarm(page)

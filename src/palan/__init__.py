@@ -33,6 +33,7 @@ _HOMES = {
     "status": "palan.flows.status",
     "tick": "palan.flows.tick",
     "up": "palan.flows.up",
+    "verify": "palan.flows.verify",
     "watch": "palan.flows.watch",
     "why": "palan.flows.why",
 }

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from math import floor, isfinite, log10
 from typing import Any, Literal
 
 import msgspec
@@ -70,6 +71,15 @@ def whole(text: str, name: str, low: int, high: int) -> int:
         return int(text)
     shown = text if len(text) <= 40 else f"{text[:37]}..."
     raise Invalid(f'{name} is "{shown}"', f"a whole number from {low} to {high}", field=name, value=shown)
+
+
+def figure(value: float, digits: int = 4) -> str:
+    """Return a number as a person reads it: as many digits as count, thousands set apart, and no exponent."""
+    if not isfinite(value) or not value:
+        return f"{value:g}"
+    place = digits - 1 - floor(log10(abs(value)))
+    shown = f"{value:,.{min(max(place, 0), 12)}f}"
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def digest(data: bytes) -> str:

@@ -514,9 +514,9 @@ class BlobsSuite:
 
     def test_every_blob_can_be_listed_and_verified(self, tmp_path: Path) -> None:
         blobs = self.open(tmp_path)
-        assert list(blobs.keys()) == []
+        assert list(blobs.names()) == []
         sizes = {blobs.put(bytes(size)): size for size in (0, 5, 3_000_001)}
-        assert sorted(blobs.keys()) == sorted(sizes)
+        assert sorted(blobs.names()) == sorted(sizes)
         assert {key: blobs.verify(key) for key in sizes} == sizes
 
     def test_what_is_not_there_is_not_found(self, tmp_path: Path) -> None:

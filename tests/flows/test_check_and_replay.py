@@ -290,7 +290,7 @@ def test_an_unchanged_working_tree_changes_nothing(project: Project) -> None:
     report = replay(project, "eta@.")
     assert report["version"] == "eta@1"
     assert report["changed"] == 0
-    assert report["loss"]["difference"] == 0
+    assert report["loss"]["gain"] == 0
 
 
 def test_losses_are_paired_where_outcomes_are_known(project: Project) -> None:
@@ -299,11 +299,11 @@ def test_losses_are_paired_where_outcomes_are_known(project: Project) -> None:
     known = 150 * (PLAYED - 2)  # the last two days' outcomes are not told yet
     assert report["rows"] == 150 * PLAYED
     assert report["loss"]["rows"] == known
-    assert report["loss"]["difference"] == pytest.approx(report["loss"]["version"] - report["loss"]["against"])
-    assert report["loss"]["low"] < report["loss"]["difference"] < report["loss"]["high"]
-    assert report["loss"]["difference"] > 0
+    assert report["loss"]["gain"] == pytest.approx(report["loss"]["against"] - report["loss"]["version"])
+    assert report["loss"]["low"] < report["loss"]["gain"] < report["loss"]["high"] < 0
+    assert "; lost 0." in report["text"] and "a decision against eta@1 (90% interval: a loss of 0." in report["text"]
     turned = replay(project, "eta@1", on="last:5d", against="eta@2")
-    assert turned["loss"]["difference"] == pytest.approx(-report["loss"]["difference"])
+    assert turned["loss"]["gain"] == pytest.approx(-report["loss"]["gain"])
 
 
 def test_against_what_was_really_answered(project: Project) -> None:
@@ -344,7 +344,7 @@ def test_a_file_of_rows(loop: Loop) -> None:
     report = replay(project, "eta@2", file=project.root / "rows.csv")
     assert report["rows"] == 150
     assert report["loss"]["rows"] == 150
-    assert report["loss"]["difference"] > 0.5
+    assert report["loss"]["gain"] < -0.5
     assert report["examples"][0]["key"] in set(day["id"])
     with pytest.raises(PalanError, match="nothing was ever answered"):
         replay(project, "eta@2", file=project.root / "rows.csv", against="logged")

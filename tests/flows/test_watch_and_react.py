@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,13 +15,19 @@ import pytest
 
 from loop_project import Loop, celsius, crowded, detour, edit, ledger, live, living
 from palan.core import stamp
+from palan.data.nouns import Repair
 from palan.errors import NotFound, PalanError
 from palan.flows.build import build
 from palan.flows.react import react
 from palan.flows.release import release
+from palan.flows.settle import _without
 from palan.flows.tick import tick
 from palan.flows.watch import frames, watch
+from palan.flows.why import why
 from palan.ledger import Entry
+from palan.remedies.menu import plain
+from palan.remedies.nouns import Remedy
+from palan.runs.run import Run
 
 QUIET = 24
 """Days without anything: three whole weeks, and three days of the fourth."""
@@ -63,8 +69,12 @@ def test_weeks_like_the_ones_before_raise_nothing(loop: Loop) -> None:
 def test_nothing_is_judged_twice_for_nothing(loop: Loop) -> None:
     stream = lambda: len(list(loop.project.store.blocks.scan("watch/eta")))  # noqa: E731
     before = stream()
+    looked = lambda: len(loop.project.store.records.find(Run, flow="watch"))  # noqa: E731
+    runs = looked()
     assert watch(loop.project, "eta")[0]["windows"] == []
+    tick(loop.project)
     assert stream() == before
+    assert looked() == runs, "no lease is taken where nothing is due"
 
 
 def test_late_outcomes_judge_a_window_again(built: Path, tmp_path: Path) -> None:
@@ -93,8 +103,12 @@ def test_a_broken_unit_pages_as_a_data_fault_with_its_columns_and_its_day(loop: 
     assert page.diagnosis == "data fault"
     assert set(page.columns) == {"temp", "dewp"}
     assert page.since.date() == began
-    assert "°C instead of °F" in page.what
-    assert ledger(loop.project)[-1].verb == "paged"
+    assert page.what == f"temp and dewp are in °C instead of °F since {began} (seen {page.time:%Y-%m-%d})"
+    assert (ledger(loop.project)[-1].verb, f"data fault since {began} (seen {page.time:%Y-%m-%d}): " in ledger(loop.project)[-1].reason) == ("paged", True)
+    told = why(loop.project, page.id[:10])["text"]
+    assert told.startswith(f"eta: {page.what}\n")
+    assert "nothing was tried yet: palan react eta" in told
+    assert "{" not in told
 
 
 def test_another_world_pages_as_a_concept_change(loop: Loop) -> None:
@@ -115,6 +129,29 @@ def test_other_inputs_without_harm_are_a_digest(loop: Loop) -> None:
     assert digest.diagnosis == "input shift"
     assert "load" in digest.columns
     assert react(loop.project, "eta")["remedies"] == []  # nobody is called for it
+    assert len(digest.what) <= 80
+    assert digest.what.startswith("load moved since 2026-05-")
+    assert f"(seen {digest.time:%Y-%m-%d})" in digest.what
+
+
+def test_a_digest_is_closed_when_its_columns_moved_back_and_when_another_version_answers(loop: Loop) -> None:
+    loop.play(11, feed=crowded, truth=crowded_truth)
+    watch(loop.project, "eta")
+    first = loop.alarms(lane="digest")[0]
+    build(loop.project, "eta", params={"extra": 0.001})
+    release(loop.project, "eta", version="2", force=True, share=1.0, reason="nearly the same")
+    loop.play(14, feed=crowded, truth=crowded_truth)
+    watch(loop.project, "eta")
+    entries = [each for each in ledger(loop.project) if each.verb == "closed"]
+    assert [(each.detail["alarm"], each.reason) for each in entries] == [(first.id, f"{first.what} is over: eta@2 answers now, and has learnt anew what is normal")]
+    again = loop.alarms(lane="digest", status="open")
+    assert len(again) == 1
+    loop.play(14)
+    watch(loop.project, "eta")
+    assert loop.alarms(lane="digest", status="open") == []
+    last = ledger(loop.project)[-1]
+    assert (last.verb, last.detail["alarm"]) == ("closed", again[0].id)
+    assert " is over: " in last.reason
 
 
 def test_windows_that_nobody_asked_in_are_one_alarm_of_their_own(loop: Loop) -> None:
@@ -170,7 +207,7 @@ def test_a_broken_unit_is_reworked_confirmed_and_ended_when_the_feed_is_right_ag
     assert all(each["since"][:10] == str(began) for each in reworked.action["repairs"])
     assert reworked.predicted > 10  # type: ignore[operator]
     tried = {row["name"]: row for row in reworked.candidates}
-    assert tried[reworked.choice]["benefit"] == max(row["benefit"] for row in tried.values() if row["benefit"] is not None)
+    assert tried[reworked.choice]["gain"] == max(row["gain"] for row in tried.values() if row["gain"] is not None)
     assert "nothing" in tried
     assert loop.error() < 2  # what is answered is right although the feed still is not
     assert reworked.status == "confirmed"
@@ -183,8 +220,14 @@ def test_a_broken_unit_is_reworked_confirmed_and_ended_when_the_feed_is_right_ag
     assert {each.column: each.until.date() for each in loop.release.repairs if each.until} == {"temp": right_again, "dewp": right_again}
     assert loop.error() < 2
     assert all(each.since.date() >= began for each in loop.alarms())
-    verbs = [(each.verb, each.detail.get("remedy", "")) for each in ledger(loop.project) if each.verb in ("chose", "repaired", "confirmed")]
-    assert [verb for verb, _ in verbs] == ["chose", "repaired", "confirmed", "chose", "repaired", "confirmed"]
+    verbs = [(each.verb, each.detail.get("remedy", "")) for each in ledger(loop.project) if each.verb in ("chose", "repaired", "ended the repair of", "confirmed")]
+    assert [verb for verb, _ in verbs] == ["chose", "repaired", "confirmed", "chose", "ended the repair of", "confirmed"]
+    assert "a decision against the data as they came (90% interval: a gain of " in next(each.reason for each in ledger(loop.project) if each.verb == "confirmed")
+    assert loop.release.reason.startswith(f"end of the repair of temp, dewp at {right_again}: ")
+    told = why(loop.project, loop.alarms(lane="page")[0].id)["text"]
+    assert f"*{reworked.choice}: +" in told
+    assert "confirmed: rework data" in told
+    assert "{" not in told
 
 
 def test_a_dry_run_tries_and_changes_nothing(loop: Loop) -> None:
@@ -279,7 +322,7 @@ def test_when_nothing_helps_nothing_is_done_with_its_reason_and_a_growing_rest(l
     remedies = loop.remedies()
     assert len(remedies) >= 2
     assert {each.status for each in remedies} == {"nothing"}
-    assert all(each.reason.startswith("nothing: ") for each in remedies)
+    assert all(each.reason and not each.reason.startswith("nothing") for each in remedies)
     assert all({"nothing", "retrain on everything"} <= {row["name"] for row in each.candidates} for each in remedies)
     assert loop.release.champion.version == "eta@1"
     assert len({each.alarm for each in remedies}) == 1  # one story, not one a week
@@ -325,6 +368,40 @@ def test_a_canary_without_outcomes_gets_more_time_and_is_then_dropped(loop: Loop
     assert loop.release.canary is None
     assert loop.release.champion.version == "eta@1"
     assert [each.verb for each in loop.project.store.records.find(Entry, order="seq", verb="extended")] == ["extended", "extended"]
+
+
+def test_many_outcomes_of_one_day_are_too_few_to_keep_a_canary(loop: Loop) -> None:
+    build(loop.project, "eta", params={"extra": 0.001})
+    release(loop.project, "eta", version="2", force=True, share=0.9, wait=timedelta(days=4), reason="nearly the same")
+    loop.play(3, told=False)
+    loop.tell(min(day for day in loop.sent if day >= loop.day - timedelta(days=3)))
+    loop.play(12, told=False, each=lambda: tick(loop.project))
+    said = [each.reason for each in ledger(loop.project) if each.verb == "extended"]
+    assert len(said) == 2
+    assert all(" outcomes on 1 day are too few to judge the canary by" in each for each in said)
+    assert loop.release.champion.version == "eta@1"
+    assert "outcomes on 1 day are too few to keep it" in loop.release.reason
+
+
+def test_a_version_that_went_live_without_a_canary_is_judged_by_the_one_before_it(loop: Loop) -> None:
+    build(loop.project, "eta", params={"extra": 3.0})
+    release(loop.project, "eta", version="2", force=True, share=1.0, reason="learnt again")
+    action = {"name": "retrain on everything", "action": "retrain", "version": "2"}
+    loop.project.store.records.put(Remedy("01remedy", "01alarm", "eta", loop.project.clock(), "released", "retrain on everything", "gained 1", (), action, 1.0))
+    loop.play(10, each=lambda: tick(loop.project))
+    (remedy,) = loop.remedies()
+    assert (remedy.status, loop.release.champion.version) == ("rolled back", "eta@1")
+    assert remedy.realised < -0.1  # type: ignore[operator]
+    assert loop.release.reason.startswith("lost ")
+    assert "a decision against eta@1 (90% interval: a loss of " in loop.release.reason
+
+
+def test_taking_a_repair_back_leaves_the_later_ones() -> None:
+    began = datetime(2026, 5, 1, tzinfo=UTC)
+    older = Repair("temp", '"temp" * 1.8 + 32', '("temp" - 32) / 1.8', began)
+    newer = Repair("wind", '"wind" * 2', '"wind" / 2', began + timedelta(days=20))
+    remedy = Remedy("01", "01", "eta", began, "released", "rework data: temp", "", (), {"action": "rework data", "repairs": [plain(older)]})
+    assert _without([older, newer], remedy) == [newer]
 
 
 def test_react_needs_a_release(built: Path, tmp_path: Path) -> None:

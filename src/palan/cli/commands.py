@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from palan.flows.project import Project
 
 
+REASONS = 5
+"""Broken rules that are shown of one delivery; the most frequent of all its files first."""
+
+LISTED = 20
+"""Rows, or other things, that are listed for a person; --json has all of them."""
+
+
 class ReaderLeft(Exception):
     """Whoever reads what we print (head, less) has seen enough. Click would call a broken pipe a failure."""
 
@@ -148,10 +155,19 @@ def ingest(ctx: click.Context, data: str | None, as_json: bool) -> None:
         for each in reports:
             text = f"{each['rows']:,} new rows, {each['quarantined']:,} in quarantine" if each["files"] else each["text"]
             click.echo(f"{each['version'] or each['data']}: {text}")
-            for reason, count in each.get("reasons", {}).items():
+            reasons = sorted(each.get("reasons", {}).items(), key=lambda each: -each[1])
+            for reason, count in reasons[:REASONS]:
                 click.echo(f"  {count:,} x {reason}")
-            for warning in dict.fromkeys(each.get("warnings", [])):
-                click.echo(f"  {warning}")
+            if len(reasons) > REASONS:
+                click.echo(f"  … and {len(reasons) - REASONS:,} more rules")
+            for line in dict.fromkeys([*each.get("resolved", []), *each.get("warnings", [])] if each["files"] else []):
+                click.echo(f"  {line}")
+            if each.get("waiting", 0) > each["quarantined"]:
+                click.echo(f"  in quarantine in all: {each['waiting']:,}")
+        steps = dict.fromkeys(each["next"] for each in reports if each["next"])
+        odd = [step for step in steps if step.startswith("palan why")]
+        if steps:
+            click.echo(f"next: {'   and: '.join(odd or list(steps)[:1])}")
 
     _print(verb(_open(ctx, quiet=as_json), data or ""), as_json, show)
 
@@ -401,7 +417,7 @@ def outcomes(ctx: click.Context, model: str, path: str, by: str, as_json: bool) 
 @cli.command()
 @click.argument("model", metavar="MODEL[@VERSION|@.]")
 @click.option("--on", default="last:1000", show_default=True, metavar="WINDOW", help="last:N, last:Nd, FROM..TO, or a file of rows.")
-@click.option("--against", default="champion", show_default=True, metavar="VERSION", help='A version, or "logged".')
+@click.option("--against", default="champion", show_default=True, metavar="VERSION", help='A version, the champion, or "logged": what was answered then.')
 @_json
 @click.pass_context
 def replay(ctx: click.Context, model: str, on: str, against: str, as_json: bool) -> None:
@@ -413,7 +429,8 @@ def replay(ctx: click.Context, model: str, on: str, against: str, as_json: bool)
     from palan.flows.replay import replay as verb
 
     def show(report: dict[str, Any]) -> None:
-        click.echo(f"{report['version']} against {report['against']} on {report['on']}: {report['text']}")
+        against = "what was answered then" if report["against"] == "logged" else report["against"]
+        click.echo(f"{report['version']} against {against} on {report['on']}: {report['text']}")
         for each in report.get("examples", []):
             click.echo(f"  {each['key']}: {each['old']} -> {each['new']}")
 
@@ -442,6 +459,7 @@ def watch(ctx: click.Context, model: str | None, as_json: bool) -> None:
             click.echo(f"{each['model']}: {each['text']}")
             for alarm in each["alarms"]:
                 click.echo(f"  {alarm['lane']} {alarm['id'][:12]}: {alarm['what']}")
+                click.echo(f"    {alarm['diagnosis']}: {alarm['because']}")
 
     _print(reports, as_json, show)
     ctx.exit(ACT if any(each["open"] for each in reports) else FINE)
@@ -470,7 +488,7 @@ def react(
     def show(report: dict[str, Any]) -> None:
         click.echo(report["text"])
         for each in report["remedies"]:
-            columns = {"name": "remedy", "benefit": "benefit", "low": "low", "high": "high", "cost": "cost", "verdict": ""}
+            columns = {"name": "remedy", "gain": "gain", "low": "low", "high": "high", "cost": "cost", "verdict": ""}
             _table(each["candidates"], columns)
             click.echo(f"{each['status']}: {each['choice']}: {each['reason']}")
 
@@ -551,11 +569,16 @@ def why(ctx: click.Context, subject: str, as_json: bool) -> None:
     from palan.flows.why import why as verb
 
     def show(found: dict[str, Any]) -> None:
+        if "text" in found:
+            click.echo(found["text"])
+            return
         for name, value in found.items():
             if isinstance(value, list) and value:
                 click.echo(f"{name}:")
-                for each in value:
-                    click.echo(f"  {each}")
+                for each in value[:LISTED]:
+                    click.echo(f"  {each['text'] if name == 'quarantine' else each}")
+                if len(value) > LISTED:
+                    click.echo(f"  … and {len(value) - LISTED:,} more: palan why {subject} --json")
             elif value not in ({}, [], "", None):
                 click.echo(f"{name}: {value}")
 
@@ -590,6 +613,33 @@ def log_command(ctx: click.Context, subject: str | None, limit: int, verify: boo
 
     _print(found, as_json, show)
     ctx.exit(ACT if found["breaks"] else FINE)
+
+
+@cli.command()
+@_json
+@click.pass_context
+def verify(ctx: click.Context, as_json: bool) -> None:
+    """Read everything that the store holds: records, ledger, blocks, blobs. Name each damage, with what to do about it.
+
+    Exit code 1 when something is damaged or missing.
+
+    \b
+    Example:  palan verify --json
+    """
+    from palan.flows.verify import verify as verb
+
+    found = verb(_open(ctx, quiet=as_json))
+
+    def show(found: dict[str, Any]) -> None:
+        for each in found["findings"]:
+            click.echo(f"{click.style(each['part'], fg='red')}  {each['what']}; {each['next']}")
+        click.echo(
+            f"{found['records']:,} records, {found['entries']:,} entries of the ledger, {found['frames']:,} frames in {found['files']:,} files, "
+            f"{found['blobs']:,} blobs, {found['bytes']:,} bytes: {len(found['findings']) or 'no'} damage{'s' if len(found['findings']) > 1 else ''}"
+        )
+
+    _print(found, as_json, show)
+    ctx.exit(ACT if found["findings"] else FINE)
 
 
 @cli.command()

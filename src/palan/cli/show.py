@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -107,9 +109,7 @@ def status(project: Project, as_json: bool = False) -> int:
 def _home(home: Mapping[str, Any]) -> None:
     model_lines(home["models"])
     for each in home["data"]:
-        mark = paint("·", {"right": "green", "wrong": "red"}.get(each["verdict"], "yellow"))
-        said = f"{verdict('wrong')}: {each['why']}" if each["verdict"] == "wrong" else each["why"]
-        say(f"{mark} data {each['name']}: {said}")
+        _line(each["verdict"], f"  data {each['name']}: {each['why']}")
         if each["command"]:
             say(f"    {each['command']}")
     if home["command"]:
@@ -118,7 +118,22 @@ def _home(home: Mapping[str, Any]) -> None:
 
 def model_lines(models: Sequence[Mapping[str, Any]]) -> None:
     for each in models:
-        say(f"{verdict(each['verdict'])}  {each['name']} ({each['kind']}): {each['why']}")
-        if each["next"]:
-            say(f"    {each['next']['text']}: {each['next']['reason']}")
-            say(f"    {each['next']['command']}")
+        notes = each["notes"]
+        said = f"; {notes} note{'' if notes == 1 else 's'}, see palan log {each['name']}" if notes else ""
+        _line(each["verdict"], f"  {each['name']} ({each['kind']}): {each['why']}{said}")
+        if step := each["next"]:
+            reason = f": {step['reason']}" if step["reason"] != each["why"] else ""
+            say(_wrapped(f"    {step['text']}{reason}"))
+            say(f"    {step['command']}")
+
+
+def _line(word: str, rest: str) -> None:
+    say(verdict(word) + _wrapped(word + rest)[len(word) :])
+
+
+def _wrapped(text: str) -> str:
+    """Break a line between words where a terminal is narrower; in a pipe a line stays one."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(20, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)

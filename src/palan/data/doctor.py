@@ -146,8 +146,8 @@ def hypotheses(
         if time not in frame.columns:
             raise PalanError(f'there is no column "{time}" to tell the days by', f"it has {', '.join(frame.columns[:12])}")
     names = [name for name in (columns if columns is not None else window.columns) if name != time and name in history.columns and name in window.columns]
-    history, window = _dated(history, time), _dated(window, time)
-    past, now = _days(history), _days(window)
+    history, window = dated(history, time), dated(window, time)
+    past, now = days_of(history), days_of(window)
     if len(past) < MIN_DAYS or not now:
         return []
     numeric = [name for name in names if _is_number(history.schema[name]) and _is_number(window.schema[name])]
@@ -168,11 +168,12 @@ def hypotheses(
 DAY = "palan_day"
 
 
-def _dated(frame: pl.DataFrame, time: str) -> pl.DataFrame:
+def dated(frame: pl.DataFrame, time: str) -> pl.DataFrame:
+    """Return the rows that have a time, with the day of it."""
     return frame.with_columns(read_time(time, frame.schema[time]).dt.date().alias(DAY)).drop_nulls(DAY)
 
 
-def _days(frame: pl.DataFrame) -> list[date]:
+def days_of(frame: pl.DataFrame) -> list[date]:
     """Return the days with enough rows to count as a day: a stray row at midnight is none."""
     counts = frame.group_by(DAY).len().sort(DAY)
     enough = float(np.median(counts["len"].to_numpy())) * 0.2 if counts.height else 0.0
@@ -352,7 +353,7 @@ def _stuck(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], pa
                 f"{name} is stuck at {shown} since {now[begin]}, for {length} days; its longest such stretch before was {_longest(usual)} days",
                 (repair,),
                 until=_until(end, now),
-                evidence={"statistic": "days in a row with the same values", "before": length, "after": None, "threshold": _longest(usual), "chance": float(chance**length)},
+                evidence={"statistic": "days in a row with the same values", "before": length, "after": None, "threshold": _longest(usual), "chance": float(chance**length), "values": len(kept)},
             )
         )
     return found
@@ -417,13 +418,12 @@ def _shares(frame: pl.DataFrame, name: str, days: Sequence[date], limit: int = 5
     counted = frame.group_by(DAY, pl.col(name).cast(pl.String).alias("value")).len().drop_nulls()
     totals = counted.group_by("value").agg(pl.col("len").sum()).sort("len", "value", descending=[True, False])
     values = {value: place for place, value in enumerate(totals["value"].head(limit))}
-    place = {day: number for number, day in enumerate(days)}
+    rows_of = pl.DataFrame({DAY: pl.Series(days, dtype=pl.Date), "row": range(len(days))})
     counts, rows = np.zeros((len(days), len(values))), np.zeros(len(days))
-    for day, value, count in counted.iter_rows():
-        if day in place:
-            rows[place[day]] += count
-            if value in values:
-                counts[place[day], values[value]] = count
+    placed = counted.join(rows_of, on=DAY).join(totals.head(limit).select("value").with_row_index("place"), on="value", how="left")
+    np.add.at(rows, placed["row"].to_numpy(), placed["len"].to_numpy())
+    known = placed.drop_nulls("place")
+    counts[known["row"].to_numpy(), known["place"].to_numpy()] = known["len"].to_numpy()
     return _Shares(values, counts / np.maximum(rows, 1)[:, None], rows)
 
 

@@ -134,7 +134,7 @@ def verify(
 
     Raises:
         PalanError: a column that may not be missing is not there, a check is not a yes/no question about one row, or
-            the contract has no columns.
+            the contract has no columns; or rows without a key are not those of before and more.
     """
     if not contract.columns:
         raise PalanError(f'data "{contract.name}" has no columns to verify', f"[data.{contract.name}.columns] in palan.toml")
@@ -163,7 +163,7 @@ def verify(
     )
     held, corrections = good.height, 0
     if earlier is not None and earlier.height:
-        good = _news(good, earlier, contract)
+        good = _news(good, earlier, contract) if contract.key else _grown(good, earlier, contract)
     if known_keys is not None and contract.key and known_keys.height:
         keys = alike([known_keys.select(contract.key), good.select(contract.key)], contract)[0]
         corrections = good.select(contract.key).join(keys.unique(), on=contract.key, how="semi").height
@@ -182,6 +182,21 @@ def _news(good: pl.DataFrame, earlier: pl.DataFrame, contract: Contract) -> pl.D
     old = pl.col("palan_row").is_null()
     news = both.filter(~old).join(both.filter(old), on=[name for name in both.columns if name != "palan_row"], how="anti", nulls_equal=True)
     return good[news["palan_row"].sort()]
+
+
+def _grown(good: pl.DataFrame, earlier: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    """Return the rows without those of before, each as often as it was there."""
+    old, new = alike([earlier, good], contract)
+    names = [name for name in new.columns if not new.schema[name].is_nested()]
+    if set(old.columns) == set(new.columns) and all(old.schema[name] == new.schema[name] for name in names):
+        old, marked = (each.with_columns(pl.int_range(pl.len()).over(names).alias("palan_copy")) for each in (old, new))
+        by = [*names, "palan_copy"]
+        if old.join(marked, on=by, how="anti", nulls_equal=True).height == 0:
+            return marked.join(old.select(by), on=by, how="anti", nulls_equal=True, maintain_order="left").drop("palan_copy")
+    raise PalanError(
+        f'the file was taken in before and rows of it have changed, but data "{contract.name}" has no key that tells its old rows from its new ones',
+        f'[data.{contract.name}] key = ["..."], or deliver the new rows in a file of their own',
+    )
 
 
 def alike(parts: Sequence[pl.DataFrame], contract: Contract) -> list[pl.DataFrame]:
@@ -208,6 +223,41 @@ def again(stored: pl.DataFrame, contract: Contract) -> tuple[Verdict, list[str]]
     checked = verify(stored.with_columns(absent), open_ended)
     unread = {f"{field.name} is not {_ARTICLES[field.type]}" for field in contract.columns}
     return checked.verdict, [rule.column for rule in checked.verdict.broken if rule.rule in unread]
+
+
+def typed(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    """Return the contract's columns in their types, as far as the rows have them, whether they hold or not: what cannot be read is null."""
+    return frame.select(_cast(field, frame.schema[field.name]).alias(field.name) for field in contract.columns if field.name in frame.columns)
+
+
+def once_more(bad: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None) -> Checked | None:
+    """Judge rows of one quarantine, as `verify` set them apart, by a contract that may have changed; None where it cannot be asked of them.
+
+    A line that had no readable form, and a copy of a row that was taken, stay what they were.
+    """
+    repeats = f"key {', '.join(contract.key)} repeats an earlier row"
+    copies = bad[REASONS].list.contains(repeats)
+    unreadable = pl.col(REASONS).list.eval(pl.element().filter(pl.element().str.starts_with("line "))).list.first()
+    delivered = bad.filter(~copies).with_columns(unreadable.alias(BROKEN)).drop(REASONS)
+    try:
+        checked = verify(delivered, msgspec.structs.replace(contract, rows=(None, None)), known_keys)
+    except PalanError:  # a column that the delivery does not have is asked for now
+        return None
+    rest = pl.concat([as_text(checked.bad.drop(LINE, REASONS)).with_columns(checked.bad[LINE], checked.bad[REASONS]), bad.filter(copies)], how="diagonal_relaxed")
+    return msgspec.structs.replace(checked, bad=rest.sort(LINE))
+
+
+def concerned(reason: str, contract: Contract, columns: Sequence[str]) -> list[str]:
+    """Return the columns that a reason in quarantine is about."""
+    if reason.startswith("check "):
+        try:
+            return [name for name in dict.fromkeys(pl.sql_expr(reason.removeprefix("check ")).meta.root_names()) if name in columns]
+        except pl.exceptions.PolarsError:
+            return []
+    if reason.startswith("key "):
+        return [name for name in contract.key if name in columns]
+    named = [name for name in columns if reason.startswith(f"{name} is ")]
+    return [max(named, key=len)] if named else []
 
 
 def compile_checks(contract: Contract) -> list[pl.Expr]:

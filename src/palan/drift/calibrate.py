@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 import numpy as np
 
+from palan.core import figure
 from palan.drift.compare import distance
 from palan.drift.profile import ColumnProfile, Profile, merge
 from palan.errors import PalanError
@@ -272,12 +273,13 @@ def judge(
     hypotheses: Sequence[Fault] = (),
     *,
     sure: float = 0.5,
+    unit: str = "",
 ) -> Judged:
     """Judge one window: page, digest or none, with the reason in a sentence.
 
     page: the loss is above its threshold and at least `relevant` above its usual level, or a data fault is found with
     confidence `sure` or more. digest: a column moved, the volume is unusual, or the loss rose by too little to matter.
-    `window` and `loss` are None where nothing was served or no outcome is known yet.
+    `window` and `loss` are None where nothing was served or no outcome is known yet. `unit` is what the loss counts.
     """
     columns = _columns(window, thresholds) if window is not None and window.rows else ()
     moved = [column for column in columns if column.changed]
@@ -292,9 +294,9 @@ def judge(
         figures |= {"rows": window.rows, "rows_usual": thresholds.rows.usual, "volume_unusual": odd}
         if odd:
             lane = "digest"
-            said.append(f"{window.rows} decisions where {thresholds.rows.usual:.0f} are usual")
+            said.append(f"{window.rows:,} decisions where {thresholds.rows.usual:,.0f} are usual")
     if loss is not None and thresholds.loss is not None:
-        high, harm, text = _loss(loss, thresholds)
+        high, harm, text = _loss(loss, thresholds, unit)
         figures |= {"loss": loss.mean, "loss_usual": thresholds.loss.usual, "loss_threshold": thresholds.loss.upper, "loss_high": high}
         lane = "page" if harm else "digest" if high else lane
         said.insert(0, text)
@@ -310,18 +312,31 @@ def judge(
     return Judged(lane=lane, text="; ".join(said), **figures)
 
 
-def _loss(loss: LossWindow, thresholds: Thresholds) -> tuple[bool, bool, str]:
+def _loss(loss: LossWindow, thresholds: Thresholds, unit: str) -> tuple[bool, bool, str]:
     usual = thresholds.loss
     assert usual is not None
     p = tail_probability(usual, loss.mean, error=loss.error)
     high = p < thresholds.budget
     rise = loss.mean - usual.usual
     harm = high and rise >= thresholds.relevant * abs(usual.usual)
-    change = f"{rise / abs(usual.usual):+.0%}" if usual.usual else f"{rise:+.4g}"
-    text = f"loss {loss.mean:.4g} a decision ({change}), usually {usual.usual:.4g} and seldom above {usual.upper:.4g}"
+    text = f"{amount(loss.mean, unit)} a decision, {compared(loss.mean, usual.usual)} (limit {figure(usual.upper)})"
     if harm:
         return True, True, text
     return high, False, text + (": too small a rise to matter" if high else ": normal")
+
+
+def amount(loss: float, unit: str) -> str:
+    """Return a loss with its unit, if it has one: "loss 4,560 minutes"."""
+    return f"loss {figure(loss)} {unit}".rstrip()
+
+
+def compared(value: float, usual: float) -> str:
+    """Say where a figure lies, as a positive number with a word: "37% above the usual 0.4879"."""
+    change = abs(value - usual) / abs(usual) if usual else 0.0
+    if usual and change < 0.005:
+        return f"as usual ({figure(usual)})"
+    apart = f"{change:,.0%}" if usual else figure(abs(value - usual))
+    return f"{apart} {'above' if value > usual else 'below'} the usual {figure(usual)}"
 
 
 def _columns(window: Profile, thresholds: Thresholds) -> tuple[ColumnShift, ...]:
@@ -349,5 +364,5 @@ def _sentence(name: str, before: ColumnProfile, after: ColumnProfile, moved: flo
     if abs(nulls[1] - nulls[0]) >= 0.5 * moved:
         return f"{name} (empty in {nulls[0]:.1%} of the rows, now {nulls[1]:.1%})"
     if before.mean is not None and after.mean is not None:
-        return f"{name} ({moved:.0%} of its rows; mean {before.mean:.4g}, now {after.mean:.4g})"
+        return f"{name} ({moved:.0%} of its rows; mean {figure(before.mean)}, now {figure(after.mean)})"
     return f"{name} ({moved:.0%} of its rows)"

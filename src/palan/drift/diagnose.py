@@ -6,6 +6,7 @@ is rolled back; only a world that changed is worth learning again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -16,13 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from palan.drift.calibrate import Judged, LossWindow
+from palan.core import figure
+from palan.drift.calibrate import Judged, LossWindow, amount, compared
 from palan.drift.profile import Profile
 from palan.errors import PalanError
 from palan.gates.paired import t_quantile
 from palan.releases.nouns import Release
 
 Floats = npt.NDArray[np.float64]
+
+TITLE = 80
+"""How long a title may be: one line of a terminal."""
 
 
 class Hypothesis(Protocol):
@@ -80,6 +85,7 @@ def diagnose(
     volume: Mapping[date, int] | None = None,
     split: Split | None = None,
     sure: float = 0.5,
+    unit: str = "",
 ) -> Diagnosis:
     """Say what a judged window suffers from.
 
@@ -89,6 +95,7 @@ def diagnose(
         loss_by_day, profiles_by_day, volume: the window's days and some weeks before, to find when it began.
         releases_since: releases in those days. One is blamed if the loss rose on its day or the day after.
         split: `split_loss` of the window against the reference, where outcomes are known.
+        unit: what the loss counts, such as minutes.
     """
     daily = {day: (item.mean, max(item.rows, 1)) for day, item in (loss_by_day or {}).items()}
     began = break_day(daily)
@@ -114,49 +121,82 @@ def diagnose(
         blamed = _blamed(releases_since, began)
         if blamed is not None:
             evidence["release"] = {"version": blamed.champion.version, "epoch": blamed.epoch, "time": blamed.time.isoformat()}
-            text = f"the loss rose when {blamed.champion.version} was released: {_rise(judged)}"
+            text = f"the loss rose when {blamed.champion.version} was released: {_rise(judged, unit)}"
             return Diagnosis("release change", text, blamed.time, columns, evidence)
         moved_at = _inputs_began(profiles_by_day, columns)
-        kind, text = _shift_or_concept(judged, split)
+        kind, text = _shift_or_concept(judged, split, unit)
         since = (moved_at if kind == "input shift" else None) or _midnight(began)
         return Diagnosis(kind, text, since, columns, evidence)
     if moved:
-        known = judged.loss is not None and judged.loss_usual is not None
-        harm = f"the loss stays within its normal range ({judged.loss:.4g}, usually {judged.loss_usual:.4g})" if known else "whether it hurts is not known yet"
+        harm = "whether it hurts is not known yet"
+        if judged.loss is not None and judged.loss_usual is not None:
+            harm = f"the loss stays within its normal range ({figure(judged.loss)}, usually {figure(judged.loss_usual)})"
         text = f"{', '.join(columns[:3])} moved; {harm}"
         return Diagnosis("input shift", text, _inputs_began(profiles_by_day, columns), columns, evidence)
     if judged.volume_unusual:
         counts = {day: (float(rows), 1) for day, rows in (volume or {}).items()}
-        text = f"{judged.rows} decisions where {judged.rows_usual or 0:.0f} are usual"
+        text = f"{judged.rows:,} decisions where {judged.rows_usual or 0:,.0f} are usual"
         return Diagnosis("volume change", text, _midnight(break_day(counts)), (), evidence)
     return Diagnosis("unknown", judged.text, None, (), evidence)
 
 
-def _shift_or_concept(judged: Judged, split: Split | None) -> tuple[str, str]:
+def _shift_or_concept(judged: Judged, split: Split | None, unit: str) -> tuple[str, str]:
     names = [shift.name for shift in judged.changed]
     listed = ", ".join(names[:3])
     if split is None:
         if names:
-            return "input shift", f"{listed} moved and {_rise(judged)}; without the raw rows the two cannot be told apart further"
-        return "concept change", f"{_rise(judged)}, while no input moved: the same inputs now have other outcomes"
+            return "input shift", f"{listed} moved and {_rise(judged, unit)}; without the raw rows the two cannot be told apart further"
+        return "concept change", f"{_rise(judged, unit)}, while no input moved: the same inputs now have other outcomes"
     within = ", ".join(split.columns) or "all inputs"
     if split.total <= 0:
         # Against these reference rows nothing rose: the alarm compares with other windows, so only the inputs can tell.
         kind = "input shift" if names else "unknown"
-        return kind, f"{_rise(judged)}, but not against the reference rows by {within}"
+        return kind, f"{_rise(judged, unit)}, but not against the reference rows by {within}"
     share = split.concept / split.total
-    interval = f"{split.concept:+.4g} of {split.total:+.4g} a decision, 90 % between {split.concept_low:+.4g} and {split.concept_high:+.4g}"
+    low, high = split.concept_low, split.concept_high
+    bounds = f"{figure(low, 3)} to {figure(high, 3)}" if low >= 0 else f"{_moved(low)} to {_moved(high)}"
+    explained = f"{_moved(split.concept)} of {figure(split.total, 3)} a decision in all (90% interval: {bounds})"
     if share >= 0.5 and split.concept_low > 0:
-        return "concept change", f"the same inputs ({within}) now have a higher loss: {interval}"
+        return "concept change", f"the same inputs ({within}) now have a higher loss: {explained}"
     if share < 0.5:
-        return "input shift", f"{max(0.0, 1 - share):.0%} of the rise comes from other inputs ({within}); for equal inputs {interval}"
-    return "concept change", f"probably other outcomes for the same inputs ({within}), though it may be chance: {interval}"
+        return "input shift", f"{max(0.0, 1 - share):.0%} of the rise comes from other inputs ({within}); for equal inputs {explained}"
+    return "concept change", f"probably other outcomes for the same inputs ({within}), though it may be chance: {explained}"
 
 
-def _rise(judged: Judged) -> str:
+def _moved(change: float) -> str:
+    """Say which way a loss moved, as a positive number with a word."""
+    return f"a {'rise' if change >= 0 else 'fall'} of {figure(abs(change), 3)}"
+
+
+def _rise(judged: Judged, unit: str) -> str:
     if judged.loss is None or not judged.loss_usual:
         return "the loss rose"
-    return f"the loss is {judged.loss:.4g} where {judged.loss_usual:.4g} is usual"
+    return f"the {amount(judged.loss, unit)} a decision is {compared(judged.loss, judged.loss_usual)}"
+
+
+def when(since: datetime, seen: datetime) -> str:
+    """Say since when something is so, and when it was seen, where that is another day."""
+    return f"since {since:%Y-%m-%d}" + (f" (seen {seen:%Y-%m-%d})" if seen.date() != since.date() else "")
+
+
+def title(judged: Judged, found: Diagnosis, since: datetime, seen: datetime) -> str:
+    """Say in one line what changed, where, and since when; of what does not fit the columns go first."""
+    began = when(since, seen)
+    names = found.columns
+    rest = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else ", ".join(names)
+    ways: list[str] = []
+    if found.kind == "data fault":
+        ways = [re.split(r" since |, and |[:;] ", found.text)[0], f"data fault in {', '.join(names)}", f"data fault in {rest}", found.kind]
+    elif judged.loss_high and judged.loss is not None and judged.loss_usual is not None:
+        rise = judged.loss - judged.loss_usual
+        what = f"loss {rise / abs(judged.loss_usual):,.0%} above usual" if judged.loss_usual else f"loss {figure(rise)} above usual"
+        ways = [f"{what}, {rest} moved,", what] if names else [what]
+    elif names:
+        ways = [f"{', '.join(names)} moved", f"{rest} moved", f"{len(names)} columns moved"]
+    else:
+        ways = [found.text, found.kind]
+    short = next((way for way in ways if len(way) + 1 + len(began) <= TITLE), f"{ways[-1][: TITLE - len(began) - 2]}…")
+    return f"{short} {began}"
 
 
 def _blamed(releases: Sequence[Release], began: date | None) -> Release | None:

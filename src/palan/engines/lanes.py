@@ -412,7 +412,7 @@ class Worker:
         last = "; ".join([line for line in log.splitlines() if line.strip()][-3:])
         if self._closed:
             return ModelFailed(f"the worker of {self.entry} was closed", "open a new one", status="cancelled", log=log)
-        return ModelFailed(f"the process of {self.entry} {why}{f': {last}' if last else ''}", "the next call starts a fresh one; the log has its last lines", log=log)
+        return ModelFailed(f"the process of {self.entry} {why}{f': {last}' if last else ''}", "the next call starts a fresh one; palan --debug shows its last lines, and so does the log of a server", log=log)
 
     def _kill(self, process: Process) -> None:
         """SIGTERM to the child and what it started, SIGKILL after the grace."""

@@ -17,6 +17,7 @@ import msgspec
 from palan.errors import PalanError, nearest
 from palan.flows.root import FILE
 from palan.models.contract import KINDS
+from palan.stores import BUCKET, password_in, shown
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
@@ -159,6 +160,7 @@ class WatchPolicy(msgspec.Struct, frozen=True):
     window: Annotated[timedelta, Option(_window, "length of the windows that are compared")] = timedelta(days=7)
     false_pages: Annotated[timedelta, Option(_budget, 'the alarm budget: "1 per 180d"')] = timedelta(days=180)
     reference: Annotated[timedelta, Option(_positive, "history before the release that is called normal")] = timedelta(days=120)
+    unit: Annotated[str, Option(_text, "what the loss counts, for the sentences: minutes, euros")] = ""
 
 
 class ReactPolicy(msgspec.Struct, frozen=True):
@@ -231,6 +233,7 @@ class Config(msgspec.Struct, frozen=True):
 
     name: str
     store: str
+    blobs: str
     data: Mapping[str, DataConfig]
     models: Mapping[str, ModelConfig]
     settings: tuple[Setting, ...]
@@ -265,13 +268,14 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     reader = _Reader(path, text)
     reader.known(raw, (), ["project", "data", "models"])
     project = reader.table(raw, ("project",))
-    reader.known(project, ("project",), ["name", "store"])
+    reader.known(project, ("project",), ["name", "store", "blobs"])
     for key, value in project.items():
         if not isinstance(value, str) or not value:
             raise reader.wrong(("project",), key, f"{value!r} is not a text in quotes", f'{key} = "..."')
     settings = [
         Setting("project.name", project.get("name", path.parent.name), FILE if "name" in project else "default"),
-        _store(project, environment),
+        _store(reader, project, environment),
+        Setting("project.blobs", _blobs(reader, project), FILE if "blobs" in project else "default", "where blobs are, if not in the store: s3://bucket/prefix"),
     ]
     data = {}
     for name, table in reader.table(raw, ("data",)).items():
@@ -287,13 +291,22 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
         reader.name(("models", name))
         models[name] = reader.read(ModelConfig, table, ("models", name), settings, name=name)
     _check_references(reader, data, models)
-    return Config(str(settings[0].value), str(settings[1].value), data, models, tuple(settings))
+    return Config(str(settings[0].value), str(settings[1].value), str(settings[2].value), data, models, tuple(settings))
 
 
-def _store(project: Mapping[str, Any], environment: Mapping[str, str]) -> Setting:
+def _store(reader: "_Reader", project: Mapping[str, Any], environment: Mapping[str, str]) -> Setting:
     if environment.get("PALAN_STORE"):
         return Setting("project.store", environment["PALAN_STORE"], "PALAN_STORE")
+    if password_in(project.get("store", "")):
+        raise reader.wrong(("project",), "store", "has a password in it, which does not belong into a file", 'store = "postgresql://user@host/database", and export PGPASSWORD=...')
     return Setting("project.store", project.get("store", ".palan"), FILE if "store" in project else "default")
+
+
+def _blobs(reader: "_Reader", project: Mapping[str, Any]) -> str:
+    address = str(project.get("blobs", ""))
+    if address and not BUCKET.fullmatch(address):  # not shown: somebody may have put a secret into it
+        raise reader.wrong(("project",), "blobs", "is no address of a bucket", 'blobs = "s3://bucket/prefix"; server and credentials are told by AWS_* variables')
+    return address
 
 
 def _check_references(reader: "_Reader", data: Mapping[str, DataConfig], models: Mapping[str, ModelConfig]) -> None:
@@ -424,8 +437,8 @@ class _Reader:
 def config(project: "Project") -> list[dict[str, Any]]:
     """Return every setting with its value and who set it."""
     rows = [
-        {"name": each.name, "value": each.value, "by": each.by, "help": each.help} for each in project.config.settings
+        {"name": each.name, "value": shown(each.value) if each.name == "project.store" else each.value, "by": each.by, "help": each.help} for each in project.config.settings
     ]
     for name, help_text in ENVIRONMENT.items():
-        rows.append({"name": name, "value": os.environ.get(name), "by": "environment", "help": help_text})
+        rows.append({"name": name, "value": shown(os.environ.get(name, "")) or None, "by": "environment", "help": help_text})
     return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import json
+import shlex
 import shutil
 import sys
 import threading
@@ -25,6 +26,7 @@ from palan.decisions.nouns import Job
 from palan.errors import PalanError
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, open_project
+from palan.ledger import Entry
 from palan.releases.nouns import Release
 
 if TYPE_CHECKING:
@@ -253,14 +255,14 @@ def _news(stage: _Stage) -> list[str]:
     records = stage.project.store.records
     lines = []
     for alarm in records.find(Alarm, since=stage.clock.now, lane="page"):
-        lines.append(f"  alarm: {alarm.diagnosis} since {alarm.since:%Y-%m-%d}: {alarm.evidence.get('because', alarm.what)}")
+        lines += [f"  alarm: {alarm.what}", f"    {alarm.diagnosis}: {alarm.evidence.get('because', alarm.what)}"]
     for remedy in records.find(Remedy, since=stage.clock.now):
         lines.append(f"  {'remedy':<26} {'gain a decision':>15} {'low':>9} {'high':>9} {'cost':>8}")
         for row in remedy.candidates:
             mark = "*" if row.get("chosen") else " "
-            figures = "".join(f" {_figure(row.get(name)):>{width}}" for name, width in (("benefit", 15), ("low", 9), ("high", 9), ("cost", 8)))
-            lines.append(f" {mark}{row['name']:<26}{figures}")
-        lines.append(f"  {remedy.reason}")
+            gains = "".join(f" {_figure(row.get(name)):>{width}}" for name, width in (("gain", 15), ("low", 9), ("high", 9)))
+            lines.append(f" {mark}{row['name']:<26}{gains} {row['cost']:>8.4f}")
+        lines.append(f"  {remedy.choice}: {remedy.reason}")
     return lines
 
 
@@ -338,6 +340,7 @@ def _summary(stage: _Stage) -> dict[str, Any]:
     records = stage.project.store.records
     alarms = records.find(Alarm, order="time")
     remedies = records.find(Remedy, order="time")
+    entries = records.find(Entry, order="-seq", verb=["confirmed", "rolled back"])
     policies = stage.journal.step("demo policies", {"remedies": [each.id for each in remedies]}, lambda: _policies(stage))
     story = []
     for alarm in alarms:
@@ -347,9 +350,11 @@ def _summary(stage: _Stage) -> dict[str, Any]:
         story.append(
             {
                 "time": stamp(alarm.time),
+                "since": stamp(alarm.since),
                 "model": alarm.model,
                 "diagnosis": alarm.diagnosis,
                 "what": alarm.what,
+                "because": alarm.evidence.get("because", ""),
                 "remedies": [
                     {
                         "choice": each.choice,
@@ -357,6 +362,7 @@ def _summary(stage: _Stage) -> dict[str, Any]:
                         "reason": each.reason,
                         "predicted": each.predicted,
                         "realised": each.realised,
+                        "judged": next((entry.reason for entry in entries if entry.detail.get("remedy") == each.id), ""),
                     }
                     for each in answers
                 ],
@@ -364,7 +370,7 @@ def _summary(stage: _Stage) -> dict[str, Any]:
         )
     digests = sum(1 for each in alarms if each.lane == "digest")
     summary = {"story": story, "digests": digests, "policies": policies}
-    summary["text"] = _text(summary)
+    summary["text"] = _text(summary, stage.project.root)
     return summary
 
 
@@ -401,19 +407,22 @@ def _policies(stage: _Stage) -> list[dict[str, Any]]:
     ]
 
 
-def _text(summary: Mapping[str, Any]) -> str:
+def _text(summary: Mapping[str, Any], root: Path) -> str:
     lines = ["", "What happened in 2013, and what palan did:"]
     for each in summary["story"]:
-        lines.append(f"  {each['time'][:10]} {each['model']}: {each['diagnosis']}: {each['what']}")
+        lines.append(f"  {each['model']}: {each['what']}: {each['diagnosis']}")
         for remedy in each["remedies"]:
             fate = remedy["status"] if remedy["status"] != "nothing" else "left as it was"
-            realised = "" if remedy["realised"] is None else f", it won {remedy['realised']:+.4f} a decision"
-            lines.append(f"    {remedy['choice']}: {fate}{realised}")
-            lines.append(f"      because {remedy['reason']}")
+            lines.append(f"    {remedy['choice']}: {remedy['reason']}")
+            lines.append(f"      {fate}" + remedy["judged"].removeprefix(remedy["choice"]))
     if not summary["story"]:
         lines.append("  nothing that harmed: no page was opened")
-    lines.append(f"  {summary['digests']} digest(s) told of change without harm")
+    digests = summary["digests"]
+    lines.append(f"  {digests} digest{' tells' if digests == 1 else 's tell'} of change without harm")
     lines += ["", "What it was worth, in mean log loss a decision (lower is better):"]
     for each in summary["policies"]:
-        lines.append(f"  {each['policy']:<22}{each['loss']:.5f}   {each['deployments']} deployments, {each['decisions']:,} decisions")
+        changes = f"{each['deployments']} change{'' if each['deployments'] == 1 else 's'}"
+        lines.append(f"  {each['policy']:<22}{each['loss']:.5f}   {changes:<10} {each['decisions']:,} decisions")
+    here = root.name if root.parent == Path.cwd() else str(root)
+    lines += ["", f"next: cd {shlex.quote(here)}", "      palan log delay    what was done, and why", "      palan why delay    what its version was made from, and what changed since"]
     return "\n".join(lines)

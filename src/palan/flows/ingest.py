@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from palan.core import digest_of
+from msgspec.structs import replace
+
+from palan.core import Version, digest_of
 from palan.data.contract import Contract
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
-from palan.flows import tables
+from palan.flows import deliveries, quarantine, tables
 from palan.flows.deliveries import REFUSED, failure
 from palan.flows.journal import Journal, recorded, running
 from palan.flows.project import Project, record
@@ -65,8 +67,10 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
         ) from error
     if not files:
         if named:
-            raise NotFound(f'no file matches source = "{config.source}" of data "{name}"', f"put files there: {project.root}")
-        return {"data": name, "files": [], "rows": 0, "quarantined": 0, "version": None, "verdict": {}, "text": "no files yet"}
+            raise NotFound(f"nothing matches {config.source} in {project.root}", f"put files there, or change source in [data.{name}]")
+        newest = tables.latest(project, name)
+        text = f"nothing matches {config.source} in {project.root}"
+        return {"data": name, "files": [], "rows": 0, "quarantined": 0, "version": newest.ref if newest else None, "text": text, "next": ""}
     with running(project, "ingest", name, wait=30) as journal:
         try:
             report, errors = _take_in(project, name, files, journal)
@@ -102,11 +106,13 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     parts = list(newest.parts) if newest else []
     contract, said = tables.contract_of(project, name), digest_of(_row_rules(project, name))
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
+    changed = newest is not None and newest.verdict.get("contract", said) != said
     total, reports, quarantines = newest.rows if newest else 0, [], []
     errors: list[PalanError] = []
+    seen = deliveries.seen(project, name)
     for path in files:
         try:
-            source, content, report = _take_file(project, contract, path, known, tuple(parts), journal)
+            source, content, report = _take_file(project, contract, path, known, seen, tuple(parts), journal)
         except (Busy, Conflict, Corrupt):
             raise  # it is the store that is in the way, not the file
         except PalanError as error:
@@ -118,69 +124,125 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         known[source] = content
         if report["part"]:
             parts.append(report["part"])
-        total += report["added"]
         if report["quarantine"]:
             id = digest_of([name, source, content])[:26]
             quarantines.append(
                 Quarantine(id, name, project.clock(), source, report["quarantine"], report["bad"], report["reasons"])
             )
-        reports.append(report)
-    added = sum(report["added"] for report in reports)
+        reports.append({**report, "source": source})
+    deliveries.keep(project, name, seen)
+    settled = quarantine.delivered(project, contract, reports)
+    if changed:
+        gone = {each.quarantine.id for each in settled}
+        again, taken = quarantine.judged_again(project, contract, lambda: _known_keys(project, contract, tuple(parts)), parts, journal, but=gone)
+        settled += again
+        parts += [each["part"] for each in taken]
+    else:
+        taken = []
+    added = sum(each["added"] for each in (*reports, *taken))
     bad = sum(report["bad"] for report in reports)
+    suspect, told = _examined(project, contract, newest, parts, reports)
+    resolved = [each.text for each in settled if each.rows]
+    warnings = [*([stale] if stale else []), *told]
     version: DataVersion | None = newest
-    if reports or stale:
+    if reports or stale or taken:
         with records.transaction(durable=True):
             journal.fence()
             version = tables.add_version(
                 project,
                 name,
                 parts=parts,
-                rows=total,
+                rows=total + added,
                 added=added,
                 run=journal.run.id,
                 sources=known,
                 verdict={
                     "key": list(contract.key),
                     "contract": said,
-                    "files": [*([_stored(stale)] if stale else []), *(report["verdict"] for report in reports)],
+                    "files": [*(_stored(each) for each in warnings), *(report["verdict"] for report in reports)],
+                    tables.SUSPECT: suspect,
                 },
             )
-            for quarantine in quarantines:
-                records.add(quarantine)
-            text = "; ".join([f"{added:,} rows from {len(reports)} file(s), {bad:,} in quarantine", *([stale] if stale else [])])
-            record(project, "ingested", version.ref, text, rows=added, quarantined=bad)
+            quarantine.settle(project, settled)
+            for each in quarantines:
+                records.put(each)  # one of the same rows may have been resolved before
+            text = "; ".join([f"{added:,} rows from {len(reports)} file(s), {bad:,} in quarantine", *resolved, *warnings])
+            changes = [{"source": each.quarantine.source, "status": each.status, "rows": each.rows, "reasons": dict(each.reasons)} for each in settled if each.rows]
+            record(project, "ingested", version.ref, text, rows=added, quarantined=bad, **({"resolved": changes} if changes else {}))
+    waiting = sum(each.rows for each in quarantine.waiting(project, name))
     return {
         "data": name,
-        "files": [report["source"] for report in reports],
+        "files": [report["source"].rpartition("/")[2] for report in reports],
         "rows": added,
-        "corrections": sum(report["corrections"] for report in reports),
+        "corrections": sum(each["corrections"] for each in (*reports, *taken)),
         "quarantined": bad,
+        "waiting": waiting,
+        "resolved": resolved,
         "version": version.ref if version else None,
         "reasons": _sum(report["reasons"] for report in reports),
-        "warnings": [*([stale] if stale else []), *(warning for report in reports for warning in report["warnings"])],
-        "text": "; ".join([*([stale] if stale else []), *(report["text"] for report in reports)]) or "nothing new",
+        "warnings": [*warnings, *(warning for report in reports for warning in report["warnings"])],
+        "text": "; ".join([*warnings, *resolved, *(report["text"] for report in reports)]) or "nothing new",
+        "next": _next(project, name, version, bool(waiting or suspect)),
     }, errors
 
 
+def _examined(
+    project: Project, contract: Contract, newest: DataVersion | None, parts: Sequence[str], reports: Sequence[Mapping[str, Any]]
+) -> tuple[list[Any], list[str]]:
+    """Return what the data doctor suspects of the table, as plain values, and what it says of these deliveries."""
+    kept = list(newest.verdict.get(tables.SUSPECT, [])) if newest else []
+    if not reports or not contract.time:
+        return kept, []
+    import msgspec
+
+    from palan.flows import examine
+
+    before = [part for part in parts if newest and part in set(newest.parts)]
+    broken = [report["quarantine"] for report in reports if report["quarantine"]]
+    new = [report["part"] for report in reports if report["part"]]
+    suspect, told = examine.examine(project, contract, before, new, broken, tables.suspicions(project, contract.name))
+    return [msgspec.to_builtins(each) for each in suspect], [examine.said(each) for each in told]
+
+
+def _next(project: Project, name: str, version: DataVersion | None, odd: bool) -> str:
+    """Return what to type after an ingest: look at what is odd, build a model that has no version, or see how things are."""
+    if version is None:
+        return ""
+    if odd:
+        return f"palan why {version.ref}"
+    unbuilt = [model for model, config in project.config.models.items() if _feeds(project, name, config.data)]
+    return next((f"palan build {model}" for model in unbuilt if not project.store.records.find(Version, limit=1, model=model)), "palan status")
+
+
+def _feeds(project: Project, name: str, data: str) -> bool:
+    """Tell whether a model that has this data is waiting for this table: as its own, or with others to be made from."""
+    return data == name or (bool(data) and bool(project.config.data[data].transform))
+
+
 def _take_file(
-    project: Project, contract: Contract, path: Path, known: Mapping[str, str], parts: tuple[str, ...], journal: Journal
+    project: Project,
+    contract: Contract,
+    path: Path,
+    known: Mapping[str, str],
+    seen: dict[str, deliveries.Seen],
+    parts: tuple[str, ...],
+    journal: Journal,
 ) -> tuple[str, str, dict[str, Any] | None]:
     """Return a file's name, its digest, and what was found in it; None for one that was taken in as it is."""
     name, source = contract.name, _source(project, path)
     if not path.is_file():
         raise PalanError(f'{path} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
     try:
+        now = deliveries.look(path)
+        if source in known and deliveries.unchanged(seen.get(source), now, known[source]):
+            return source, known[source], None
         data = path.read_bytes()
     except OSError as error:
         raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
     content = hashlib.sha256(data).hexdigest()
+    seen[source] = replace(now, content=content)
     if known.get(source) == content:
         return source, content, None
-    if source in known and not contract.key:
-        raise PalanError(
-            f'{source} was taken in before and has changed, but data "{name}" has no key that tells its old rows from its new ones',
-            f'[data.{name}] key = ["..."], or deliver the new rows in a file of their own',
-        )
     table = digest_of(project.config.data[name].table)
     before = {"source": source, "content": content, "contract": table, "after": list(parts)}
     earlier = _parts_of(project, source, parts) if source in known else []
@@ -308,8 +370,3 @@ def _known_keys(project: Project, contract: Contract, parts: tuple[str, ...]) ->
     frames = [tables.scan_frame(project, part) for part in parts]
     keys = [frame.select(key).collect() for frame in frames if set(key) <= set(frame.collect_schema().names())]
     return pl.concat(alike(keys, contract)).unique() if keys else None
-
-
-def quarantined(project: Project, data: str) -> list[Quarantine]:
-    """Return what waits in quarantine of one table, newest first."""
-    return project.store.records.find(Quarantine, order="-time", data=data, status="open")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import msgspec
@@ -27,9 +27,9 @@ def log(project: Project, subject: str = "", *, limit: int = 50, verify: bool = 
     records = project.store.records
     breaks: list[Break] = []
     if verify:
-        entries = records.find(Entry)
+        entries, found = ledger_breaks(project, records.find)
         total = len(entries)
-        breaks = [*chain(project, entries), *_records(project, entries), *(Break(0, what) for what in project.store.blocks.lost())]
+        breaks = [*found, *(Break(0, what) for what in project.store.blocks.lost())]
         newest = list(reversed(entries))
     else:
         newest = records.find(Entry, order="-seq", limit=None if subject else limit)
@@ -42,6 +42,25 @@ def log(project: Project, subject: str = "", *, limit: int = 50, verify: bool = 
         "breaks": [{"seq": each.seq, "what": each.what} for each in breaks],
         "head": newest[0].digest if newest else "",
     }
+
+
+Find = Callable[[type[Any]], list[Any]]
+
+
+def ledger_breaks(project: Project, find: Find) -> tuple[list[Entry], list[Break]]:
+    """Return all entries, and every break of the ledger and of what it tells of, as `find` reads them.
+
+    Others may write meanwhile: it is read again until its end has stayed where it was, and at last while they wait.
+    """
+    records = project.store.records
+    for last in (False, False, False, True):
+        with records.transaction() if last else nullcontext():
+            head = records.get(Head, "ledger")
+            entries: list[Entry] = find(Entry)
+            breaks = [*chain(project, entries), *unlike_the_ledger(entries, find(Release), find(Version), find(Evidence))]
+            if not breaks or head == records.get(Head, "ledger"):
+                break
+    return entries, breaks
 
 
 def chain(project: Project, entries: Sequence[Entry]) -> list[Break]:
@@ -110,19 +129,18 @@ def evidence_told(entry: Entry) -> Mapping[str, str]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _records(project: Project, entries: Sequence[Entry]) -> Iterator[Break]:
+def unlike_the_ledger(entries: Sequence[Entry], releases: Sequence[Release], versions: Sequence[Version], evidence: Sequence[Evidence]) -> Iterator[Break]:
     """Name what the ledger tells otherwise: releases, versions and evidence that nobody but palan may write."""
     if not entries:
         return
-    records = project.store.records
-    stored = {each.model: each for each in records.find(Release)}
+    stored = {each.model: each for each in releases}
     known = {release.model: release for entry in entries if (release := told(entry))}
     for model in sorted({*stored, *known}):
         if what := unlike(model, stored.get(model), known.get(model)):
             yield Break(0, what)
-    yield from _versions(records.find(Version), {each.detail["id"]: each for each in entries if each.verb == "built" and "id" in each.detail})
+    yield from _versions(versions, {each.detail["id"]: each for each in entries if each.verb == "built" and "id" in each.detail})
     said = {id: (digest, each) for each in entries for id, digest in evidence_told(each).items()}
-    for finding in records.find(Evidence):
+    for finding in evidence:
         digest, _ = said.pop(finding.id, ("", None))
         if digest != evidence_digest(finding):
             yield Break(0, f"the evidence of {finding.version} about its gate {finding.gate} is not what its check wrote down")

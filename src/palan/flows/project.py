@@ -18,7 +18,7 @@ from palan.errors import Corrupt, NotFound, PalanError, nearest
 from palan.flows.config import Config, DataConfig, ModelConfig, load
 from palan.flows.root import FILE, find_root
 from palan.ledger import BROKEN, Entry, Head, link, loose_end
-from palan.stores import open_store
+from palan.stores import folder_of, open_store
 from palan.stores.contract import Store
 
 KEY_BYTES = 32
@@ -58,7 +58,7 @@ class Project(msgspec.Struct):
     @property
     def folder(self) -> Path:
         """The store's own folder, where caches and the key may lie."""
-        return self.root / self.config.store
+        return folder_of(self.config.store, self.root)
 
 
 def open_project(
@@ -67,7 +67,7 @@ def open_project(
     """Open the project at `path` (or around the current folder) with its store."""
     root = find_root(path)
     config = load(root / FILE)
-    return Project(root, config, open_store(config.store, root), clock, actor or _actor(), tell)
+    return Project(root, config, open_store(config.store, root, config.blobs), clock, actor or _actor(), tell)
 
 
 def _actor() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -33,6 +33,7 @@ from palan.remedies.nouns import Remedy
 if TYPE_CHECKING:
     import polars as pl
 
+    from palan.decisions.nouns import Decision
     from palan.remedies.choose import Choice, Trial
     from palan.remedies.menu import Candidate
 
@@ -59,7 +60,7 @@ def react(
     """Judge what is on trial, then answer the model's open pages.
 
     Each candidate remedy is tried on the newest decisions whose outcome is known: what would they have lost under it?
-    The one with the largest lower bound of benefit minus cost is released (approve = "auto") or proposed ("ask");
+    The one with the largest lower bound of gain minus cost is released (approve = "auto") or proposed ("ask");
     "nothing" where none surely pays. With `approve` or `reject` the proposal that waits is carried out or closed.
 
     Returns {"model", "text", "remedies": [...], "settled": [...]}.
@@ -93,7 +94,7 @@ def react(
         if not dry_run:
             for other in alarms[1:]:
                 project.store.records.put(replace(other, status="answered"))
-    text = f"{model}: {alarms[0].diagnosis}: {alarms[0].what}"
+    text = f"{model}: {alarms[0].what}: {alarms[0].evidence.get('because', alarms[0].diagnosis)}"
     return {"model": model, "text": text, "remedies": [plain(remedy)], "settled": [plain(each) for each in settled]}
 
 
@@ -177,7 +178,7 @@ def _react(project: Project, config: ModelConfig, alarm: Alarm, journal: Journal
         choice.reason,
         tuple(watch._plain(dict(row)) for row in choice.rows),
         watch._plain(action),
-        choice.benefit if status != "nothing" else None,
+        choice.gain if status != "nothing" else None,
     )
     if dry_run:
         return replace(remedy, status="tried")
@@ -186,7 +187,8 @@ def _react(project: Project, config: ModelConfig, alarm: Alarm, journal: Journal
         project.store.records.put(remedy)
         project.store.records.put(replace(alarm, status="answered"))
         told = "decided to do nothing for" if status == "nothing" else "chose" if auto else "proposed"
-        record(project, told, config.name, f"{choice.name}: {choice.reason}", alarm=alarm.id, remedy=remedy.id)
+        said = choice.reason if status == "nothing" else f"{choice.name}: {choice.reason}"
+        record(project, told, config.name, said, alarm=alarm.id, remedy=remedy.id)
     project.tell(f"{config.name}: {choice.name}: {choice.reason}")
     return _act(project, config, remedy) if status == "approved" else remedy
 
@@ -237,9 +239,13 @@ def _act(project: Project, config: ModelConfig, remedy: Remedy) -> Remedy:
     try:
         match action["action"]:
             case "rework data":
-                releases.set_repairs(project, config.name, [*release.repairs, *_repairs(action)], remedy.reason)
+                begun = _repairs(action)
+                why = f"repair of {', '.join(each.column for each in begun)} from {min(each.since for each in begun):%Y-%m-%d} on: {remedy.reason}"
+                releases.set_repairs(project, config.name, [*release.repairs, *begun], why)
             case "end repair":
-                releases.set_repairs(project, config.name, _ended(release.repairs, action["columns"], _since(project, remedy)), remedy.reason)
+                end = _since(project, remedy)
+                why = f"end of the repair of {', '.join(action['columns'])} at {end:%Y-%m-%d}: {remedy.reason}"
+                releases.set_repairs(project, config.name, _ended(release.repairs, action["columns"], end), why)
             case "roll back":
                 releases.release(project, config.name, roll_back=True, reason=remedy.reason)
             case _:
@@ -289,6 +295,7 @@ def _choose(
         horizon_decisions=daily * config.react.horizon.days,
         seed=champion.manifest["seed"],
         presumed=_presumed(judged) if ended else (),
+        unit=config.watch.unit,
     )
 
 
@@ -407,9 +414,8 @@ def _faults(
     rows = watch.decided(project, config, champion, release)
     if rows is None or alarm.diagnosis != "data fault":
         return []
-    normal = watch.normal_of(project, config, champion, rows, journal)
-    since = window_start(alarm.since, config.watch.window)
-    return watch.hypotheses(config, champion, release, normal, rows, since, alarm.until, {})
+    case = watch.Case(config, champion, release, watch.normal_of(project, config, champion, rows, journal), rows)
+    return watch.hypotheses(case, window_start(alarm.since, config.watch.window), alarm.until, {})
 
 
 def _instance_trials(
@@ -420,7 +426,10 @@ def _instance_trials(
     from palan.remedies.choose import Trial
 
     by_id, by_key = log.told(history.outcomes(project, config.name))
-    told: Callable[[Any], Any] = lambda each: by_id.get(f"{each.id}-0", by_key.get(each.keys[0]) if each.keys else None)  # noqa: E731
+
+    def told(each: Decision) -> Any:
+        return by_id.get(f"{each.id}-0", by_key.get(each.keys[0]) if each.keys else None)
+
     logged = [each for each in history.decisions(project, config.name) if told(each) is not None and each.outputs is not None]
     logged = logged[-replay.SOLVES :]
     candidates = [each for each in _menu(project, config, release, champion, alarm, ()) if each.action != "nothing"]

@@ -109,8 +109,10 @@ def _still(now: Release | None, named: str, part: str) -> Release | None:
 
 def set_repairs(project: Project, model: str, repairs: Sequence[Repair], reason: str) -> dict[str, Any]:
     """Put these repairs before the model, from now on."""
+    stored = project.store.records.get(Release, model)
+    verb = route.repair_verb(stored.repairs if stored else (), repairs)
     return change(
-        project, model, "repaired", lambda now: route.set_repairs(now, model, repairs, time=project.clock(), reason=reason), reason
+        project, model, verb, lambda now: route.set_repairs(now, model, repairs, time=project.clock(), reason=reason), reason
     )
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from palan.engines.lanes import Worker
     from palan.models.contract import Result
 
+ANSWERED = "what was answered then"
+"""What "logged" means, in a sentence."""
+
 SOLVES = 20
 """How many instances one replay solves at the most, newest first."""
 
@@ -45,11 +48,11 @@ def replay(project: Project, model: str, *, on: str = "last:1000", file: Path | 
     """Run a version ("delay@3", "delay@latest", or "delay@." for the working tree) over recorded decisions.
 
     `on` is "last:1000" (rows), "last:7d" or "2013-05-01..2013-06-01" (half open); or the rows of a `file` are taken
-    instead. Its answers are compared with those of `against` ("champion", a version, or "logged": what was really
-    answered).
+    instead. Its answers are compared with those of `against`: "champion", a version, or "logged", which is what was
+    answered then. Where nothing is released, or the champion solves its own instances again, that is logged too.
 
-    Returns the decision diff with its largest changes first and, where outcomes are known, the paired difference of
-    the losses with its interval.
+    Returns the decision diff with its largest changes first and, where outcomes are known, what it gained a decision,
+    with its interval.
 
     Raises:
         NotFound: no such version, or no decision in the window.
@@ -133,11 +136,12 @@ def _replay_rows(project: Project, config: ModelConfig, version: Version, worker
                 "rows": difference.len(),
                 "version": losses.filter(known).mean(),
                 "against": other_losses.filter(known).mean(),
-                "difference": found.mean,
-                "low": _finite(found.low),
-                "high": _finite(found.high),
+                "gain": -found.mean,
+                "low": _finite(-found.high),
+                "high": _finite(-found.low),
             }
-            report["text"] += f"; loss {found.mean:+.5f} a decision over {difference.len()} outcomes"
+            gained = paired.told(-found.high, -found.mean, -found.low, ANSWERED if other == "logged" else other, config.watch.unit)
+            report["text"] += f"; {gained}, by {difference.len():,} outcomes"
     return report
 
 

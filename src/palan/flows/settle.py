@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from palan.core import unstamp
 from palan.data.nouns import Repair
+from palan.drift.nouns import Alarm
 from palan.flows import history, packages, replay
 from palan.flows import release as releases
 from palan.flows.config import ModelConfig
@@ -29,6 +31,9 @@ EXTENSIONS = 2
 FEWEST = 100
 """Outcomes, below which a trial is given more time."""
 
+FEWEST_BLOCKS = 3
+"""Days of outcomes, below which no interval can be told: see gates.paired."""
+
 GOOD = ("ok", "optimal", "feasible")
 """Statuses of a decision that went as it should."""
 
@@ -46,7 +51,15 @@ def settle(project: Project, config: ModelConfig) -> list[Remedy]:
     champion = packages.find_version(project, release.champion.version)
     if release.canary is not None:
         return _canary(project, config, release, champion)
-    return [] if SHAPE[champion.kind] == "instance" else _repair(project, config, release)
+    pending = _pending(project, config)
+    match pending[0].action["action"] if pending else "":
+        case "rework data" | "end repair":
+            return _repair(project, config, release, champion, pending[0])
+        case "retrain" | "change model":
+            return _champion(project, config, release, champion, pending[0])
+        case "roll back":
+            return _rolled_back(project, config, pending[0])
+    return []
 
 
 def _canary(project: Project, config: ModelConfig, release: Release, champion: Version) -> list[Remedy]:
@@ -58,10 +71,13 @@ def _canary(project: Project, config: ModelConfig, release: Release, champion: V
     found: Interval | None = None
     if SHAPE[canary.kind] == "rows" and "score" in canary.manifest["verbs"]:
         rows = _known(project, config, canary.manifest).filter(pl.col("version") == canary.ref)
-        if rows.height < FEWEST and _longer(project, config, release, f"only {rows.height} outcomes of the canary are known"):
+        enough, size = _enough(rows)
+        if not enough and _longer(project, config, release, f"{size} are too few to judge the canary by"):
             return []
         found = _paired(project, rows, (canary, release.repairs), (champion, release.repairs))
-        better, said = found is not None and found.mean <= 0, f"on its own requests {_said(found)}"
+        # What was tried three times as long as asked for and still cannot be told from chance has not proved itself.
+        better = enough and found is not None and found.mean <= 0
+        said = _said(found, "the champion on its own requests", config.watch.unit) + ("" if enough else f"; {size} are too few to keep it")
     else:
         sides = [_conduct(project, config, release, arm) for arm in ("canary", "champion")]
         if not sides[0][1] and _longer(project, config, release, "nobody has asked the canary yet"):
@@ -105,50 +121,84 @@ def _behaved(ours: tuple[int, int], theirs: tuple[int, int]) -> tuple[bool, str]
     return ours[0] / ours[1] <= theirs[0] / max(1, theirs[1]), said
 
 
-def _said(found: Interval | None) -> str:
+def _enough(rows: pl.DataFrame) -> tuple[bool, str]:
+    """Tell whether outcomes are enough to tell a change from chance, and how many there are."""
+    days = rows["time"].dt.date().n_unique() if rows.height else 0
+    size = f"{rows.height:,} outcome{'' if rows.height == 1 else 's'} on {days} day{'' if days == 1 else 's'}"
+    return rows.height >= FEWEST and days >= FEWEST_BLOCKS, size
+
+
+def _said(found: Interval | None, against: str, unit: str) -> str:
+    from palan.gates.paired import told
+
     if found is None:
-        return "it lost what nobody can tell: no outcome came"
-    return f"it lost {found.mean:+.5f} a decision against the champion ({found.low:+.5f} to {found.high:+.5f}, {found.rows:,} outcomes)"
+        return "no outcome came that could tell"
+    size = f"{found.rows:,} outcomes on {found.blocks} days"
+    return f"{told(-found.high, -found.mean, -found.low, against, unit)}, by {size}"
 
 
-def _repair(project: Project, config: ModelConfig, release: Release) -> list[Remedy]:
+def _repair(project: Project, config: ModelConfig, release: Release, champion: Version, remedy: Remedy) -> list[Remedy]:
     """Confirm a change of repairs once a window of outcomes after it is known; undo it if it did harm."""
-    pending = _pending(project, config)
-    if not pending or pending[0].action.get("action") not in ("rework data", "end repair"):
-        return _confirm_others(project, config, pending)
-    import polars as pl
-
-    remedy = pending[0]
-    champion = packages.find_version(project, release.champion.version)
-    rows = _known(project, config, champion.manifest).filter(pl.col("time") >= remedy.time)
-    if rows.height < FEWEST or project.clock() < remedy.time + config.watch.window:
+    rows = _since(project, config, champion, remedy)
+    if rows is None:
         return []
     before = _without(release.repairs, remedy)
     found = _paired(project, rows, (champion, release.repairs), (champion, before))
-    said = _said(found).replace("the champion", "leaving the data as they came")
+    ending = remedy.action["action"] == "end repair"
+    said = _said(found, "going on with the repair" if ending else "the data as they came", config.watch.unit)
     # A repair has to prove itself; ending one whose reason is gone is undone only where that surely harms.
-    harmless = found is not None and (found.low if remedy.action["action"] == "end repair" else found.mean) <= 0
+    harmless = found is not None and (found.low if ending else found.mean) <= 0
     if not harmless:
-        releases.set_repairs(project, config.name, before, f"undone: {said}")
+        undone = f"the repair of {', '.join(remedy.action['columns'])} goes on" if ending else "the repair is taken back"
+        releases.set_repairs(project, config.name, before, f"{undone}: {said}")
     return _conclude(project, remedy, found, confirmed=harmless, said=said)
 
 
 def _without(repairs: Sequence[Repair], remedy: Remedy) -> list[Repair]:
     """Return the repairs as they were before a remedy changed them."""
     if remedy.action["action"] == "rework data":
-        return list(repairs[: len(repairs) - len(remedy.action["repairs"])])
+        own = {(each["column"], each["expression"], unstamp(each["since"])) for each in remedy.action["repairs"]}
+        return [each for each in repairs if (each.column, each.expression, each.since) not in own]
     # Of each column the repair that ended last: earlier ones ended with faults of their own.
     last = {each.column: place for place, each in enumerate(repairs) if each.column in remedy.action["columns"]}
     return [replace(each, until=None) if last.get(each.column) == place else each for place, each in enumerate(repairs)]
 
 
-def _confirm_others(project: Project, config: ModelConfig, pending: Sequence[Remedy]) -> list[Remedy]:
+def _champion(project: Project, config: ModelConfig, release: Release, champion: Version, remedy: Remedy) -> list[Remedy]:
+    """Confirm a version that became champion without a canary, by the one before it; go back to that if it did harm."""
+    if champion.ref != f"{config.name}@{remedy.action.get('version')}":
+        return _conclude(project, remedy, None, confirmed=False, said=f"it was taken back: {champion.ref} answers")
+    rows = _since(project, config, champion, remedy) if release.previous else None
+    if rows is None:
+        return []
+    before = packages.find_version(project, release.previous)
+    found = _paired(project, rows, (champion, release.repairs), (before, release.repairs))
+    better, said = found is not None and found.mean <= 0, _said(found, before.ref, config.watch.unit)
+    if not better:
+        releases.release(project, config.name, roll_back=True, reason=said)
+    return _conclude(project, remedy, found, confirmed=better, said=said)
+
+
+def _rolled_back(project: Project, config: ModelConfig, remedy: Remedy) -> list[Remedy]:
     """A roll-back has nothing to be compared with but the watch itself: it is confirmed when a window has passed."""
-    if not pending or pending[0].action.get("action") != "roll back":
+    if project.clock() < remedy.time + config.watch.window:
         return []
-    if project.clock() < pending[0].time + config.watch.window:
-        return []
-    return _conclude(project, pending[0], None, confirmed=True, said="it lost no more than the version that it replaced")
+    pages = [each for each in project.store.records.find(Alarm, model=config.name, lane="page", since=remedy.time) if each.time > remedy.time]
+    said = f"{len(pages)} page(s) in the window since, and nothing to compare it with"
+    return _conclude(project, remedy, None, confirmed=True, said=said)
+
+
+def _since(project: Project, config: ModelConfig, champion: Version, remedy: Remedy) -> pl.DataFrame | None:
+    """Return the decisions with an outcome since a remedy; None until a window has passed and they are enough."""
+    import polars as pl
+
+    if project.clock() < remedy.time + config.watch.window or "score" not in champion.manifest["verbs"]:
+        return None
+    if SHAPE[champion.kind] == "instance":
+        return None
+    rows = _known(project, config, champion.manifest)
+    rows = rows.filter(pl.col("time") >= remedy.time, pl.col("arm") != "shadow") if rows.height else rows
+    return rows if _enough(rows)[0] else None
 
 
 def _known(project: Project, config: ModelConfig, manifest: Any) -> pl.DataFrame:

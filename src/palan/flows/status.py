@@ -32,6 +32,7 @@ from palan.gates.nouns import Evidence
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
 from palan.releases.nouns import Arm, Release
+from palan.releases.route import REPAIR_ENDED, REPAIRED
 from palan.remedies.nouns import Remedy
 from palan.stores.contract import Blocks
 from palan.stores.files import write_atomically
@@ -49,7 +50,7 @@ MUCH = 20
 """Decisions a window from which on none at all is no chance: at that rate, once in half a thousand million windows."""
 
 LONG_AGO = 8
-"""Windows after which a silence is no longer news."""
+"""Windows after which a silence is no longer news: then nobody asks the model, and nothing is to be done about it."""
 
 LATELY = 8
 RECENT_ENTRIES = 500
@@ -57,9 +58,10 @@ RECENT_REQUESTS = 20
 RECENT_DECISIONS = 12
 VERSIONS = 20
 UNIT = "loss"
+"""What a loss is called whose unit the project does not tell (`watch.unit`)."""
 
 _NO_ANSWER = ("error", "licence", "timeout", "no_solution", "cancelled")
-_RELEASES = ("released", "promoted", "rolled back", "repaired")
+_RELEASES = ("released", "promoted", "rolled back", REPAIRED, REPAIR_ENDED)
 _NIL = b"\xc0"
 
 
@@ -73,15 +75,21 @@ def status(project: Project, url: str = "") -> dict[str, Any]:
     command = "palan ingest" if empty else ""
     return {
         "frame": frame(project),
-        "models": [_model_line(project, each, newest, url) for each in project.config.models.values()],
+        "models": _without_idle_steps([_model_line(project, each, newest, url) for each in project.config.models.values()]),
         "data": [_data_line(project, name) for name in project.config.data],
         "ledger": [_entry_line(each) for each in newest[:LATELY]],
         "command": command if project.config.models else "palan init --into my-project",
     }
 
 
+def _without_idle_steps(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ask for a first request while no model has had one; once one works, the others are asked when somebody needs them."""
+    begun = any(each["verdict"] not in ("not asked", "not released") or (each["verdict"] == "not asked" and not each["next"]) for each in models)
+    return [{**each, "next": None} if begun and each["verdict"] == "not asked" else each for each in models]
+
+
 def frame(project: Project) -> dict[str, Any]:
-    """Return what stands around every page: project, clock, the ledger's state, open alarms."""
+    """Return what stands around every page: project, clock, the ledger's state, open pages (a note asks for nothing)."""
     newest = project.store.records.find(Entry, order="-seq", limit=1)
     total = newest[0].seq if newest else 0
     walked = total <= WALKED
@@ -91,7 +99,7 @@ def frame(project: Project) -> dict[str, Any]:
         "simulated": project.clock is not utcnow,
         "ledger_ok": not chain(project, project.store.records.find(Entry)) if walked else None,
         "ledger_entries": total,
-        "open_alarms": len(project.store.records.find(Alarm, status="open")),
+        "open_alarms": len(project.store.records.find(Alarm, status="open", lane="page")),
     }
 
 
@@ -111,15 +119,17 @@ def model_page(project: Project, name: str, url: str = "") -> dict[str, Any]:
     version = _served(project, release) or (versions[0] if versions else None)
     schema = msgspec.convert(version.manifest["signature"], Schema) if version else None
     decisions = _last_decisions(project, name, RECENT_DECISIONS)
+    line = _model_line(project, config, entries, url)
     return {
         "frame": frame(project),
-        "model": _model_line(project, config, entries, url),
-        "about": _about(project, config, version),
+        "model": {**line, "next": None} if line["verdict"] == "not asked" else line,  # how to call it stands below
+        "about": _first_line(project, config, version),
         "arms": [_share(each, release) for each in release.arms] if release else [],
         "repairs": [_repair_line(each) for each in release.repairs] if release else [],
         "versions": [_version_line(project, each, release, entries) for each in versions],
-        "releases": [_release_line(each) for each in entries if _is_release(each)],
+        "releases": [_release_line(each, before) for each, before in _routings(entries)],
         "alarms": [_alarm_line(project, each) for each in records.find(Alarm, order="-time", limit=50, model=name)],
+        "means": _first_line(project, config, version, "score").removeprefix("Return ").partition(", shape")[0].rstrip("."),
         "decisions": decisions,
         "jobs": _jobs(project, name),
         "signature": [line for each in schema.fields for line in _field_lines(each)] if schema else [],
@@ -160,7 +170,7 @@ def alarm_page(project: Project, id: str) -> dict[str, Any]:
         "diagnosis": alarm.diagnosis,
         "because": str(evidence.pop("because", "")),
         "columns": _shifts(project, alarm),
-        "evidence": {name: value for name, value in evidence.items() if name != "columns"},
+        "evidence": {name: value for name, value in evidence.items() if name not in ("columns", "faults", "silent", "ends_repair")},
         "loss": _loss(project, alarm.model, _frames(project, alarm.model), records.find(Entry), since=alarm.since - 12 * window, until=alarm.until + 8 * window),
         "remedy": remedy.id if remedy else None,
         "remedy_status": remedy.status if remedy else "",
@@ -169,7 +179,8 @@ def alarm_page(project: Project, id: str) -> dict[str, Any]:
         "reason": remedy.reason if remedy else "",
         "predicted": remedy.predicted if remedy else None,
         "realised": remedy.realised if remedy else None,
-        "unit": UNIT,
+        "judged": next((each.reason for each in entries if remedy and each.verb in ("confirmed", "rolled back") and each.detail.get("remedy") == remedy.id), ""),
+        "unit": _unit(project, alarm.model),
         "next": _alarm_step(project, alarm),
         "history": [_entry_line(each) for each in entries if names & {str(each.detail.get("alarm", "")), str(each.detail.get("remedy", ""))}],
     }
@@ -205,7 +216,8 @@ def _model_line(project: Project, config: ModelConfig, entries: Sequence[Entry],
         "traffic": traffic.daily(now) if release else {"times": [], "values": []},
         "loss": loss,
         "alarm": alarm,
-        "last": _done(own[0]) if own else None,
+        "notes": len(_notes(project, release)) if release else 0,
+        "last": next((_done(each) for each in own if each.verb != "noted"), None),
         "next": step,
     }
 
@@ -232,28 +244,24 @@ def _verdict(
     if release is None:
         why, step = _to_release(project, config, newest[0] if newest else None)
         return "not released", why, None, step
-    open_alarms = records.find(Alarm, order="-time", model=name, status="open")
-    pages = [each for each in open_alarms if each.lane == "page"]
+    pages = records.find(Alarm, order="-time", model=name, status="open", lane="page")
     if pages:
         return "wrong", pages[0].what, pages[0].id, _alarm_step(project, pages[0])
     if trouble := _trouble(project, release):
         return "wrong", trouble[0], None, trouble[1]
     if failing := traffic.failing(project.clock() - config.watch.window):
         return "wrong", failing, None, _step("See what it was asked, and why it failed", failing, f"palan status {name}")
-    if quiet := traffic.silent(project.clock(), config.watch.window):
+    last = max(traffic.hours, default=None)
+    idle = last is not None and project.clock() - last >= LONG_AGO * config.watch.window
+    if not idle and (quiet := traffic.silent(project.clock(), config.watch.window)):
         since, usual = quiet
-        # What stopped long ago is known by now, or was meant to.
-        verdict = "wrong" if project.clock() - since < LONG_AGO * config.watch.window else "attention"
         step = _step("Ask the callers why they stopped", f"its last decision is of {since:%Y-%m-%d}", f"palan log {name}")
-        said = frames[-1]["text"] if frames and not frames[-1]["n"] and frames[-1]["lane"] == "digest" else silence(usual, config.watch.window)
-        return verdict, said, None, step
+        return "wrong", silence(usual, config.watch.window), None, step
     proposed = records.find(Remedy, order="-time", limit=1, model=name, status="proposed")
     if proposed:
         alarm = records.get(Alarm, proposed[0].alarm)
         why = f"a remedy waits for a person: {proposed[0].choice}"
         return "attention", why, alarm.id if alarm else None, _approve(proposed[0])
-    if open_alarms:
-        return "attention", open_alarms[0].what, open_alarms[0].id, _alarm_step(project, open_alarms[0])
     canary = release.canary
     if canary and release.until and release.until <= project.clock():
         why = f"the canary {canary.version} was to be judged by {release.until:%Y-%m-%d}"
@@ -261,9 +269,18 @@ def _verdict(
     fresh = _fresh(project, release, newest[0] if newest else None, entries)
     if not traffic.hours:
         why = "it is released, and nothing was asked yet"
-        return "learning", why + _tried(canary), None, _to_ask(project, config, release, why, url)
+        return "not asked", why + _tried(canary), None, _to_ask(project, config, release, why, url)
+    if idle:
+        return "not asked", f"nobody has asked it since {last:%Y-%m-%d}", None, fresh
     verdict, why, due = _watched(project, config, traffic, frames)
     return verdict, why + _tried(canary), None, due or fresh
+
+
+def _notes(project: Project, release: Release) -> list[Alarm]:
+    """Return the digests that still tell something: of the last `DAYS`, and of the release that answers now, newest first."""
+    since = max(release.time, project.clock() - timedelta(days=DAYS))
+    found = project.store.records.find(Alarm, order="-time", model=release.model, lane="digest", status="open")
+    return [each for each in found if each.until > since]
 
 
 def _tried(canary: Arm | None) -> str:
@@ -383,7 +400,7 @@ def _alarm_step(project: Project, alarm: Alarm) -> dict[str, Any] | None:
     if remedies or alarm.status != "open":
         return None
     if alarm.lane == "digest":
-        return _step("Look at what moved", "it does no harm that can be measured", f"palan why {alarm.id}")
+        return None  # ranked news: it asks for nothing
     return _step("Try the remedies", f"{alarm.diagnosis}, and nothing was tried yet", f"palan react {alarm.model}")
 
 
@@ -617,7 +634,6 @@ def _decision_lines(decision: Decision) -> list[dict[str, Any]]:
                 "inputs": {name: values[row] for name, values in decision.inputs.items()} if rows else scalars,
                 "outputs": outputs,
                 "outcome": None,
-                "loss": None,
                 "degraded": decision.degraded,
                 "violations": spread.get(row, 0),
             }
@@ -674,11 +690,15 @@ def _loss(
         for each in frames
         if (since is None or unstamp(each["since"]) >= since) and (until is None or unstamp(each["until"]) <= until)
     ]
-    if not any(each["loss"] is not None for each in frames):
-        return _no_loss()
+    known = [place for place, each in enumerate(frames) if each["loss"] is not None]
+    if not known:
+        return {**_no_loss(), "unit": _unit(project, model)}
+    frames = frames[: known[-1] + 1 + LONG_AGO]  # a silence of years would press all that was before it into a corner
     thresholds = [each["threshold"] for each in frames if each["threshold"] is not None]
-    begin, end = frames[0]["since"], max(frames[-1]["until"], stamp(project.clock()) if until is None else "")
-    marks = [_mark(each) for each in sorted(entries, key=lambda each: each.seq) if _is_release(each) and _model_of(each) == model]
+    usual = [each["usual"] for each in frames if each.get("usual") is not None]
+    begin, end = frames[0]["since"], frames[-1]["until"]
+    own = sorted((each for each in entries if _model_of(each) == model), key=lambda each: -each.seq)
+    marks = [_mark(each, before) for each, before in reversed(_routings(own))]
     for alarm in project.store.records.find(Alarm, model=model, lane="page"):
         kind = "fault" if alarm.diagnosis == "data fault" else "alarm"
         marks.append({"time": stamp(alarm.since), "kind": kind, "label": alarm.diagnosis})
@@ -686,24 +706,29 @@ def _loss(
         "times": [each["since"] for each in frames],
         "values": [each["loss"] for each in frames],
         "threshold": thresholds[-1] if thresholds else None,
-        "unit": UNIT,
+        "usual": usual[-1] if usual else None,
+        "unit": _unit(project, model),
         "marks": sorted((each for each in marks if begin <= each["time"] <= end), key=lambda each: each["time"]),
     }
 
 
+def _unit(project: Project, model: str) -> str:
+    return (project.config.models[model].watch.unit if model in project.config.models else "") or UNIT
+
+
 def _no_loss() -> dict[str, Any]:
-    return {"times": [], "values": [], "threshold": None, "unit": UNIT, "marks": []}
+    return {"times": [], "values": [], "threshold": None, "usual": None, "unit": UNIT, "marks": []}
 
 
-def _mark(entry: Entry) -> dict[str, Any]:
+def _mark(entry: Entry, before: Entry | None) -> dict[str, Any]:
     arms = {arm["role"]: arm["version"] for arm in entry.detail["arms"]}
     champion, canary = arms["champion"], arms.get("canary", "")
-    if entry.verb == "repaired":
-        columns = [repair["column"] for repair in entry.detail.get("repairs", [])]
-        return {"time": stamp(entry.time), "kind": "repair", "label": ", ".join(columns) or "repairs end"}
+    if entry.verb in (REPAIRED, REPAIR_ENDED):
+        ends = _repaired(entry, before).startswith("end ")
+        return {"time": stamp(entry.time), "kind": "repair", "label": "repair ends" if ends else "repair begins"}
     if entry.verb == "rolled back":
         return {"time": stamp(entry.time), "kind": "roll back", "label": champion}
-    return {"time": stamp(entry.time), "kind": "canary" if canary else "release", "label": canary or champion}
+    return {"time": stamp(entry.time), "kind": "canary" if canary else "release", "label": f"canary {canary}" if canary else champion}
 
 
 def _shifts(project: Project, alarm: Alarm) -> list[dict[str, Any]]:
@@ -711,12 +736,18 @@ def _shifts(project: Project, alarm: Alarm) -> list[dict[str, Any]]:
     frames = [each for each in _frames(project, alarm.model) if each["columns"] and unstamp(each["until"]) <= alarm.until]
     if not frames:
         return []
-    names = ("column", "distance", "threshold", "text")
-    return [{name: each[name] for name in names} for each in frames[-1]["columns"]]
+    names = ("column", "distance", "threshold", "changed")
+    return [{**{name: each[name] for name in names}, "text": _bare(each["text"], each["column"])} for each in frames[-1]["columns"]]
+
+
+def _bare(text: str, column: str) -> str:
+    """Return what is said of a column without its name, which stands beside it."""
+    inside = text.removeprefix(f"{column} ")
+    return inside[1:-1] if inside.startswith("(") and inside.endswith(")") else inside
 
 
 def _candidate(tried: Mapping[str, Any], remedy: Remedy) -> dict[str, Any]:
-    figures = {name: tried.get(name) for name in ("benefit", "low", "high", "net_low")}
+    figures = {name: tried.get(name) for name in ("gain", "low", "high", "net_low")}
     chosen = bool(tried.get("chosen", tried["name"] == remedy.choice))
     return {"name": tried["name"], "action": tried.get("action", ""), **figures, "cost": tried.get("cost") or 0.0, "verdict": tried.get("verdict", ""), "chosen": chosen}
 
@@ -742,17 +773,15 @@ def _data_line(project: Project, name: str) -> dict[str, Any]:
         verdict = "empty"
         why = "nothing was ingested yet" if config.source else f"{config.transform} makes it when a model needs it"
         command = f"palan ingest {name}" if config.source else f"palan build {users[0]}" if users else ""
-    elif quarantined:
-        reasons: dict[str, int] = {}
-        for each in waiting:
-            for reason, count in each.reasons.items():
-                reasons[reason] = reasons.get(reason, 0) + count
-        most = max(reasons, key=lambda reason: reasons[reason], default="")
-        verdict, why = "attention", f"{_count(quarantined, 'row')} in quarantine" + (f", most for {most}" if most else "")
     elif odd := _odd(version):
         verdict, why = "attention", odd
     else:
         why = f"all {_count(version.rows, 'row')} hold" if version.rows != 1 else "its one row holds"
+    if quarantined and not failed:
+        # What was put aside long ago is in the ledger; it says nothing of what comes in now.
+        news = [each for each in waiting if each.time > project.clock() - timedelta(days=DAYS)]
+        verdict = "attention" if news else verdict
+        why = f"{_aside(waiting)}; {why}" if news else f"{why}; {_aside(waiting)}"
     return {
         "name": name,
         "version": version.number if version else None,
@@ -766,10 +795,29 @@ def _data_line(project: Project, name: str) -> dict[str, Any]:
     }
 
 
+def _aside(waiting: Sequence[Quarantine]) -> str:
+    """Say how many rows are in quarantine, and what most of them break."""
+    reasons: dict[str, int] = {}
+    for each in waiting:
+        for reason, count in each.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    rows = sum(each.rows for each in waiting)
+    most = max(reasons, key=lambda reason: reasons[reason], default="")
+    said = f"{_count(rows, 'row')} {'is' if rows == 1 else 'are'} in quarantine"
+    return f"{said}, {'most because' if len(reasons) > 1 else 'because'} {most}" if most else said
+
+
 def _odd(version: DataVersion) -> str:
-    """Return the rule about the whole table that the newest delivery breaks, "" when there is none."""
-    reports = version.verdict.get("files", [version.verdict])
-    return next((str(rule["text"]) for report in reversed(reports) for rule in report.get("table", []) if not rule["holds"]), "")
+    """Return the rule about the whole table that the newest delivery breaks, "" when there is none.
+
+    Raises:
+        Corrupt: what is stored of the delivery is no verdict.
+    """
+    try:
+        reports = version.verdict.get("files", [version.verdict])
+        return next((str(rule["text"]) for report in reversed(reports) for rule in report.get("table", []) if not rule["holds"]), "")
+    except (AttributeError, KeyError, TypeError):
+        raise Corrupt(f"the verdict that is stored of {version.ref} is damaged", "restore the store from a backup") from None
 
 
 def _count(number: int, one: str) -> str:
@@ -818,7 +866,7 @@ def _version_line(project: Project, version: Version, release: Release | None, e
         "role": role,
         "data": manifest["data"].get("ref", ""),
         "params": dict(manifest["params"]),
-        "metrics": dict(manifest["metrics"]),
+        "metrics": {name: value for name, value in manifest["metrics"].items() if (name, value) != ("rows", 0)},  # rules learn from none
         "reason": next((each.reason for each in entries if each.verb == "built" and each.subject == version.ref), ""),
         "gates": [
             {"gate": each.gate, "verdict": each.verdict, "text": each.text, "against": each.against, "figures": dict(each.figures)}
@@ -827,15 +875,32 @@ def _version_line(project: Project, version: Version, release: Release | None, e
     }
 
 
-def _release_line(entry: Entry) -> dict[str, Any]:
+def _routings(entries: Sequence[Entry]) -> list[tuple[Entry, Entry | None]]:
+    """Return the changes of one model's routing (entries come newest first), each with the one before it."""
+    found = [each for each in entries if _is_release(each)]
+    return list(zip(found, [*found[1:], None], strict=False))
+
+
+def _repaired(entry: Entry, before: Entry | None) -> str:
+    """Say which repairs began with an entry, and which ended."""
+
+    def active(of: Entry | None) -> list[str]:
+        return [repair["column"] for repair in of.detail.get("repairs", []) if repair["until"] is None] if of else []
+
+    then, now = active(before), active(entry)
+    began, ended = [each for each in now if each not in then], [each for each in then if each not in now]
+    parts = [f"{words} {', '.join(columns)}" for words, columns in (("repair of", began), ("end of repair of", ended)) if columns]
+    return "; ".join(parts) or "repairs as before"
+
+
+def _release_line(entry: Entry, before: Entry | None) -> dict[str, Any]:
     arms = {arm["role"]: arm for arm in entry.detail["arms"]}
     champion, canary = arms["champion"]["version"], arms.get("canary")
     text = f"{champion} is champion"
     if entry.verb == "rolled back":
         text = f"rolled back to {champion}"
-    elif entry.verb == "repaired":
-        columns = [repair["column"] for repair in entry.detail.get("repairs", [])]
-        text = f"repairs {', '.join(columns)}" if columns else "no repair any more"
+    elif entry.verb in (REPAIRED, REPAIR_ENDED):
+        text = _repaired(entry, before)
     elif canary:
         text = f"canary {canary['version']} takes {canary['share']:.0%}"
     return {"epoch": int(entry.detail.get("epoch", 0)), "time": stamp(entry.time), "text": text, "reason": entry.reason, "actor": entry.actor}
@@ -851,6 +916,7 @@ def _alarm_line(project: Project, alarm: Alarm) -> dict[str, Any]:
     return {
         "id": alarm.id,
         "time": stamp(alarm.time),
+        "since": stamp(alarm.since),
         "model": alarm.model,
         "lane": alarm.lane,
         "status": alarm.status,
@@ -878,8 +944,8 @@ def _roll_back(name: str, release: Release | None) -> list[dict[str, Any]]:
 # -- how to call it --------------------------------------------------------------------------------------------------
 
 
-def _about(project: Project, config: ModelConfig, version: Version | None) -> str:
-    """Return the first line of what the model says of itself, as it was built, else as it stands in the folder."""
+def _first_line(project: Project, config: ModelConfig, version: Version | None, verb: str = "") -> str:
+    """Return the first line of what the model (or a verb of it) says of itself, as it was built, else as it stands in the folder."""
     import ast
 
     file, _, name = config.model.partition(":")
@@ -891,10 +957,12 @@ def _about(project: Project, config: ModelConfig, version: Version | None) -> st
         body = ast.parse(code).body
     except (OSError, SyntaxError, ValueError, PalanError):
         return ""  # what is wrong with the file is told where it is built, not here
-    for node in body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""
+    for wanted in (name, verb) if verb else (name,):
+        found = next((node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == wanted), None)
+        if found is None:
+            return ""
+        body = found.body
+    return (ast.get_docstring(found) or "").partition("\n")[0] if found else ""
 
 
 def _field_lines(each: Field, prefix: str = "") -> list[dict[str, Any]]:
@@ -902,9 +970,13 @@ def _field_lines(each: Field, prefix: str = "") -> list[dict[str, Any]]:
     name = prefix + each.name
     rule = ""
     if each.values:
-        rule = "in " + " ".join(each.values)
-    elif each.minimum is not None or each.maximum is not None:
-        rule = "..".join("" if end is None else f"{end:g}" for end in (each.minimum, each.maximum))
+        rule = "one of " + ", ".join(each.values)
+    elif each.minimum is not None and each.maximum is not None:
+        rule = f"{each.minimum:,g} to {each.maximum:,g}"
+    elif each.minimum is not None:
+        rule = f"at least {each.minimum:,g}"
+    elif each.maximum is not None:
+        rule = f"at most {each.maximum:,g}"
     lines = [{"name": name, "type": each.type + ("?" if each.nullable else ""), "rule": rule, "unit": each.unit}]
     for inner in each.fields:
         lines += _field_lines(inner, f"{name}.")

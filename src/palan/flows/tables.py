@@ -18,10 +18,14 @@ from palan.flows.project import Project
 if TYPE_CHECKING:
     import polars as pl
 
+    from palan.data.doctor import Hypothesis
     from palan.flows.journal import Journal
 
 
 _one_at_a_time = threading.RLock()
+
+SUSPECT = "suspect"
+"""Where a data version keeps what the data doctor suspects, in its verdict."""
 
 
 def contract_of(project: Project, name: str) -> contracts.Contract:
@@ -88,10 +92,13 @@ def store_frame(project: Project, frame: pl.DataFrame) -> str:
     return project.store.blobs.put(buffer.getvalue())
 
 
-def load_frame(project: Project, blob: str) -> pl.DataFrame:
+def load_frame(project: Project, blob: str, columns: Sequence[str] = ()) -> pl.DataFrame:
+    """Return a table, or of these columns those that it has."""
     import polars as pl
 
-    return pl.read_parquet(io.BytesIO(project.store.blobs.get(blob)))
+    data = io.BytesIO(project.store.blobs.get(blob))
+    known = [name for name in columns if name in pl.read_parquet_schema(data)] if columns else None
+    return pl.read_parquet(data, columns=known)
 
 
 def scan_frame(project: Project, blob: str) -> pl.LazyFrame:
@@ -203,6 +210,33 @@ def _arguments(project: Project, entry: str) -> list[str]:
                     raise PalanError(f'{entry} takes "{each}", which is no data of this project', hint)
             return names
     raise PalanError(f"{entry} is not a plain function", f"define {name}(…) with data names as arguments in {file}")
+
+
+def suspicions(project: Project, data: str, *, repairs: Sequence[Repair] = ()) -> list[Hypothesis]:
+    """Return what the data doctor suspects of a table, or of the tables that it is made of, as they are now.
+
+    A suspicion stands until its rows are delivered again and do not bear it out. `evidence["through"]` is the last day on
+    which it was seen, `repairs` what would put it right. What these repairs, such as those of a release, put right is
+    left out.
+    """
+    config = project.data(data)
+    if config.transform:
+        found = [each for name in _arguments(project, config.transform) for each in suspicions(project, name, repairs=repairs)]
+        return [each for place, each in enumerate(found) if each not in found[:place]]
+    newest = latest(project, data)
+    kept = newest.verdict.get(SUSPECT) if newest else None
+    if not kept:
+        return []
+    import msgspec
+
+    from palan.data.doctor import Hypothesis
+
+    right = [(repair.column, repair.since, repair.until) for repair in repairs]
+    return [
+        each
+        for each in msgspec.convert(kept, list[Hypothesis])
+        if not all(any(name == column and since <= each.since and (until is None or (each.until and each.until <= until)) for column, since, until in right) for name in each.columns)
+    ]
 
 
 def repaired(frame: pl.DataFrame, repairs: Sequence[Repair], time: str) -> pl.DataFrame:

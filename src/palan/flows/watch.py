@@ -22,13 +22,14 @@ from palan.flows.project import Project, record
 from palan.flows.windows import ended_windows, window_start
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
+from palan.releases import route
 from palan.releases.nouns import Release
 
 if TYPE_CHECKING:
     import polars as pl
 
     from palan.data.doctor import Hypothesis
-    from palan.drift.calibrate import LossWindow, Thresholds
+    from palan.drift.calibrate import Judged, LossWindow, Thresholds
     from palan.drift.diagnose import Diagnosis
     from palan.drift.profile import Reference
 
@@ -52,6 +53,9 @@ ENDS_REPAIR = "ends_repair"
 SILENT = "silent"
 """Marks the alarm of a model that nobody asks any more."""
 
+VERSION = "version"
+"""Under which an alarm keeps the version that was judged."""
+
 LEARNING = 12
 """Windows of its own that a model without a reference is learnt from."""
 
@@ -62,6 +66,16 @@ class Normal(msgspec.Struct):
     reference: Reference
     thresholds: Thresholds
     rows: pl.LazyFrame
+
+
+class Case(msgspec.Struct):
+    """What is judged: the decisions of a model under its release, and what is normal for its champion."""
+
+    config: ModelConfig
+    version: Version
+    release: Release
+    normal: Normal
+    rows: pl.DataFrame
 
 
 def watch(project: Project, model: str = "") -> list[dict[str, Any]]:
@@ -82,34 +96,19 @@ def watch(project: Project, model: str = "") -> list[dict[str, Any]]:
     for name in [model] if model else project.config.models:
         release = records.get(Release, name)
         if release is not None:
-            with running(project, "watch", name, wait=30) as journal:
-                reports.append(_watch(project, project.model(name), release, journal))
+            reports.append(_watch(project, project.model(name), release))
     return reports
 
 
-def _watch(project: Project, config: ModelConfig, release: Release, journal: Journal) -> dict[str, Any]:
+def _watch(project: Project, config: ModelConfig, release: Release) -> dict[str, Any]:
     version = packages.find_version(project, release.champion.version)
-    length = config.watch.window
+    judged: list[dict[str, Any]] = []
+    alarms: list[Alarm] = []
     seen = frames(project, config.name)
-    judged, alarms = [], []
-    due = _due(project, config, version, seen)
-    rows = decided(project, config, version, release, since=None if _own_reference(version) else _enough(due[0])) if due else None
-    normal = normal_of(project, config, version, rows, journal) if rows is not None and rows.height else None
-    for since in due:
-        until, before = since + length, seen.get(stamp(since - length))
-        if before is not None and not before["n"] and (rows is None or not _within(rows, since, until).height):
-            # The silence goes on, and there is nothing new to judge.
-            frame = {**before, "since": stamp(since), "until": stamp(until), "first": stamp(since) not in seen}
-            alarm = _silent(project, config, before["text"], since, until) if before["lane"] == "digest" else None
-        elif normal is not None and rows is not None:
-            frame, alarm = _judge(project, config, version, release, normal, rows, since, until, seen)
-        else:
-            continue
-        project.store.blocks.append(f"watch/{config.name}", [msgspec.msgpack.encode(frame)])
-        seen[frame["since"]] = frame
-        judged.append(frame)
-        if alarm is not None:
-            alarms.append(alarm)
+    if _due(project, config, version, seen):  # a lease and a run are for who has something to judge
+        with running(project, "watch", config.name, wait=30) as journal:
+            seen = frames(project, config.name)
+            judged, alarms = _judged(project, config, version, release, seen, journal)
     newest = seen[max(seen)] if seen else None
     pages = project.store.records.find(Alarm, model=config.name, lane="page", status="open")
     return {
@@ -120,6 +119,35 @@ def _watch(project: Project, config: ModelConfig, release: Release, journal: Jou
         "alarms": [_line(each) for each in {each.id: each for each in alarms}.values()],
         "open": len(pages),
     }
+
+
+def _judged(
+    project: Project, config: ModelConfig, version: Version, release: Release, seen: dict[str, dict[str, Any]], journal: Journal
+) -> tuple[list[dict[str, Any]], list[Alarm]]:
+    """Judge the windows that are due; return what was seen in each (`seen` learns it too), and the alarms it led to."""
+    length = config.watch.window
+    judged, alarms = [], []
+    due = _due(project, config, version, seen)
+    rows = decided(project, config, version, release, since=None if _own_reference(version) else _enough(due[0])) if due else None
+    case = None
+    if rows is not None and rows.height:
+        case = Case(config, version, release, normal_of(project, config, version, rows, journal), rows)
+    for since in due:
+        until, before = since + length, seen.get(stamp(since - length))
+        if before is not None and not before["n"] and (rows is None or not _within(rows, since, until).height):
+            # The silence goes on, and there is nothing new to judge.
+            frame = {**before, "since": stamp(since), "until": stamp(until), "first": stamp(since) not in seen}
+            alarm = _silent(project, config, before["text"], since, until) if before["lane"] == "digest" else None
+        elif case is not None:
+            frame, alarm = _judge(project, case, since, until, seen)
+        else:
+            continue
+        project.store.blocks.append(f"watch/{config.name}", [msgspec.msgpack.encode(frame)])
+        seen[frame["since"]] = frame
+        judged.append(frame)
+        if alarm is not None:
+            alarms.append(alarm)
+    return judged, alarms
 
 
 def _within(rows: pl.DataFrame, since: datetime, until: datetime) -> pl.DataFrame:
@@ -135,7 +163,9 @@ def _line(alarm: Alarm) -> dict[str, Any]:
         "status": alarm.status,
         "what": alarm.what,
         "diagnosis": alarm.diagnosis,
+        "because": alarm.evidence.get("because", alarm.what),
         "since": stamp(alarm.since),
+        "seen": stamp(alarm.time),
     }
 
 
@@ -207,7 +237,8 @@ def _otherwise(project: Project, config: ModelConfig, release: Release, raw: pl.
     """
     import polars as pl
 
-    told = [each for each in project.store.records.find(Entry, order="seq", verb="repaired") if each.detail["model"] == config.name]
+    verbs = [route.REPAIRED, route.REPAIR_ENDED]
+    told = [each for each in project.store.records.find(Entry, order="seq", verb=verbs) if each.detail["model"] == config.name]
     if not told:
         return None
     stages: list[tuple[int, list[Repair]]] = [(0, [])]
@@ -349,24 +380,17 @@ def loss_window(rows: pl.DataFrame) -> LossWindow | None:
 
 
 def _judge(
-    project: Project,
-    config: ModelConfig,
-    version: Version,
-    release: Release,
-    normal: Normal,
-    rows: pl.DataFrame,
-    since: datetime,
-    until: datetime,
-    seen: Mapping[str, Mapping[str, Any]],
+    project: Project, case: Case, since: datetime, until: datetime, seen: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Alarm | None]:
     import polars as pl
 
     from palan.drift import calibrate, profile
 
-    window = _within(rows, since, until)
+    config, normal = case.config, case.normal
+    window = _within(case.rows, since, until)
     loss = loss_window(window.filter(pl.col("arm").is_in(["champion", "job"])))
-    faults = hypotheses(config, version, release, normal, rows, since, until, seen)
-    judged = calibrate.judge(profile.profile(window, normal.reference), loss, normal.thresholds, faults)
+    faults = hypotheses(case, since, until, seen)
+    judged = calibrate.judge(profile.profile(window, normal.reference), loss, normal.thresholds, faults, unit=config.watch.unit)
     frame = {
         "since": stamp(since),
         "until": stamp(until),
@@ -377,7 +401,7 @@ def _judge(
         "usual": judged.loss_usual,
         "lane": "learning" if judged.lane == "none" and judged.learning else judged.lane,
         "fault": bool([each for each in faults if each.confidence >= SURE]),
-        "repairs": digest_of(release.repairs),
+        "repairs": digest_of(case.release.repairs),
         "columns": [
             {"column": each.name, "distance": each.distance, "threshold": each.threshold, "text": each.text, "changed": each.changed}
             for each in judged.columns[:12]
@@ -391,28 +415,24 @@ def _judge(
         usual = normal.thresholds.rows.usual if normal.thresholds.rows else 0
         said = silence(usual, until - since)
         return {**frame, "lane": "digest", "text": said}, _silent(project, config, said, since, until)
-    _calm(project, config, judged.lane, since)
+    _calm(project, case, judged, since)
     if judged.lane == "none":
         return frame, None
-    diagnosis = _diagnose(config, version, release, normal, rows, window, since, until, judged, faults)
-    return frame, _raise(project, config, judged, diagnosis, since, until, faults)
+    diagnosis = _diagnose(case, window, since, until, judged, faults)
+    alarm = _raise(project, case, judged, diagnosis, since, until, faults)
+    if diagnosis.kind == "data fault" and diagnosis.since and alarm.since < diagnosis.since:
+        # The doctor sees one window, and would say that the fault began with it.
+        frame["text"] = judged.text.replace(diagnosis.text, alarm.what, 1)
+    return frame, alarm
 
 
-def hypotheses(
-    config: ModelConfig,
-    version: Version,
-    release: Release,
-    normal: Normal,
-    rows: pl.DataFrame,
-    since: datetime,
-    until: datetime,
-    seen: Mapping[str, Mapping[str, Any]],
-) -> list[Hypothesis]:
+def hypotheses(case: Case, since: datetime, until: datetime, seen: Mapping[str, Mapping[str, Any]]) -> list[Hypothesis]:
     """Ask the data doctor about a window, against the healthy weeks before it."""
     import polars as pl
 
     from palan.data import doctor
 
+    version, release, normal, rows = case.version, case.release, case.normal, case.rows
     if SHAPE[version.kind] == "instance":
         columns = [name for name in watched_columns(version, rows) if name.startswith("size.")]
     else:
@@ -437,34 +457,26 @@ def hypotheses(
     # Late outcomes bring a window back, with the inputs that it had: the doctor need not look at them again.
     # The rows themselves are the key: two projects of one process may hold as many of them.
     content = [int(each.hash_rows().sum()) for each in (past, window)]
-    case = digest_of([columns, stamp(since), stamp(until), *content, release.repairs, sick])
-    if case not in _examined:
+    asked = digest_of([columns, stamp(since), stamp(until), *content, release.repairs, sick])
+    if asked not in _examined:
         if len(_examined) >= EXAMINED:
             _examined.clear()
-        _examined[case] = doctor.hypotheses(past, window, time="time", columns=columns, active=active)
-    return _examined[case]
+        _examined[asked] = doctor.hypotheses(past, window, time="time", columns=columns, active=active)
+    return _examined[asked]
 
 
 def _diagnose(
-    config: ModelConfig,
-    version: Version,
-    release: Release,
-    normal: Normal,
-    rows: pl.DataFrame,
-    window: pl.DataFrame,
-    since: datetime,
-    until: datetime,
-    judged: Any,
-    faults: Sequence[Any],
+    case: Case, window: pl.DataFrame, since: datetime, until: datetime, judged: Judged, faults: Sequence[Hypothesis]
 ) -> Diagnosis:
     import polars as pl
 
     from palan.drift import diagnose, profile
 
+    normal, release = case.normal, case.release
     # When it began shows in the loss and in the column that moved most: the others need not be counted day by day.
     most = {each.name: normal.reference.columns[each.name] for each in judged.changed[:1]}
     reference = profile.Reference(normal.reference.id, most)
-    recent = rows.filter(pl.col("time").is_between(since - 4 * (until - since), until, closed="left")).select("time", "loss", *most)
+    recent = case.rows.filter(pl.col("time").is_between(since - 4 * (until - since), until, closed="left")).select("time", "loss", *most)
     losses, profiles, volume = {}, {}, {}
     for (day,), part in recent.group_by(pl.col("time").dt.date()):
         assert isinstance(day, date)
@@ -476,7 +488,7 @@ def _diagnose(
     split = None
     known = window.filter(pl.col("loss").is_not_null())
     names = normal.rows.collect_schema().names()
-    inputs = [name for name in history.schema_of(version.manifest).names if name in names]
+    inputs = [name for name in history.schema_of(case.version.manifest).names if name in names]
     if judged.loss_high and known.height and "loss" in names and inputs:
         moved = [each.name for each in judged.columns if each.name in inputs][:3]
         before = normal.rows.filter(pl.col("loss").is_not_null()).select(*inputs, "loss").collect()
@@ -497,57 +509,57 @@ def _diagnose(
         releases_since=recently,
         volume=volume,
         split=split,
+        unit=case.config.watch.unit,
     )
 
 
 def _raise(
-    project: Project,
-    config: ModelConfig,
-    judged: Any,
-    diagnosis: Diagnosis,
-    since: datetime,
-    until: datetime,
-    faults: Sequence[Any],
-) -> Alarm | None:
+    project: Project, case: Case, judged: Judged, diagnosis: Diagnosis, since: datetime, until: datetime, faults: Sequence[Hypothesis]
+) -> Alarm:
     """Open an alarm, or add the window to the open one that says the same. A page makes the open digests moot."""
-    records = project.store.records
+    from palan.drift.diagnose import title, when
+
+    records, config = project.store.records, case.config
     now = project.clock()
-    evidence = {**_plain(diagnosis.evidence), "because": diagnosis.text}
+    because = judged.text if diagnosis.text in judged.text else f"{diagnosis.text}; {judged.text}"
+    evidence = {**_plain(diagnosis.evidence), "because": because, VERSION: case.version.ref}
     if any(each.ends_repair and each.confidence >= SURE for each in faults):
         evidence[ENDS_REPAIR] = True
     before = _continued(project, config, judged.lane, diagnosis.kind, diagnosis.columns, since)
     with records.transaction(durable=True):
         if before is not None:
+            newer = until >= before.until
+            # A fault goes on as it began: a later window knows its own first day only.
+            kept = newer and diagnosis.kind != "data fault"
             changed = replace(
                 before,
                 # An answered alarm opens again when it goes on, not when late outcomes only say the same again.
                 status="open" if until > before.until else before.status,
                 until=max(before.until, until),
-                what=judged.text if until >= before.until else before.what,
+                what=title(judged, diagnosis, before.since, before.time) if kept else before.what,
                 diagnosis=diagnosis.kind,
                 columns=diagnosis.columns,
-                evidence=evidence,
+                evidence={**evidence, "because": because if kept else before.evidence.get("because", because)},
             )
             records.put(changed)
             return changed
         began = diagnosis.since or since
-        alarm = Alarm(
-            new_id(now), config.name, now, judged.lane, "open", began, until, judged.text, diagnosis.kind, diagnosis.columns, evidence
-        )
+        what = title(judged, diagnosis, began, now)
+        alarm = Alarm(new_id(now), config.name, now, judged.lane, "open", began, until, what, diagnosis.kind, diagnosis.columns, evidence)
         records.put(alarm)
         if judged.lane == "page":
             for each in records.find(Alarm, model=config.name, lane="digest", status="open"):
-                records.put(replace(each, status="closed"))
+                _close(project, each, f"the page of {now:%Y-%m-%d} says more")
         record(
             project,
             "paged" if judged.lane == "page" else "noted",
             config.name,
-            f"{diagnosis.kind}: {diagnosis.text}",
+            f"{diagnosis.kind} {when(began, now)}: {diagnosis.text}",
             alarm=alarm.id,
             since=stamp(began),
             until=stamp(until),
         )
-    project.tell(f"{config.name}: {judged.lane}: {judged.text}")
+    project.tell(f"{config.name}: {judged.lane}: {what}")
     return alarm
 
 
@@ -586,16 +598,31 @@ def _continued(
     return None
 
 
-def _calm(project: Project, config: ModelConfig, lane: str, since: datetime) -> None:
-    """Close what a later window shows to be over: digests after a window as usual, pages after one without harm or fault."""
-    records = project.store.records
-    over = {"none": ["digest", "page"], "digest": ["page"]}.get(lane, [])
-    for alarm in records.find(Alarm, model=config.name, lane=over, status="open") if over else []:
-        if alarm.until <= since:
-            with records.transaction(durable=True):
-                records.put(replace(alarm, status="closed"))
-                if alarm.lane == "page":
-                    record(project, "closed", config.name, f"{alarm.diagnosis} is over: the window after it is as usual", alarm=alarm.id)
+def _calm(project: Project, case: Case, judged: Judged, since: datetime) -> None:
+    """Close what a later window shows to be over.
+
+    A page is over after a window without harm or fault. A digest is over after a window as usual, after one in which
+    none of its columns is moved any more, and when another version answers, which has learnt anew what is normal.
+    """
+    moved = {each.name for each in judged.changed}
+    for alarm in project.store.records.find(Alarm, model=case.config.name, status="open"):
+        if alarm.until > since:
+            continue
+        if judged.lane == "none" or (alarm.lane == "page" and judged.lane == "digest"):
+            _close(project, alarm, "the window after it is as usual")
+        elif alarm.lane == "digest" and SILENT in alarm.evidence:
+            _close(project, alarm, "it is asked again")
+        elif alarm.lane == "digest" and alarm.evidence.get(VERSION, case.version.ref) != case.version.ref:
+            _close(project, alarm, f"{case.version.ref} answers now, and has learnt anew what is normal")
+        elif alarm.lane == "digest" and moved.isdisjoint(alarm.columns) and (moved or alarm.columns):
+            _close(project, alarm, f"{', '.join(alarm.columns[:3])} moved back" if alarm.columns else "other things moved since")
+
+
+def _close(project: Project, alarm: Alarm, reason: str) -> None:
+    """Close an alarm, with the reason in the ledger."""
+    with project.store.records.transaction(durable=True):
+        project.store.records.put(replace(alarm, status="closed"))
+        record(project, "closed", alarm.model, f"{alarm.what} is over: {reason}", alarm=alarm.id)
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,14 @@
-"""`palan why`: what changed, for a build step, a version, a decision or an alarm."""
+"""`palan why`: what changed, for a build step, a version, a decision or an alarm; of a data version what came, and what waits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from palan.core import Version, is_whole, stamp
+from palan.core import Version, figure, is_whole, stamp
+from palan.data.nouns import Quarantine
 from palan.drift.nouns import Alarm
-from palan.errors import NotFound, nearest
+from palan.errors import NotFound, PalanError, nearest
 from palan.flows.project import Project
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
@@ -16,10 +17,12 @@ from palan.runs.run import Step
 
 
 def why(project: Project, subject: str) -> dict[str, Any]:
-    """Explain a subject: the id of an alarm or a decision, a version ("delay@3"), a model, or the name of a step.
+    """Explain a subject: the id of an alarm or a decision, a version ("delay@3"), a model, data, or the name of a step.
 
     For a version or a step: which part of its key differs from the one before it. For an alarm: the diagnosis, and
     what was tried. For a decision: which version answered, under which release, with which inputs.
+
+    For data ("weather", "weather@5"): the files that it came from, what is suspected of it, and every row in quarantine.
 
     Raises:
         NotFound: nothing is called so.
@@ -28,6 +31,11 @@ def why(project: Project, subject: str) -> dict[str, Any]:
     alarm = _by_prefix(project, Alarm, subject)
     if alarm is not None:
         return _alarm(project, alarm)
+    name = subject.partition("@")[0]
+    if name in project.config.data and name not in project.config.models:
+        from palan.flows.quarantine import explain
+
+        return explain(project, subject)
     if "@" in subject or subject in project.config.models:
         return _version(project, subject)
     steps = records.find(Step, order="-time", name=subject, limit=2)
@@ -39,7 +47,7 @@ def why(project: Project, subject: str) -> dict[str, Any]:
     known = {step.name for step in records.find(Step, order="-time", limit=200)}
     raise NotFound(
         f'nothing here is called "{subject}"',
-        nearest(subject, [*project.config.models, *known]) or "give a model, a version, a step, or the id of an alarm or a decision",
+        nearest(subject, [*project.config.models, *project.config.data, *known]) or "give a model, data, a version, a step, or the id of an alarm or a decision",
     )
 
 
@@ -52,23 +60,101 @@ def _by_prefix(project: Project, noun: type[Alarm], subject: str) -> Alarm | Non
 
 def _alarm(project: Project, alarm: Alarm) -> dict[str, Any]:
     remedies = project.store.records.find(Remedy, order="-time", alarm=alarm.id)
-    return {
+    unit = project.config.models[alarm.model].watch.unit if alarm.model in project.config.models else ""
+    entries = project.store.records.find(Entry, order="seq", since=alarm.time)
+    found = {
         "kind": "alarm",
         "id": alarm.id,
         "model": alarm.model,
         "lane": alarm.lane,
         "status": alarm.status,
         "since": stamp(alarm.since),
+        "seen": stamp(alarm.time),
         "until": stamp(alarm.until),
         "what": alarm.what,
         "diagnosis": alarm.diagnosis,
+        "because": str(alarm.evidence.get("because", "")),
         "columns": list(alarm.columns),
-        "evidence": dict(alarm.evidence),
+        "evidence": {name: value for name, value in alarm.evidence.items() if name != "because"},
         "remedies": [
-            {"status": each.status, "choice": each.choice, "reason": each.reason, "candidates": list(each.candidates)}
+            {
+                "status": each.status,
+                "choice": each.choice,
+                "reason": each.reason,
+                "candidates": list(each.candidates),
+                "judged": next((entry.reason for entry in entries if entry.verb == each.status and entry.detail.get("remedy") == each.id), ""),
+            }
             for each in remedies
         ],
     }
+    return {**found, "text": "\n".join(_alarm_lines(found, unit))}
+
+
+def _alarm_lines(alarm: Mapping[str, Any], unit: str) -> Iterator[str]:
+    """Tell an alarm as a person reads it: what, why, which figures, what was tried, and what came of it."""
+    yield f"{alarm['model']}: {alarm['what']}"
+    yield f"  {alarm['lane']}, {alarm['status']}; the newest window that it tells of ends on {alarm['until'][:10]}"
+    if alarm["because"] not in ("", alarm["what"]):
+        yield f"  {alarm['diagnosis']}: {alarm['because']}"
+    evidence = alarm["evidence"]
+    moved = [each for each in evidence.get("columns", []) if each["name"] in alarm["columns"]]
+    if moved:
+        yield "  columns, by the share of rows that moved:"
+        for each in moved:
+            usual = f", seldom more than {each['threshold']:.0%}"
+            yield f"    {each['name']} {each['distance']:.0%}{usual if each['distance'] > each['threshold'] else ''}"
+    cells = (evidence.get("split") or {}).get("cells") or []
+    if cells:
+        yield "  where equal inputs lose more:"
+        for each in cells:
+            yield f"    {each['where']}: loss {figure(each['after'], 3)} {unit}".rstrip() + f" where it was {figure(each['before'], 3)} ({each['rows']:,} decisions)"
+    for fault in evidence.get("faults", [])[1:]:
+        yield f"  also: {fault['text']} ({fault['confidence']:.0%} sure)"
+    for remedy in alarm["remedies"]:
+        yield "  tried, gain a decision:"
+        for row in remedy["candidates"]:
+            yield f"   {'*' if row.get('chosen') else ' '}{row['name']}: {_trial(row)}"
+        yield f"  {remedy['choice']}: {remedy['reason']}"
+        yield f"  {remedy['status']}" + (f": {remedy['judged']}" if remedy["judged"] else "")
+    if alarm["lane"] == "page" and not alarm["remedies"]:
+        yield f"  nothing was tried yet: palan react {alarm['model']}"
+
+
+def _trial(row: Mapping[str, Any]) -> str:
+    if row["gain"] is None:
+        return str(row["verdict"])
+    interval = "" if row["low"] is None else f" ({row['low']:+.4f} to {row['high']:+.4f})"
+    return f"{row['gain']:+.4f}{interval}, cost {figure(row['cost'], 3)}: {row['verdict']}"
+
+
+def _data(project: Project, subject: str) -> dict[str, Any]:
+    from palan.flows import examine, quarantine, tables
+
+    version = tables.find_data_version(project, subject)
+    before = tables.find_data_version(project, f"{version.data}@{version.number - 1}") if version.number > 1 else None
+    newest = tables.latest(project, version.data) == version
+    reports = version.verdict.get("files", [version.verdict])
+    waiting = quarantine.waiting(project, version.data, until=version.time)
+    count = sum(each.rows for each in waiting)
+    return {
+        "kind": "data",
+        "data": version.ref,
+        "made": stamp(version.time),
+        "rows": version.rows,
+        "added": version.added,
+        "came from": [name for name, content in version.sources.items() if before is None or before.sources.get(name) != content],
+        "warnings": [str(rule["text"]) for report in reports for rule in report.get("table", []) if not rule["holds"]],
+        "suspected": [examine.said(each) for each in tables.suspicions(project, version.data)] if newest else [],
+        "waiting": count,
+        "quarantine": quarantine.listed(project, waiting),
+        "to do": _to_do(project, version.data, waiting) if count else "",
+    }
+
+
+def _to_do(project: Project, data: str, waiting: Sequence[Quarantine]) -> str:
+    files = sorted({each.source for each in waiting})
+    shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return f"put {shown} right, or the rule in [data.{data}] where the rule is wrong; then: palan ingest {data}"
 
 
 def _version(project: Project, subject: str) -> dict[str, Any]:
@@ -85,7 +171,65 @@ def _version(project: Project, subject: str) -> dict[str, Any]:
         "reason": next((each.reason for each in entries if each.verb == "built"), ""),
         "against": before[0].ref if before else "",
         "changed": _differences(before[0].manifest, version.manifest) if before else ["it is the first version"],
+        "depends on": _basis(version.manifest),
+        "changed since": _since(project, version) if subject == version.model else [],
     }
+
+
+def _basis(manifest: Mapping[str, Any]) -> list[str]:
+    """Say what a version was made of."""
+    data = manifest["data"]
+    learnt = f"data: {data['ref']}, {data['rows']:,} rows" + (f" until {data['until'][:10]}" if data["until"] else "") if data else ""
+    return [
+        f"code: {', '.join(sorted({name.partition(':')[0] for name in manifest['closure']}))}",
+        *(f"params: {name} = {value}" for name, value in sorted(manifest["params"].items())),
+        *([learnt] if learnt else []),
+        f"environment: {', '.join(f'{name} {version}' for name, version in sorted(manifest['environment'].items()))}",
+    ]
+
+
+def _since(project: Project, version: Version) -> list[str]:
+    """Say what a build of today would find changed since a version was built: code, parameters, libraries, data."""
+    from palan.flows import packages, tables
+
+    config, old = project.model(version.model), version.manifest
+    try:
+        code = packages.code_of(project, config.model)
+        newest = tables.latest(project, config.data) if config.data else None
+        stale = _stale(project, config.data) if config.data else []
+    except PalanError as error:
+        return [f"code: {error.what}"]
+    data = old["data"]
+    if newest is not None and data and newest.id != data["id"]:
+        data = {**data, "ref": newest.ref, "rows": newest.rows}
+    now = {
+        **old,
+        "closure": dict(code.parts),
+        "params": {**old["params"], **config.params},
+        "environment": packages.environment(code),
+        "data": data,
+        "outcome": config.outcome,
+        "key": config.key,
+    }
+    return [*_differences(old, now), *stale] or ["nothing: a build now would make the same version again"]
+
+
+def _stale(project: Project, data: str) -> list[str]:
+    """Say what changed since a table was made by its transformation: its code, and the tables that it is made from."""
+    from palan.flows import packages, tables
+
+    transform = project.data(data).transform
+    made = project.store.records.find(Step, order="-time", name=f"transform {data}", limit=1) if transform else []
+    if not made:
+        return []
+    parts = made[0].parts
+    found = _unlike("code", parts["code"], packages.code_of(project, transform).to_dict())
+    for name, id in parts["inputs"].items():
+        newest = tables.latest(project, name)
+        if newest is not None and newest.id != id:
+            found.append(f"data: {newest.ref} came since {data} was made from {name}")
+        found += _stale(project, name)
+    return found
 
 
 def _differences(old: Any, new: Any) -> list[str]:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from palan.core import figure
 from palan.errors import PalanError
 from palan.gates.nouns import Verdict
 
@@ -305,6 +306,29 @@ def non_inferior(
     return Judgement(verdict, found, margin, text)
 
 
+def gained(value: float, unit: str = "", digits: int = 3) -> str:
+    """Say a gain as a positive number with its verb: "gained 0.016", "lost 0.004"."""
+    return f"{'gained' if value >= 0 else 'lost'} {figure(abs(value), digits)} {unit}".rstrip()
+
+
+def between(low: float, high: float) -> str:
+    """Say an interval of gains in positive numbers."""
+    if low >= 0:
+        return f"a gain of {figure(low, 3)} to {figure(high, 3)}"
+    if high <= 0:
+        return f"a loss of {figure(-high, 3)} to {figure(-low, 3)}"
+    return f"a loss of {figure(-low, 3)} to a gain of {figure(high, 3)}"
+
+
+def told(low: float, gain: float, high: float, against: str, unit: str = "") -> str:
+    """Say what something gained or lost a decision against something else, with its 90% interval."""
+    if not math.isfinite(low) or not math.isfinite(high):
+        return f"{gained(gain, unit)} a decision against {against}, over too few days to tell it from chance"
+    if low <= 0 <= high:
+        return f"no measurable difference from {against}: {gained(gain, unit)} a decision by the estimate (90% interval: {between(low, high)})"
+    return f"{gained(gain, unit)} a decision against {against} (90% interval: {between(low, high)})"
+
+
 def _binary(values: Floats) -> bool:
     return bool(np.isin(values, (0.0, 1.0)).all())
 
@@ -315,7 +339,7 @@ def _verdict(found: Interval, differences: Floats, margin: float) -> tuple[Verdi
     if not differences.any():
         same: Verdict = "pass" if margin >= 0 else "fail"
         return same, f"the same loss on all {found.rows} decisions"
-    spread = f"{found.mean:+.5g} a decision, between {found.low:+.5g} and {found.high:+.5g}"
+    spread = f"{gained(-found.mean)} a decision ({between(-found.high, -found.low)})"
     if found.high <= margin:
         return "pass", f"{'better than' if found.high < 0 else 'not worse than'} the champion: {spread}"
     if found.low > margin:

@@ -16,7 +16,7 @@ import polars as pl
 
 from palan.core import Field, Schema
 from palan.gates.nouns import Finding, Verdict
-from palan.gates.paired import Interval, binomial_interval, by_segment, interval, non_inferior
+from palan.gates.paired import Interval, binomial_interval, by_segment, gained, interval, non_inferior
 from palan.models.contract import Violation
 
 
@@ -52,7 +52,7 @@ def champion(
     if worst and worst[0]["worse"]:
         first = worst[0]
         verdict = "fail"
-        text += f"; {first['column']} {first['segment']} is harmed: {first['mean']:+.5g} a decision over {first['rows']} decisions"
+        text += f"; {first['column']} {first['segment']} is harmed: {gained(-first['mean'])} a decision over {first['rows']:,} decisions"
     return Finding("champion", verdict, text, figures)
 
 

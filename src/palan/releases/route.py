@@ -144,6 +144,16 @@ def shadow(release: Release | None, model: str, versions: Sequence[str], *, time
     return replace(known, epoch=known.epoch + 1, time=time, arms=arms, reason=reason)
 
 
+REPAIRED, REPAIR_ENDED = "repaired", "ended the repair of"
+"""What the ledger calls a change of the repairs, by whether fewer are in force after it."""
+
+
+def repair_verb(before: Sequence[Repair], after: Sequence[Repair]) -> str:
+    """Return the word for a change of the repairs."""
+    standing = [sum(each.until is None for each in repairs) for repairs in (before, after)]
+    return REPAIR_ENDED if standing[1] < standing[0] else REPAIRED
+
+
 def set_repairs(release: Release | None, model: str, repairs: Sequence[Repair], *, time: datetime, reason: str = "") -> Release:
     """Put these repairs before the model, for champion and canary alike; an empty sequence ends them.
 

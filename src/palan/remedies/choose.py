@@ -1,4 +1,4 @@
-"""Which remedy is worth it: the largest benefit, net of its cost, that the evidence vouches for.
+"""Which remedy is worth it: the largest gain, net of its cost, that the evidence vouches for.
 
 Each candidate was replayed over the same held-back decisions as "nothing". The one with the best estimate is often the
 luckiest; the one with the best lower bound, corrected for how many were tried, is one to act on. When no lower bound
@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from palan.core import figure
 from palan.errors import PalanError
-from palan.gates.paired import FEWEST_BLOCKS, interval
+from palan.gates.paired import FEWEST_BLOCKS, between, gained, interval
 from palan.remedies.menu import COSTS, NOTHING, Candidate
 
 
@@ -37,13 +38,13 @@ class Trial(msgspec.Struct, frozen=True):
 class Choice(msgspec.Struct, frozen=True):
     """The chosen candidate, the table of all of them (plain values, best first) and the reason in a sentence or two.
 
-    `benefit` is the expected gain per decision before cost, `net_low` the part of it that is vouched for after cost.
+    `gain` is what it is expected to gain a decision before its cost, `net_low` what of that is vouched for after it.
     """
 
     candidate: Candidate
     reason: str
     rows: tuple[Mapping[str, Any], ...]
-    benefit: float = 0.0
+    gain: float = 0.0
     net_low: float = 0.0
 
     @property
@@ -65,8 +66,9 @@ def choose(
     seed: int = 0,
     method: str = "t",
     presumed: Sequence[str] = (),
+    unit: str = "",
 ) -> Choice:
-    """Choose the trial with the largest lower bound of benefit minus cost, or nothing.
+    """Choose the trial with the largest lower bound of gain minus cost, or nothing.
 
     Args:
         trials: in the order of the menu; "nothing" may be among them or not.
@@ -77,6 +79,7 @@ def choose(
         method: "t", or "bootstrap" over days with `seed`.
         presumed: names of candidates that bear no burden of proof, the best first: ending a repair whose reason is gone.
             Where nothing surely pays, the first of them that does not surely harm is chosen.
+        unit: what the loss counts, such as minutes; only for the sentence.
 
     Raises:
         PalanError: an unknown cost, a confidence outside (0.5, 1), or trials that were not made on the same decisions.
@@ -99,15 +102,14 @@ def choose(
     if excused is not None:
         rows[excused]["verdict"] = "the reason for the repair is gone, and ending it is not shown to harm"
         table = [{**rows[excused], "chosen": True}, _nothing(False, rows), *({**row, "chosen": False} for i, row in enumerate(rows) if i != excused)]
-        reason = f"{others[excused].candidate.name}: {rows[excused]['verdict']}"
-        return Choice(others[excused].candidate, reason, tuple(table), rows[excused]["benefit"] or 0.0, rows[excused]["net_low"] or 0.0)
+        return Choice(others[excused].candidate, rows[excused]["verdict"], tuple(table), rows[excused]["gain"] or 0.0, rows[excused]["net_low"] or 0.0)
     ranked = sorted(range(len(rows)), key=lambda i: (i != chosen, not rows[i]["eligible"], -(rows[i]["net_low"] if rows[i]["net_low"] is not None else -np.inf), i))
     table = [{**rows[i], "chosen": i == chosen} for i in ranked]
     table.insert(0 if chosen is None else 1, _nothing(chosen is None, rows))
     if chosen is None:
-        return Choice(NOTHING, _why_nothing([row for row in table if row["action"] != "nothing"], confidence), tuple(table))
+        return Choice(NOTHING, _why_nothing([row for row in table if row["action"] != "nothing"], confidence, unit), tuple(table))
     best = rows[chosen]
-    return Choice(others[chosen].candidate, _why(best, table, len(tried), confidence, horizon_decisions), tuple(table), best["benefit"], best["net_low"])
+    return Choice(others[chosen].candidate, _why(best, table, len(tried), confidence, horizon_decisions, unit), tuple(table), best["gain"], best["net_low"])
 
 
 def _excused(rows: Sequence[Mapping[str, Any]], presumed: Sequence[str]) -> int | None:
@@ -126,7 +128,7 @@ def _row(trial: Trial, costs: Mapping[str, float], horizon: float, confidence: f
         "name": candidate.name,
         "action": candidate.action,
         "sentence": candidate.sentence,
-        "benefit": None,
+        "gain": None,
         "low": None,
         "high": None,
         "cost": cost,
@@ -144,7 +146,7 @@ def _row(trial: Trial, costs: Mapping[str, float], horizon: float, confidence: f
     if not np.isfinite(losses).all():
         return row | {"verdict": trial.refused or "refused: some of its losses are not finite numbers"}
     found = interval(-losses, trial.days, confidence=1.0 - 2.0 * (1.0 - confidence) / count, serial=trial.days is not None, method=method, seed=seed)
-    row |= {"benefit": found.mean, "days": found.blocks, "total": (found.mean - cost) * horizon}
+    row |= {"gain": found.mean, "days": found.blocks, "total": (found.mean - cost) * horizon}
     if found.blocks < FEWEST_BLOCKS:
         return row | {"verdict": trial.refused or f"cannot tell: {found.blocks} days of outcomes, {FEWEST_BLOCKS} are needed"}
     row |= {"low": found.low, "high": found.high, "net_low": found.low - cost}
@@ -170,38 +172,36 @@ def _verdict(losses: npt.NDArray[np.float64], mean: float, low: float, high: flo
 def _nothing(chosen: bool, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     decisions = max((row["decisions"] for row in rows), default=0)
     days = max((row["days"] for row in rows), default=0)
-    zero: dict[str, Any] = dict.fromkeys(("benefit", "low", "high", "cost", "net_low", "total", "seconds"), 0.0)
+    zero: dict[str, Any] = dict.fromkeys(("gain", "low", "high", "cost", "net_low", "total", "seconds"), 0.0)
     return {**zero, "name": NOTHING.name, "action": NOTHING.action, "sentence": NOTHING.sentence, "decisions": decisions, "days": days, "eligible": True, "verdict": "the yardstick", "chosen": chosen}
 
 
-def _why(best: Mapping[str, Any], table: Sequence[Mapping[str, Any]], count: int, confidence: float, horizon: float) -> str:
-    after = f" after a cost of {best['cost']:.4g}" if best["cost"] else ""
-    compared = f", with {count} candidates compared" if count > 1 else ""
+def _why(best: Mapping[str, Any], table: Sequence[Mapping[str, Any]], count: int, confidence: float, horizon: float, unit: str) -> str:
+    after = f" after its cost of {figure(best['cost'], 3)}" if best["cost"] else ""
+    among = f", the best of {count} that were tried" if count > 1 else ""
     text = (
-        f"{best['name']} saves {best['benefit']:.4g} a decision over {best['days']} held-back days, "
-        f"and at least {best['net_low']:.4g}{after} with {confidence:.0%} confidence{compared}"
+        f"{gained(best['gain'], unit)} a decision over {best['days']} held-back days, "
+        f"surely at least {figure(best['net_low'], 3)}{after} ({confidence:.0%} confidence{among})"
     )
     if horizon:
-        text += f": about {best['total']:,.4g} over the next {horizon:,.0f} decisions"
+        text += f"; that is about {figure(best['total'], 3)} over the next {horizon:,.0f} decisions"
     second = next((row for row in table if row["eligible"] and not row["chosen"] and row["action"] != "nothing"), None)
     if second is not None:
-        sure = "at least" if second["net_low"] > 0 else "but only surely"
-        text += f". Next best: {second['name']}, {second['benefit']:+.4g}, {sure} {second['net_low']:+.4g}"
+        sure = f"surely at least {figure(second['net_low'], 3)}" if second["net_low"] > 0 else "which may be chance"
+        text += f". Next best: {second['name']}, {gained(second['gain'])}, {sure}"
     return text
 
 
-def _why_nothing(rows: Sequence[Mapping[str, Any]], confidence: float) -> str:
+def _why_nothing(rows: Sequence[Mapping[str, Any]], confidence: float, unit: str) -> str:
     eligible = [row for row in rows if row["eligible"]]
     if not rows:
-        return "nothing: there is no other candidate"
+        return "there is no other candidate"
     if not eligible:
-        return f"nothing: no candidate can be judged ({rows[0]['name']}: {rows[0]['verdict']})"
-    best = max(eligible, key=lambda row: row["benefit"] - row["cost"])
-    net = best["benefit"] - best["cost"]
-    cost = f" less a cost of {best['cost']:.4g}" if best["cost"] else ""
-    if net <= 0:
-        return f"nothing: no candidate gains anything; the best, {best['name']}, changes {best['benefit']:+.4g} a decision{cost}"
-    return (
-        f"nothing: the best candidate, {best['name']}, gained {best['benefit']:.4g} a decision{cost} over {best['days']} held-back days, "
-        f"but with {confidence:.0%} confidence over {len(eligible)} candidates that is no more than chance: {best['net_low']:+.4g} to {best['high'] - best['cost']:+.4g}"
-    )
+        return f"no candidate can be judged ({rows[0]['name']}: {rows[0]['verdict']})"
+    best = max(eligible, key=lambda row: row["gain"] - row["cost"])
+    cost = f" before its cost of {figure(best['cost'], 3)}" if best["cost"] else ""
+    over = f"the best candidate, {best['name']}, {gained(best['gain'], unit)} a decision{cost} over {best['days']} held-back days"
+    if best["gain"] <= best["cost"]:
+        return f"no candidate is worth its cost: {over}" if best["gain"] > 0 else f"no candidate gains anything: {over}"
+    chance = between(best["net_low"], best["high"] - best["cost"])
+    return f"{over}, which may be chance: with {confidence:.0%} confidence over {len(eligible)} candidates it is {chance}" + (" after its cost" if cost else "")

@@ -21,5 +21,5 @@ class Remedy(msgspec.Struct, frozen=True):
     reason: str
     candidates: tuple[Mapping[str, Any], ...] = ()  # see remedies.choose.Trial
     action: Mapping[str, Any] = {}
-    predicted: float | None = None  # benefit per decision, in the model's own loss
-    realised: float | None = None
+    predicted: float | None = None  # gain a decision, in the model's own loss: positive is better
+    realised: float | None = None  # the same, measured since

@@ -193,7 +193,7 @@ class Blobs(ABC):
         """Tell whether the blob is there."""
 
     @abstractmethod
-    def keys(self) -> Iterator[str]:
+    def names(self) -> Iterator[str]:
         """Yield the digest of every blob that is there."""
 
     @abstractmethod

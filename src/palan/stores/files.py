@@ -165,7 +165,7 @@ class FileBlobs(Blobs):
     def has(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def keys(self) -> Iterator[str]:
+    def names(self) -> Iterator[str]:
         for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]")):
             yield from sorted(path.name for path in folder.iterdir() if is_digest(path.name))
 

@@ -40,6 +40,8 @@ WAIT_SECONDS = 30.0
 """How long a write waits for another program's lock, and anything for a server that went away, before it says so."""
 WINDOW = 4 << 20
 """How many bytes of a segment a scan holds in memory at a time."""
+MOST_OPEN = 100
+"""How many segments a process keeps open: each holds one of the server's locks."""
 MERGED = 1 << 20
 """The size of the rows that a compaction makes of small ones."""
 
@@ -396,14 +398,6 @@ def _begin(db: Connection) -> Connection:
     return db
 
 
-class _Writer:
-    """The one open segment of a stream in this process, and where its next frame begins."""
-
-    def __init__(self, id: int) -> None:
-        self.id = id
-        self.size = 0
-
-
 class PostgresBlocks(Blocks):
     """One row for each append, its frames as a segment file holds them; a segment is known by its number.
 
@@ -415,7 +409,7 @@ class PostgresBlocks(Blocks):
         self._server = server
         self._lock = threading.Lock()
         self._db: list[Connection] = []  # one at most, of this process: a scan never waits for an append
-        self._writers: dict[str, _Writer] = {}
+        self._open: dict[str, tuple[int, int]] = {}  # the number and the size of the segment of each stream, the last used last
         self._pid = os.getpid()
         weakref.finalize(self, _close_all, self._db, self._pid)
 
@@ -426,7 +420,7 @@ class PostgresBlocks(Blocks):
         buffer = b"".join(framed(data) for data in frames)
         with self._lock:
             if self._pid != os.getpid():
-                self._db, self._writers, self._pid = [], {}, os.getpid()
+                self._db, self._open, self._pid = [], {}, os.getpid()
                 weakref.finalize(self, _close_all, self._db, self._pid)
             return self._server.persist(lambda: self._append(stream, buffer))
 
@@ -436,15 +430,25 @@ class PostgresBlocks(Blocks):
         db = self._db[0]
         with self._server.explained(db):
             while True:
-                writer = self._writers.get(stream)
-                if writer is None or writer.size > SEGMENT_BYTES:
-                    writer = self._writers[stream] = _Writer(_id(db.execute(sql.bound(sql.OPEN_SEGMENT), {"stream": stream})))
-                end = writer.size + len(buffer)
-                values = {"id": writer.id, "begins": writer.size, "ends": end, "frames": psycopg.Binary(buffer)}
-                if db.execute(sql.bound(sql.APPEND), values).rowcount == 1 or _size(db, writer.id) == end:
-                    writer.size = end
+                id, size = self._segment(db, stream)
+                end = size + len(buffer)
+                values = {"id": id, "begins": size, "ends": end, "frames": psycopg.Binary(buffer)}
+                if db.execute(sql.bound(sql.APPEND), values).rowcount == 1 or _size(db, id) == end:
+                    self._open[stream] = id, end
                     return end
-                del self._writers[stream]  # a compaction has taken it: nothing was appended
+                del self._open[stream]  # a compaction has taken it: nothing was appended
+
+    def _segment(self, db: Connection, stream: str) -> tuple[int, int]:
+        """Return this process's segment of the stream, and its size."""
+        known = self._open.pop(stream, None)
+        if known and known[1] <= SEGMENT_BYTES:
+            self._open[stream] = known
+            return known
+        spare = [known] if known else [self._open.pop(next(iter(self._open)))] if len(self._open) >= MOST_OPEN else []
+        for id, _ in spare:
+            db.execute(sql.bound(sql.CLOSE_SEGMENT), {"id": id})
+        self._open[stream] = db.execute(sql.bound(sql.OPEN_SEGMENT), {"stream": stream}).fetchall()[0][0], 0
+        return self._open[stream]
 
     def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
         after = after or {}
@@ -489,8 +493,7 @@ class PostgresBlocks(Blocks):
         def compact(db: Connection) -> int:
             moved = 0
             with db.transaction():
-                mine = [writer.id for writer in self._writers.values()]
-                for id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream, "mine": mine}).fetchall():
+                for id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream}).fetchall():
                     moved += self._merge(db, stream, id, size)
             return moved
 
@@ -519,7 +522,10 @@ class PostgresBlocks(Blocks):
     def close(self) -> None:
         """Let the segments of this process go; the end of the process does so as well."""
         with self._lock:
-            self._writers.clear()
+            self._open.clear()
+            for db in self._db if self._pid == os.getpid() else ():
+                with suppress(psycopg.Error):  # gone already, and its locks with it
+                    db.execute(sql.bound(sql.CLOSE_SEGMENTS))
             _close_all(self._db, self._pid)
 
     def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -528,10 +534,6 @@ class PostgresBlocks(Blocks):
     def _path(self, stream: str, id: int) -> Path:
         """Name a segment as a file of the server's would be."""
         return Path(self._server.name, stream, str(id))
-
-
-def _id(cursor: psycopg.Cursor[tuple[Any, ...]]) -> int:
-    return int(cursor.fetchall()[0][0])
 
 
 def _size(db: Connection, id: int) -> int:

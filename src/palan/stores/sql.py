@@ -37,7 +37,8 @@ set idle_in_transaction_session_timeout = '60s'; set standard_conforming_strings
 """
 LOCK_TIMEOUT = "select set_config('lock_timeout', :wait, false)"
 SERVER = "select current_setting('server_encoding'), current_schema()"
-IS_MIGRATED = "select to_regclass(quote_ident(current_schema()) || '.palan_migration') is not null"
+# Not to_regclass: while its transaction lasts, that goes on saying what it said before another process had made the table.
+IS_MIGRATED = "select exists (select from pg_tables where schemaname = current_schema() and tablename = 'palan_migration')"
 BEGIN_ALONE = "begin; select pg_advisory_xact_lock(hashtext('palan ' || current_schema()), 0)"
 BEGIN_BESIDE = "begin; select pg_advisory_xact_lock_shared(hashtext('palan ' || current_schema()), 0)"
 COMMIT = "commit"
@@ -52,6 +53,8 @@ OPEN_SEGMENT = """
 insert into segment (stream) values (:stream)
 returning id, pg_try_advisory_lock(hashtext('palan ' || current_schema()), id)
 """
+CLOSE_SEGMENT = "select pg_advisory_unlock(hashtext('palan ' || current_schema()), :id::int)"
+CLOSE_SEGMENTS = "select pg_advisory_unlock_all()"
 APPEND = """
 with grown as (
   update segment set size = :ends where id = :id and size = :begins and not sealed returning id
@@ -69,7 +72,7 @@ select s.id, s.stream, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint 
 group by s.id having coalesce(sum(octet_length(b.frames)), 0) <> s.size order by s.stream, s.id
 """
 CLOSED_SEGMENTS = """
-select id, size from segment where stream = :stream and not sealed and id <> all(:mine)
+select id, size from segment where stream = :stream and not sealed
 and pg_try_advisory_xact_lock(hashtext('palan ' || current_schema()), id) order by id for update skip locked
 """
 CLEAR_BLOCKS = "delete from block where segment = :id"

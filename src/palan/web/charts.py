@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from html import escape
 from itertools import pairwise
 
-from palan.core import unstamp
+from palan.core import figure, unstamp
 from palan.web.views import IncumbentLine, Loss, Mark, Series
 
 _WIDTH = 1000  # of the inner drawing, in its own units
@@ -22,20 +22,10 @@ _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """Return a figure for a person: `digits` significant ones, no idle zeros, thousands apart, a true minus; `–` for None."""
+    """Return a figure as the sentences have it (see `core.figure`), with a true minus; `–` where nothing is known."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value == 0:
-        return "0"
-    if abs(value) >= 10 ** (digits - 1) or isinstance(value, int):
-        text = f"{value:,.0f}"
-        if abs(value) < 10_000:
-            text = text.replace(",", "")
-    elif abs(value) < 10 ** -(digits + 1):
-        text = f"{value:.{digits - 2}e}"
-    else:
-        text = f"{value:.{max(1, digits - 1 - math.floor(math.log10(abs(value))))}f}".rstrip("0").rstrip(".")
-    return text.replace(",", "\u202f").replace("-", "\u2212")
+    return figure(value, digits).replace("-", "\u2212")
 
 
 def fixed(value: float | None, scale: tuple[float, float]) -> str:
@@ -45,7 +35,7 @@ def fixed(value: float | None, scale: tuple[float, float]) -> str:
     largest = max(abs(scale[0]), abs(scale[1]))
     decimals = min(8, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
     text = f"{value:,.{decimals}f}"
-    return "0" if not float(text.replace(",", "")) else text.replace(",", "\u202f").replace("-", "\u2212")
+    return "0" if not float(text.replace(",", "")) else text.replace("-", "\u2212")
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -243,12 +233,12 @@ def line(loss: Loss, *, key: str, title: str, height: int = 190) -> str:
         )
         over = (
             f'<line class="limit" x1="0" x2="100%" y1="{top + y(threshold):.1f}" y2="{top + y(threshold):.1f}"/>'
-            f'<text class="limit-label" x="0" dx="4" y="{top + y(threshold) - 5:.1f}">pages above {number(threshold)}</text>'
+            f'<text class="limit-label" x="0" dx="4" y="{top + y(threshold) - 5:.1f}">alarm above {number(threshold)}</text>'
         )
     flags = "".join(_flag(at, mark, row, top, height) for (at, mark), row in zip(marks, rows, strict=True))
     description = f"{len(known)} values from {first:%Y-%m-%d} to {last:%Y-%m-%d}, between {number(min(known))} and {number(max(known))} {loss['unit']}, the last {number(known[-1])}."
     if threshold is not None:
-        description += f" The watch pages above {number(threshold)}; {sum(value > threshold for value in known)} values lie above it."
+        description += f" An alarm opens above {number(threshold)}; {sum(value > threshold for value in known)} values lie above it."
     scale = _axis([(top + y(tick), label) for tick, label in zip(levels, labels(levels), strict=True)], top + height + 22)
     return f"<div class=\"plot-area\">{scale}{_open('line-chart', top + height + 22, key, title, description)}{grid}{flags}{_inner(top, height, inner)}{over}{axis}</svg></div>"
 
@@ -256,8 +246,7 @@ def line(loss: Loss, *, key: str, title: str, height: int = 190) -> str:
 def labels(values: Sequence[float]) -> list[str]:
     """Return the texts of an axis: all with the fewest decimals that tell them apart exactly."""
     decimals = next((digits for digits in range(8) if all(abs(round(value, digits) - value) < 1e-9 + abs(value) * 1e-6 for value in values)), 8)
-    texts = [f"{value:,.{decimals}f}" if value else "0" for value in values]
-    return [(text if abs(value) >= 10_000 else text.replace(",", "")).replace(",", "\u202f").replace("-", "\u2212") for text, value in zip(texts, values, strict=True)]
+    return [f"{value:,.{decimals}f}".replace("-", "\u2212") if value else "0" for value in values]
 
 
 def _anchor(x: float) -> str:

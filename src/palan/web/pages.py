@@ -55,7 +55,10 @@ _ASSETS = {
 STATIC: Mapping[str, Asset] = {asset.name: asset for asset in _ASSETS.values()}
 """Name -> file, for `/static/{name}`."""
 
-_VERDICTS = ("wrong", "attention", "learning", "not released", "right")  # the worst first
+_VERDICTS = ("wrong", "attention", "learning", "not released", "right", "not asked")  # the worst first
+MANY = 8
+"""Members of a plain value that are still listed."""
+
 _WORDS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine", "Ten", "Eleven", "Twelve")
 
 
@@ -69,11 +72,11 @@ def percent(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     if 0 < abs(value) < 0.0005:
-        return "< 0.1\u202f%"
+        return "< 0.1%"
     if 0.9995 < value < 1:
-        return "> 99.9\u202f%"
+        return "> 99.9%"
     text = f"{value * 100:.0f}" if abs(value) >= 0.1 or value == 0 else f"{value * 100:.1f}"
-    return text.removesuffix(".0").replace("-", "\u2212") + "\u202f%"
+    return text.removesuffix(".0").replace("-", "\u2212") + "%"
 
 
 def duration(seconds: float | None) -> str:
@@ -134,6 +137,8 @@ def value(thing: Any, size: int = 60) -> str:
     if isinstance(thing, str):
         return thing if len(thing) <= size else thing[: size - 1] + "…"
     if isinstance(thing, Mapping):
+        if len(thing) > MANY:
+            return count(len(thing), "value")
         return cut(", ".join(f"{name} {value(item, 24)}" for name, item in thing.items()), size)
     if isinstance(thing, Sequence):
         if any(isinstance(item, Mapping | list | tuple) for item in thing):
@@ -191,8 +196,11 @@ def headline(models: Sequence[ModelLine], data: Sequence[DataLine] = ()) -> tupl
         return "not released", "No model yet."
     by_verdict = {verdict: [model["name"] for model in models if model["verdict"] == verdict] for verdict in _VERDICTS}
     worst = next(verdict for verdict in _VERDICTS if by_verdict[verdict])
+    idle = by_verdict["not asked"]
     if worst == "right":
-        return worst, "Everything is right."
+        return worst, f"Everything that is asked is right; {_names(idle)} {'is' if len(idle) == 1 else 'are'} not asked." if idle else "Everything is right."
+    if worst == "not asked":
+        return worst, "No model is asked at present."
     said = []
     for verdict, words in (("wrong", "wrong"), ("attention", "asking for attention"), ("learning", "still learning"), ("not released", "not released")):
         names = by_verdict[verdict]
@@ -213,6 +221,47 @@ def _names(names: Sequence[str]) -> str:
     if len(names) > 3:
         return f"{_WORDS[len(names)].lower() if len(names) < len(_WORDS) else len(names)} models"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def told(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures that say something: what is empty or unknown is left out, findings say their sentence."""
+    known = {name: item for name, item in figures.items() if item is not None and item != "" and item != [] and item != () and item != {}}
+    return {name: "; ".join(str(each["text"]) for each in item) if _findings(item) else item for name, item in known.items()}
+
+
+def _findings(item: Any) -> bool:
+    return isinstance(item, list | tuple) and all(isinstance(each, Mapping) and "text" in each for each in item)
+
+
+def gaps(loss: Loss) -> bool:
+    """Tell whether the line of a loss is broken: nothing is known between two values."""
+    values = loss["values"]
+    known = [place for place, item in enumerate(values) if item is not None]
+    return bool(known) and known[-1] - known[0] + 1 > len(known)
+
+
+def spell(window: str) -> str:
+    """Return `7d` as `7 days`."""
+    amount, unit = re.sub(r"[^0-9.]", "", window), re.sub(r"[0-9.]", "", window)
+    return f"{amount} {'day' if amount == '1' else 'days'}" if unit == "d" else f"{amount} {unit}".strip()
+
+
+def gain(amount: float, unit: str) -> str:
+    """Return `a gain of 12 minutes`, `a loss of 0.004`."""
+    return f"a {'gain' if amount >= 0 else 'loss'} of {number(abs(amount))}{f' {unit}' if unit != 'loss' else ''}"
+
+
+def against(figure: float, usual: float) -> str:
+    """Say where a figure lies against the usual one: `12% above the usual 0.488`."""
+    apart = abs(figure - usual) / abs(usual) if usual else 0.0
+    if apart < 0.005:
+        return f"as usual ({number(usual)})"
+    return f"{percent(apart)} {'above' if figure > usual else 'below'} the usual {number(usual)}"
+
+
+def given(item: Any, size: int = 60) -> str:
+    """Return what somebody gave as they gave it: a year or a seed has no comma between its thousands."""
+    return str(item) if isinstance(item, int) and not isinstance(item, bool) else value(item, size)
 
 
 def by_day(entries: Sequence[EntryLine]) -> list[tuple[str, list[EntryLine]]]:
@@ -259,6 +308,13 @@ _environment.filters.update(
         "latest": latest,
         "fixed": charts.fixed,
         "known": known,
+        "told": told,
+        "gaps": gaps,
+        "spell": spell,
+        "gain": gain,
+        "against": against,
+        "given": given,
+        "cut": cut,
         "prose": prose,
         "worst_first": worst_first,
         "by_day": by_day,

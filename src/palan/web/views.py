@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-Verdict = Literal["right", "attention", "wrong", "learning", "not released"]
-"""right: nothing to do. attention: an alarm of the digest, or a remedy waits for a person. wrong: an open page (harm or
-fault), or it does not answer. learning: too little history to judge. not released: no champion yet."""
+Verdict = Literal["right", "attention", "wrong", "learning", "not asked", "not released"]
+"""right: nothing to do. attention: a remedy or a canary waits for a person. wrong: an open page (harm or fault), or it does
+not answer. learning: too little history to judge. not asked: nobody asks it, or not yet. not released: no champion yet.
+A digest makes no verdict: it is ranked news, and stands as a note."""
 
 Do = Literal["approve", "reject", "rollback", "stop"]
 """What a person may do from a page: `/ui/{do}/{subject}`. GET asks (see `Confirm`), POST does.
@@ -26,7 +27,7 @@ class Frame(TypedDict):
     simulated: bool  # the clock is a replay's, not the wall's
     ledger_ok: bool | None  # None: the chain was not verified for this page
     ledger_entries: int
-    open_alarms: int
+    open_alarms: int  # pages: a digest asks for nothing
 
 
 class Action(TypedDict):
@@ -50,7 +51,7 @@ class Done(TypedDict):
     """What happened last."""
 
     time: str
-    text: str  # "released delay@4 as a canary of 20 %"
+    text: str  # "released delay@4 as a canary of 20%"
     actor: str
 
 
@@ -77,6 +78,7 @@ class Loss(TypedDict):
     low: NotRequired[list[float | None]]  # an interval around each value, where there is one
     high: NotRequired[list[float | None]]
     threshold: float | None  # above it the watch pages; None while learning
+    usual: float | None  # the median of what is normal; None while learning
     unit: str  # "log loss", "minutes"
     marks: list[Mark]
 
@@ -110,6 +112,7 @@ class ModelLine(TypedDict):
     traffic: Series  # decisions a day
     loss: Loss  # per day or window; empty lists when no outcome is known
     alarm: str | None  # id of the open alarm that the verdict is about
+    notes: int  # digests that still tell something
     last: Done | None
     next: Step | None
 
@@ -124,7 +127,7 @@ class DataLine(TypedDict):
     time: str | None  # of the last delivery
     quarantined: int  # rows in open quarantine
     verdict: Literal["right", "attention", "wrong", "empty"]  # wrong: the last delivery could not be taken in
-    why: str  # "all 2 876 rows hold", "34 rows wait in quarantine: dewp is above temp + 1"
+    why: str  # "all 2,876 rows hold", "34 rows are in quarantine, because dewp is above temp + 1"
     command: str  # the next thing to type, "" when there is none
 
 
@@ -171,7 +174,7 @@ class ReleaseLine(TypedDict):
 
     epoch: int
     time: str
-    text: str  # "delay@4 is champion", "canary delay@4 takes 20 %", "rolled back to delay@3"
+    text: str  # "delay@4 is champion", "canary delay@4 takes 20%", "repair of temp", "end of repair of temp"
     reason: str
     actor: str
 
@@ -180,7 +183,8 @@ class AlarmLine(TypedDict):
     """One alarm in a list, newest first."""
 
     id: str
-    time: str
+    time: str  # when it was raised
+    since: str  # when the change began
     model: str
     lane: Literal["page", "digest"]
     status: Literal["open", "answered", "closed"]
@@ -201,7 +205,6 @@ class DecisionLine(TypedDict):
     inputs: dict[str, Any]  # one row; of an instance only its top-level scalars
     outputs: Any
     outcome: Any  # None while it is not known
-    loss: float | None
     degraded: str
     violations: int
 
@@ -211,7 +214,7 @@ class FieldLine(TypedDict):
 
     name: str
     type: str  # "float?"
-    rule: str  # "-30..120", "in EWR JFK LGA", ""
+    rule: str  # "-30 to 120", "at least 0", "one of EWR, JFK, LGA", ""
     unit: str
 
 
@@ -221,6 +224,7 @@ class ModelPage(TypedDict):
     frame: Frame
     model: ModelLine
     about: str  # first line of the model's docstring, ""
+    means: str  # what its loss is: the first line of its score's docstring, ""
     arms: list[Share]
     repairs: list[RepairLine]  # that the release applies to what callers send
     versions: list[VersionLine]
@@ -249,11 +253,11 @@ class RepairLine(TypedDict):
 
 
 class Candidate(TypedDict):
-    """One remedy that was tried by replay. Figures are loss per decision won against doing nothing; `cost` in the same unit."""
+    """One remedy that was tried by replay. Figures are what it gains a decision against doing nothing; `cost` in the same unit."""
 
     name: str  # "retrain on the last 60 days"
     action: str  # remedies.menu: nothing | roll back | retrain | rework data | ...
-    benefit: float | None  # None: it could not be tried, `verdict` says why
+    gain: float | None  # None: it could not be tried, `verdict` says why
     low: float | None
     high: float | None
     cost: float
@@ -268,7 +272,8 @@ class ColumnShift(TypedDict):
     column: str
     distance: float
     threshold: float | None
-    text: str  # "median 64 °F → 18"
+    text: str  # "99% of its rows; mean 51.6, now 10"
+    changed: bool  # by more than chance explains
 
 
 class AlarmPage(TypedDict):
@@ -293,8 +298,9 @@ class AlarmPage(TypedDict):
     candidates: list[Candidate]
     choice: str  # name of the chosen candidate, "" while none is
     reason: str  # why, for a manager
-    predicted: float | None  # loss per decision
+    predicted: float | None  # gain a decision
     realised: float | None
+    judged: str  # what was found since it was released, ""
     unit: str  # of all losses: "log loss"
     next: Step | None
     history: list[EntryLine]  # ledger entries about it, oldest first

@@ -1,0 +1,201 @@
+"""Ask the data doctor about what was delivered, before anything learns from it: does it still mean what it meant?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from palan.core import unstamp
+from palan.data.contract import Contract
+from palan.flows import tables
+from palan.flows.project import Project
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.data.doctor import Hypothesis
+    from palan.data.nouns import Repair
+
+HISTORY = 42
+"""Healthy days that a stretch is compared with."""
+
+OLDEST = timedelta(days=112)
+"""How far back they may lie: beyond, it was another season."""
+
+STRETCH = 15
+"""Days that are judged together: in more, a change hides in the season; in one, weather looks like a change."""
+
+ENOUGH = 28
+"""Healthy days without which nothing is usual."""
+
+DENSE = 12
+"""Rows a day without which a day of numbers has no shape."""
+
+NAMES = 500
+"""Different values of a text column, beyond which it names single things, and none of them is missed."""
+
+LEAST = 7
+MOST = 26
+"""Stretches that one ingest judges, the newest ones: a year."""
+
+
+def examine(
+    project: Project, contract: Contract, before: Sequence[str], parts: Sequence[str], broken: Sequence[str], known: Sequence[Hypothesis]
+) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """Return what is suspected of a table now, and what of it these deliveries say.
+
+    Args:
+        before: the blobs that the table had.
+        parts: those that were added. Their rows stand for stored ones of the same key.
+        broken: blobs of rows that went to quarantine: a changed unit may have put a part of them out of their range.
+        known: what was suspected before; what lies in the days that are judged now is judged anew.
+    """
+    import polars as pl
+
+    from palan.data import doctor
+    from palan.data.repair import apply
+    from palan.data.verdict import typed
+
+    columns = _columns(project, contract)
+    if not contract.time or not columns or not (parts or broken):
+        return list(known), []
+    names = list(dict.fromkeys([contract.time, *contract.key, *columns]))
+    came = [_has(tables.load_frame(project, part, names), names, contract) for part in parts]
+    came += [_has(typed(tables.load_frame(project, blob), contract), names, contract) for blob in broken]
+    rows = doctor.dated(pl.concat(came), contract.time).filter(pl.col(doctor.DAY).is_between(date(1900, 1, 1), date(2200, 1, 1)))
+    columns = [name for name in columns if rows.schema[name] != pl.String or rows[name].n_unique() <= NAMES]
+    days = doctor.days_of(rows)
+    if not days:
+        return list(known), []
+    begin = min(days[0], days[-1] - timedelta(days=LEAST - 1))
+    rows, days = _with_stored(project, contract, rows, before, names, begin, days[-1])
+    judged = [day for day in days if day >= begin][-MOST * STRETCH :]
+    still = [each for each in known if not (judged[0] <= each.since.date() and _through(each) <= judged[-1])]
+    told: list[Hypothesis] = []
+    for stretch in _stretches(judged):
+        lost = [(each.since.date(), _through(each)) for each in (*still, *told) if not each.repairs]
+        healthy = [day for day in days if stretch[0] - OLDEST <= day < stretch[0] and not any(first <= day <= last for first, last in lost)][-HISTORY:]
+        if len(healthy) < ENOUGH:
+            continue
+        day = pl.col(doctor.DAY)
+        past, window = rows.filter(day.is_in(healthy)), rows.filter(day.is_between(stretch[0], stretch[-1]))
+        past = apply(past, [repair for each in (*still, *told) for repair in _while_seen(each)], contract.time)
+        for each in doctor.hypotheses(past, window, time=contract.time, columns=columns):
+            if _is_certain(each, window.height / len(stretch), contract) and not (each.kind == "nulls" and set(each.columns) <= _outcomes(project)):
+                through = each.until.date() - timedelta(days=1) if each.until else stretch[-1]
+                told = _joined(told, [_marked(each, through)])
+    return _joined(still, told), told
+
+
+def said(each: Hypothesis) -> str:
+    """Say a suspicion in one line, with what would bring the column back."""
+    brings = "; ".join(f"{repair.expression} brings {repair.column} back" for repair in each.repairs[:2])
+    return "suspect: " + each.text.partition(": put right")[0] + (f": {brings}" if brings else "")
+
+
+def _columns(project: Project, contract: Contract) -> list[str]:
+    """Return the columns that have a meaning to lose: no times, and no numbers that only name a row."""
+    return [field.name for field in contract.columns if field.type == "str" or (field.type in ("int", "float") and field.name not in contract.key)]
+
+
+def _is_certain(each: Hypothesis, rows_a_day: float, contract: Contract) -> bool:
+    """Tell whether more speaks for it than that the numbers moved: a warning of clean data is soon read by nobody.
+
+    A watch may ask for a remedy to be tried; here nothing is tried. So a number's new unit has to show in what other
+    columns say of it, or in the steps of its instrument, and be no other than the contract's unit can turn into.
+    """
+    if each.kind in ("sentinel", "categories"):
+        return True
+    if rows_a_day < DENSE:
+        return False
+    if each.kind in ("nulls", "stuck"):
+        return each.kind == "nulls" or (float(each.evidence["before"]) >= LEAST and each.evidence["values"] == 1)
+    units = [contract.field(name).unit for name in each.columns]
+    if each.kind == "unit" and any(unit and f"instead of {unit}" not in each.text for unit in units):
+        return False
+    related = any(found["before"] > 1 >= found["after"] for found in each.evidence.get("relations", ()))
+    on_steps = any(before < 0.4 and after > 0.6 for before, after in each.evidence.get("lattice", {}).values())
+    return related or on_steps
+
+
+def _outcomes(project: Project) -> set[str]:
+    """Return the columns that are known only later: of the newest rows they are missing, and that is no fault."""
+    return {model.outcome for model in project.config.models.values() if model.outcome}
+
+
+def _has(frame: pl.DataFrame, names: Sequence[str], contract: Contract) -> pl.DataFrame:
+    import polars as pl
+
+    from palan.data.verdict import dtype_of, typed
+
+    frame = typed(frame.select(name for name in names if name in frame.columns), contract)
+    return frame.select(pl.col(name) if name in frame.columns else pl.lit(None, dtype_of(contract.field(name))).alias(name) for name in names)
+
+
+def _with_stored(
+    project: Project, contract: Contract, rows: pl.DataFrame, before: Sequence[str], names: Sequence[str], begin: date, end: date
+) -> tuple[pl.DataFrame, list[date]]:
+    """Return the rows with the stored ones of these days and of a history before them, newest parts first, and all their days."""
+    import polars as pl
+
+    from palan.data import doctor
+
+    key, first = list(contract.key), rows[doctor.DAY].min()
+    seen: set[date] = set()
+    for part in reversed(before):
+        stored = doctor.dated(_has(tables.load_frame(project, part, names), names, contract), contract.time)
+        stored = stored.filter(pl.col(doctor.DAY).is_between(begin - OLDEST, end))
+        if key and stored.height and stored[doctor.DAY].max() >= first:  # type: ignore[operator]
+            stored = stored.join(rows, on=key, how="anti", nulls_equal=True)
+        rows = pl.concat([rows, stored])
+        seen |= {day for day in stored[doctor.DAY].unique().to_list() if day < begin}
+        if len(seen) > HISTORY + LEAST and stored.height and stored[doctor.DAY].max() < begin:  # type: ignore[operator]
+            break
+    rows = rows.sort(contract.time)
+    return rows, doctor.days_of(rows)
+
+
+def _stretches(days: Sequence[date]) -> list[Sequence[date]]:
+    count = -(-len(days) // STRETCH)
+    ends = [round(len(days) * number / count) for number in range(count + 1)]
+    return [days[first:last] for first, last in pairwise(ends)]
+
+
+def _through(each: Hypothesis) -> date:
+    """Return the last day on which it was seen."""
+    return unstamp(each.evidence["through"]).date()
+
+
+def _while_seen(each: Hypothesis) -> list[Repair]:
+    """Return its repairs, for the days on which it was seen: what is suspected must not become what is usual."""
+    until = datetime.combine(_through(each) + timedelta(days=1), clock(), UTC)
+    return [msgspec.structs.replace(repair, until=until) for repair in each.repairs]
+
+
+def _marked(each: Hypothesis, through: date, **changes: Any) -> Hypothesis:
+    return replace(each, evidence={**each.evidence, "through": through.isoformat()}, **changes)
+
+
+def _joined(earlier: Sequence[Hypothesis], later: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Return all of them, where one that goes on in a later stretch is the same one."""
+    found = list(earlier)
+    for each in later:
+        place = next((number for number, old in enumerate(found) if _goes_on(old, each)), None)
+        if place is None:
+            found.append(each)
+        else:
+            old = found[place]
+            repairs = tuple(msgspec.structs.replace(repair, until=each.until) for repair in old.repairs)
+            found[place] = _marked(old, max(_through(old), _through(each)), until=each.until, repairs=repairs)
+    return found
+
+
+def _goes_on(old: Hypothesis, each: Hypothesis) -> bool:
+    same = (old.kind, sorted(old.columns)) == (each.kind, sorted(each.columns))
+    return same and old.since <= each.since and each.since.date() <= _through(old) + timedelta(days=2)

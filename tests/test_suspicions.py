@@ -1,0 +1,136 @@
+"""A delivery that means something else than before is told at ingest, remembered with the version, and forgotten once it is put right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from palan.data.nouns import Repair
+from palan.flows import deliveries, tables
+from palan.flows.ingest import ingest
+from palan.flows.init import TEMPLATES
+from palan.flows.log import log
+from palan.flows.project import Project, open_project
+from palan.flows.status import status
+from palan.flows.why import why
+from palan.models.contract import KINDS
+
+TOML = """
+[data.weather]
+source = "feed/*.csv"
+key = ["origin", "time_hour"]
+time = "time_hour"
+columns = { origin = "str in EWR JFK LGA", time_hour = "time", temp = "float? LOW..120 °F", dewp = "float? -60..100 °F", humid = "float? 0..100 %", wind_speed = "float? 0..1500 mph", pressure = "float? 900..1080 hPa" }
+"""
+COLUMNS = ["origin", "time_hour", "temp", "dewp", "humid", "wind_speed", "pressure"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    opened = configured(tmp_path)
+    yield opened
+    opened.store.records.close()
+
+
+def configured(root: Path, low: str = "-30") -> Project:
+    (root / "palan.toml").write_text(TOML.replace("LOW", low), encoding="utf-8")
+    (root / "feed").mkdir(exist_ok=True)
+    return open_project(root)
+
+
+@pytest.fixture
+def months(flights_example: Path) -> list[pl.DataFrame]:
+    return [pl.read_parquet(flights_example / "data" / f"weather-2013-{month:02d}.parquet").select(COLUMNS) for month in (8, 9, 10, 11, 12)]
+
+
+def celsius(frame: pl.DataFrame, since: str = "", until: str = "9") -> pl.DataFrame:
+    wrong = pl.col("time_hour").is_between(pl.lit(since), pl.lit(until), closed="left")
+    return frame.with_columns(pl.when(wrong).then(((pl.col(name) - 32) / 1.8).round(2)).otherwise(name).alias(name) for name in ("temp", "dewp"))
+
+
+def deliver(project: Project, name: str, frame: pl.DataFrame) -> dict[str, object]:
+    frame.write_csv(project.root / "feed" / f"{name}.csv")
+    (report,) = ingest(project)
+    return report
+
+
+def suspected(project: Project) -> list[tuple[str, tuple[str, ...], str]]:
+    return [(each.kind, tuple(sorted(each.columns)), str(each.since.date())) for each in tables.suspicions(project, "weather")]
+
+
+def test_another_unit_is_told_where_it_comes_in_and_forgotten_once_it_is_put_right(project: Project, months: list[pl.DataFrame]) -> None:
+    for name, frame in zip("89a", months, strict=False):
+        assert deliver(project, name, frame)["warnings"] == []
+    report = deliver(project, "b", celsius(months[3]))
+    assert report["warnings"] == [
+        'suspect: temp and dewp are in °C instead of °F since 2013-11-01: "temp" * 9.0 / 5.0 + 32.0 brings temp back; "dewp" * 9.0 / 5.0 + 32.0 brings dewp back'
+    ]
+    assert report["next"] == "palan why weather@4"
+    assert suspected(project) == [("unit", ("dewp", "temp"), "2013-11-01")]
+    assert "suspect: temp and dewp" in log(project)["entries"][-1]["reason"]
+    assert "°C instead of °F" in status(project)["data"][0]["why"]
+    assert "°C instead of °F" in why(project, "weather")["suspected"][0]
+    assert deliver(project, "c", months[4])["warnings"] == []  # the feed is right again: the month of the fault is no history
+    assert suspected(project) == [("unit", ("dewp", "temp"), "2013-11-01")]
+    since = datetime(2013, 11, 1, tzinfo=UTC)
+    repairs = [Repair(column, "", "", since) for column in ("temp", "dewp")]
+    assert tables.suspicions(project, "weather", repairs=repairs) == []
+    assert len(tables.suspicions(project, "weather", repairs=repairs[:1])) == 1
+    assert deliver(project, "b", months[3])["warnings"] == []
+    assert suspected(project) == []
+
+
+def test_a_fault_that_its_range_keeps_out_in_part_is_told_all_the_same(tmp_path: Path, months: list[pl.DataFrame]) -> None:
+    strict = configured(tmp_path, low="5")  # of the °C values about half lie within
+    for name, frame in zip("89a", months, strict=False):
+        deliver(strict, name, frame)
+    report = deliver(strict, "b", celsius(months[3], since="2013-11-12"))
+    assert report["quarantined"] and report["rows"]
+    assert suspected(strict) == [("unit", ("dewp", "temp"), "2013-11-12")]
+
+
+def test_a_fault_that_goes_on_stays_one_suspicion_and_never_becomes_the_norm(project: Project, months: list[pl.DataFrame]) -> None:
+    wrong = celsius(pl.concat(months), since="2013-10-10")
+    deliver(project, "0", wrong.filter(pl.col("time_hour") < "2013-10-01"))
+    for day in range(1, 29, 7):  # small deliveries, of a week each
+        week = pl.col("time_hour").is_between(pl.lit(f"2013-10-{day:02d}"), pl.lit(f"2013-10-{day + 7:02d}"), closed="left")
+        deliver(project, f"w{day}", wrong.filter(week))
+    assert suspected(project) == [("unit", ("dewp", "temp"), "2013-10-10")]
+    deliver(project, "b", wrong.filter(pl.col("time_hour").is_between(pl.lit("2013-10-29"), pl.lit("2013-12-01"), closed="left")))
+    assert suspected(project) == [("unit", ("dewp", "temp"), "2013-10-10")]
+    assert tables.suspicions(project, "weather")[0].evidence["through"] > "2013-11"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_the_data_of_a_template_nothing_is_suspected(kind: str, tmp_path: Path) -> None:
+    from palan.flows.init import init
+
+    init(tmp_path, kind=kind)
+    assert (TEMPLATES / kind).is_dir()
+    reports = ingest(open_project(tmp_path))
+    assert reports and all(each["rows"] and each["warnings"] == [] for each in reports)
+
+
+def test_a_file_is_read_again_only_where_it_may_have_changed(project: Project, months: list[pl.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project.root / "feed" / "a.csv"
+    read: list[str] = []
+    reading = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), reading(self))[1])
+    deliver(project, "a", months[0])
+    ingest(project)
+    assert read.count("a.csv") == 2  # written a moment before it was read: it may have been written once more since
+    os.utime(path, ns=(0, path.stat().st_mtime_ns - 2 * deliveries.SETTLED))
+    ingest(project)
+    read.clear()
+    assert ingest(project)[0]["text"] == "nothing new"
+    assert "a.csv" not in read
+    corrected = reading(path).replace(b"EWR,2013-08-01T04:00:00Z,7", b"EWR,2013-08-01T04:00:00Z,6")
+    path.write_bytes(corrected)
+    assert ingest(project)[0]["corrections"] > 0
+    (project.root / ".palan" / "delivered" / "weather.json").write_text("{broken")
+    assert ingest(project)[0]["text"] == "nothing new"
