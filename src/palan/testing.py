@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import SkipTest
 
@@ -34,7 +37,8 @@ from palan.models.adapt import Adapter, Heuristic, InstanceAdapter, Program, Row
 from palan.models.contract import KINDS, SHAPE, STATUSES, Context, Result, Violation
 from palan.models.table import Table
 from palan.releases.nouns import Arm, Release
-from palan.runs.run import Run, Step
+from palan.runs.run import Curve, Keyset, Run, Step, Value
+from palan.runs.search import Both, Condition, Field, Not, Order, parse, parse_order
 from palan.stores.contract import Blobs, Blocks, Records
 
 # --- models ---
@@ -266,6 +270,69 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
+SEARCHES = [
+    "", "metrics.loss < 1", "metrics.loss >= 1.5 and params.model = 'trees'", "params.lr > 0.05 or tags.stage = 'draft'", "params.lr = '0.1'", "params.lr = 0.1",
+    "not metrics.loss < 1", "metrics.loss is null", "params.model in ('trees', 'Net') and not (status = 'failed' or experiment = 'a')", "params.lr in (0.1, 10)",
+    "params.model like 'a\\_%'", "params.model like '%n%'", "params.model ilike '%N%'", "params.model not in ('trees')", "name like '%3%'", "max(metrics.loss) > 40",
+    "tags.stage != 'draft'", "metrics.gap > 0", "ended is null", "ended > '2026-03-01T12:00:30'", "not ended > '2026-03-01T12:00:30'", "time <= '2026-03-01T12:00:05'", "id in ('r001', 'r002', 'none')",
+    "metrics.none = 1", "params.model like '50\\%'",
+]  # fmt: skip
+ORDERS = [[], ["metrics.loss"], ["metrics.loss desc", "params.lr"], ["tags.stage", "name desc"], ["ended desc"], ["params.model desc"], ["max(metrics.loss) desc"], ["metrics.none"]]
+
+
+def _holds(where: Condition, run: Run, values: Mapping[tuple[str, str], Value]) -> bool:
+    """Look whether a run fits a search, as the language says it."""
+    if isinstance(where, Not):
+        return not _holds(where.item, run, values)
+    if isinstance(where, Both):
+        return (all if where.every else any)(_holds(each, run, values) for each in where.items)
+    given = _told(where.field, run, values, number=isinstance((where.values or ("",))[0], float))
+    if where.op == "null":
+        return given in (None, "") if where.field.kind == "attribute" else (where.field.kind, where.field.key) not in values
+    if where.op == "in":
+        return any(_told(where.field, run, values, number=isinstance(each, float)) == each for each in where.values)
+    if given is None:
+        return False
+    if where.op in ("like", "ilike"):
+        pattern, flags = str(where.values[0]), 0 if where.op == "like" else re.IGNORECASE
+        parts = re.split(r"(\\.|%|_)", pattern)
+        made = "".join({"%": ".*", "_": "."}.get(part, re.escape(part[1:] if part.startswith("\\") else part)) for part in parts)
+        return re.fullmatch(made, str(given), flags) is not None
+    return bool({"=": eq, "!=": ne, "<": lt, "<=": le, ">": gt, ">=": ge}[where.op](given, where.values[0]))
+
+
+def _told(field: Field, run: Run, values: Mapping[tuple[str, str], Value], *, number: bool) -> Any:
+    if field.kind == "attribute":
+        return getattr(run, field.key)
+    value = values.get((field.kind, field.key))
+    if value is None:
+        return None
+    return {"last": value.number, "min": value.least, "max": value.largest}[field.stat] if number or field.kind == "metric" else value.text
+
+
+def _place(run: Run, values: Mapping[tuple[str, str], Value], order: Sequence[Order]) -> list[Any]:
+    found: list[Any] = []
+    for each in order:
+        told = [_told(each.field, run, values, number=True), _told(each.field, run, values, number=False)] if each.field.kind == "param" else [_told(each.field, run, values, number=False)]
+        found += [(value is None, _Falling(value) if each.descending and value is not None else value) for value in told]
+    return [*found, _Falling(run.time), run.id]
+
+
+class _Falling:
+    """A value that sorts the other way round."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __lt__(self, other: _Falling) -> bool:
+        return bool(other.value < self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Falling) and self.value == other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class RecordsSuite:
     """What holds for records of any kind of store. Give `open`: each call opens the same store once more.
 
@@ -321,6 +388,53 @@ class RecordsSuite:
         assert found == records.find(Run) and len(found) == 1200
         assert list(records.walk(Entry)) == records.find(Entry)
         assert records.verify() == []
+
+    def test_many_nouns_go_in_together_or_not_at_all(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        values = [Value("r1", "metric", f"m{number}", number=number / 2) for number in range(30)]
+        records.put(Run("r1", "track", "a", "done", NOON), *values, Keyset("k", ("loss",)))
+        records.put(replace(values[3], number=7.0), Value("r1", "param", "m3", "text"))
+        assert records.find(Value, run="r1", kind="metric", key="m3") == [replace(values[3], number=7.0)]
+        assert len(records.find(Value)) == 31 and list(records.walk(Value)) == records.find(Value)
+        records.remove(Value, ("r1", "metric", "m3"))
+        records.remove(Value, ("r1", "metric", "none"))
+        assert len(records.find(Value)) == 30
+        try:
+            records.put(Run("r2", "track", "a", "done", NOON), Run("r3", "track", None, "done", NOON))  # type: ignore[arg-type]
+        except Exception:  # noqa: BLE001 - each database has its own word for it
+            pass
+        assert records.get(Run, "r2") is None
+        records.put(Curve("r1", "k", 0, 2, bytes(range(256)), b""))
+        assert records.find(Curve)[0].data == bytes(range(256))
+
+    def test_a_search_finds_what_a_plain_look_at_everything_finds(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        random = Random(7)
+        runs: dict[str, Run] = {}
+        values: dict[str, dict[tuple[str, str], Value]] = {}
+        for number in range(80):
+            id = f"r{number:03d}"
+            ended = NOON + number * SECOND if number % 3 else None
+            runs[id] = Run(id, "track", "ab"[number % 2], random.choice(["done", "failed"]), NOON + random.randrange(20) * SECOND, ended=ended, name=f"Run_{number % 7}%")
+            some = [Value(id, "metric", "loss", number=random.randrange(8) / 4, least=-1.0, largest=float(number)), Value(id, "metric", "gap", text="NaN")]
+            some += [Value(id, "param", "lr", text=text, number=float(text)) for text in [random.choice(["0.1", "0.01", "10"])]]
+            some += [Value(id, "param", "model", text=random.choice(["trees", "Net", "a_b", "50%"])), Value(id, "tag", "stage", text=random.choice(["draft", "final"]))]
+            values[id] = {(each.kind, each.key): each for each in some if random.random() < 0.8}
+        records.put(*runs.values(), *(each for some in values.values() for each in some.values()))
+        for text in SEARCHES:
+            where = parse(text)
+            expected = {id for id, run in runs.items() if where is None or _holds(where, run, values[id])}
+            for order in ORDERS:
+                keys = parse_order(order)
+                found = [run for run, _ in records.search(Run, where, keys, limit=1000)]
+                assert {run.id for run in found} == expected and len(found) == len(expected), text
+                assert found == sorted(found, key=lambda run: _place(run, values[run.id], keys)), (text, order)  # noqa: B023
+                paged: list[Run] = []
+                after: list[Any] = []
+                while page := records.search(Run, where, keys, after=after, limit=7):
+                    paged += [run for run, _ in page]
+                    after = page[-1][1]
+                assert paged == found, (text, order)
 
     def test_a_transaction_is_all_or_nothing(self, tmp_path: Path) -> None:
         records, other = self.open(tmp_path), self.open(tmp_path)
@@ -425,6 +539,16 @@ class BlocksSuite:
                 seen.append(frame.data)
                 position[frame.segment] = frame.end
         assert seen == [part for number in range(6) for part in (b"%d" % number, b"!")]
+
+    def test_who_may_still_write_is_known(self, tmp_path: Path) -> None:
+        one, two = self.open(tmp_path), self.open(tmp_path)
+        assert one.writers("s") == {}
+        one.append("s", [b"x"])
+        two.append("s", [b"y"])
+        known = {frame.segment.partition("_")[0]: frame.data for frame in one.scan("s")}
+        assert one.writers("s") == two.writers("s") == dict.fromkeys(known, True)
+        getattr(two, "close", lambda: None)()
+        assert {known[name]: alive for name, alive in one.writers("s").items()} == {b"x": True, b"y": False}
 
     def test_an_empty_frame_is_refused(self, tmp_path: Path) -> None:
         blocks = self.open(tmp_path)

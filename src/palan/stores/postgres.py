@@ -14,11 +14,13 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from palan.core import stamp
 from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
+from palan.runs.search import Condition, Order
 from palan.stores import sql
 from palan.stores.contract import Blocks, Frame, Lease, Position, Records, Verified
 from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, read_past_damage
@@ -257,9 +259,26 @@ class PostgresRecords(Records):
         self._server = server
         self._mine = threading.local()  # the connection of the transaction that this thread is in
 
-    def put(self, noun: object) -> None:
-        of = sql.table(type(noun))
-        self._write(of.replace, of.row(noun))
+    def put(self, *nouns: object) -> None:
+        if len(nouns) == 1:
+            of = sql.table(type(nouns[0]))
+            self._write(of.replace, of.row(nouns[0]))
+        elif nouns:
+            with self.transaction(), self._within("while it recorded", "repeat the command"):
+                db = self._held()
+                assert db is not None
+                for kind, some in groupby(nouns, type):
+                    of = sql.table(kind)
+                    with self._server.explained(db), db.cursor() as cursor:
+                        cursor.executemany(sql.bound(of.replace), [of.row(each) for each in some])
+
+    def remove(self, noun: type, key: Sequence[str | int]) -> None:
+        self._write(sql.table(noun).delete, list(key))
+
+    def search(
+        self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
+    ) -> list[tuple[T, list[Any]]]:
+        return sql.searched(self._read, noun, where, order, after, limit)
 
     def add(self, noun: object) -> bool:
         return self._changed(sql.table(type(noun)).insert_new, noun)
@@ -427,6 +446,9 @@ class PostgresBlocks(Blocks):
     def _append(self, stream: str, buffer: bytes) -> int:
         if not self._db or self._db[0].closed:
             self._db[:] = [self._server.connect()]
+            with self._server.explained(self._db[0]):
+                for id, _ in self._open.values():  # what says that this process lives went with the lost connection
+                    self._db[0].execute(sql.bound(sql.LOCK_SEGMENT), {"id": id})
         db = self._db[0]
         with self._server.explained(db):
             while True:
@@ -444,7 +466,8 @@ class PostgresBlocks(Blocks):
         if known and known[1] <= SEGMENT_BYTES:
             self._open[stream] = known
             return known
-        spare = [known] if known else [self._open.pop(next(iter(self._open)))] if len(self._open) >= MOST_OPEN else []
+        # One that is full stays locked: by it others know that whoever wrote it is still alive.
+        spare = [] if known else [self._open.pop(next(iter(self._open)))] if len(self._open) >= MOST_OPEN else []
         for id, _ in spare:
             db.execute(sql.bound(sql.CLOSE_SEGMENT), {"id": id})
         self._open[stream] = db.execute(sql.bound(sql.OPEN_SEGMENT), {"stream": stream}).fetchall()[0][0], 0
@@ -473,6 +496,9 @@ class PostgresBlocks(Blocks):
             rows = self._rows(sql.BLOCKS, {"id": id, "after": at, "window": WINDOW})
             yield from rows
             at = rows[-1][1] if rows else at + WINDOW
+
+    def writers(self, stream: str) -> dict[str, bool]:
+        return {str(id): bool(locked) for id, locked in self._rows(sql.SEGMENT_LOCKS, {"stream": named(stream)})}
 
     def lost(self) -> list[str]:
         return [

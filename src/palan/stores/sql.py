@@ -61,6 +61,14 @@ with grown as (
 )
 insert into block (segment, begins, ends, frames) select id, :begins::bigint, :ends::bigint, :frames::bytea from grown
 """
+LOCK_SEGMENT = "select pg_try_advisory_lock(hashtext('palan ' || current_schema()), :id::int)"
+SEGMENT_LOCKS = """
+select s.id, exists (
+  select 1 from pg_locks l where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.objid::bigint = s.id
+  and l.classid::bigint = (hashtext('palan ' || current_schema())::bigint & 4294967295)
+  and l.database = (select oid from pg_database where datname = current_database())
+) from segment s where s.stream = :stream and not s.sealed
+"""
 SEGMENT_SIZE = "select size from segment where id = :id"
 SEGMENTS = "select id, size from segment where stream = :stream and size > 0 order by id"
 ALL_SEGMENTS = "select id, stream, size from segment where size > 0 order by stream, id"
@@ -93,7 +101,7 @@ def script(migration: Path, database: str) -> str:
     """Return the statements of a migration: those that both databases share, then those of this one alone."""
     shared, own = migration.read_text(encoding="utf-8"), migration.with_suffix(f".{database}.sql")
     if database == "postgres":  # a type is what stands after the name of a column
-        shared = re.sub(r"(?<=\w )(text|integer|real|blob)\b", lambda found: _TYPES[found[0]], shared)
+        shared = re.sub(r"(?<=\w )(text|integer|real|blob)\b", lambda found: _TYPES[found[0]], shared).replace(") without rowid;", ");")
     return shared + (own.read_text(encoding="utf-8") if own.exists() else "")
 
 
