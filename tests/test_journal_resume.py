@@ -229,6 +229,14 @@ def test_a_helper_and_a_constant_invalidate_and_a_comment_does_not(project: Proj
         made: dict[str, Any] = palan(project, capsys, "build", "rolls")
         return made
 
+    assert why(project, "rolls")["changed since"] == ["nothing: a build now would make the same version again"]
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace("values.mean()", "values.median()"), encoding="utf-8")
+    assert why(project, "rolls")["changed since"] == ["code: rolls.py:middle was edited"]
+    path.write_text("def (", encoding="utf-8")
+    assert why(project, "rolls")["changed since"][0].startswith("code: ")
+    path.write_text(before, encoding="utf-8")
+
     comment = edit("# the mean", "# the mean of all rows")
     assert comment["steps"] == {"executed": [], "replayed": ALL}
     helper = edit("values.mean()", "values.median()")
@@ -246,6 +254,7 @@ def test_new_rows_do_over_only_what_reads_them(project: Project, capsys: pytest.
     palan(project, capsys, "build", "rolls")
     (project.root / "feed" / "more.csv").write_text("id,warm,sold\n500,3,2.5\n", encoding="utf-8")
     ingest(project)
+    assert why(project, "rolls")["changed since"] == ["data: sales@2 came since first was made from sales"]
     made = palan(project, capsys, "build", "rolls")
     assert made["steps"] == {"executed": [*ALL[:2], *ALL[3:]], "replayed": ["look at rolls"]}
     assert why(project, made["version"])["changed"] == ["data: second@1, 120 rows -> second@2, 121 rows"]
