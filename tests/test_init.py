@@ -45,7 +45,7 @@ def test_template_runs_as_its_own_last_line_says(kind: str, tmp_path: Path) -> N
     # how fast it answers is a matter of the machine that the tests run on
     open_questions = [part for part in done.stdout.splitlines() if part.startswith("  cannot tell") and "latency:" not in part]
     assert all("there is no champion" in part for part in open_questions), open_questions
-    answered = done.stdout[done.stdout.rindex("of the requests") :].partition("\n")[2]
+    answered = done.stdout[done.stdout.rindex("next: palan status") :].partition("\n")[2]
     assert json.loads(answered), answered
     status = run("palan status --json", tmp_path / "shop")
     assert status.returncode == 0, status.stderr
@@ -161,6 +161,78 @@ def test_unknown_kind_names_the_nearest(tmp_path: Path) -> None:
     assert refused.value.hint == 'did you mean "heuristic"?'
 
 
+# -- around a table ------------------------------------------------------------------------------------------------
+
+SALES = "Order Id;day;shop;temp;member;note;price;sold\n" + "".join(
+    f"{number};2025-{1 + number // 28:02d}-{1 + number % 28:02d};{['Lyon', 'Nice'][number % 2]};{'' if number % 40 == 3 else 'n/a' if number % 70 == 9 else number % 30 / 2};{['yes', 'no'][number % 3 // 2]};note {number};{number % 9},5;{40 + number % 30}\n"
+    for number in range(200)
+)
+
+
+def test_a_table_that_lies_there_becomes_the_data_and_a_model_of_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "my sales.csv").write_text(SALES)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    made = run("palan init", tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "my sales.csv was taken, other.csv was not; to take another: palan init other.csv --into ANOTHER-FOLDER" in made.stdout
+    config = load(tmp_path / "palan.toml")
+    data, model = config.data["my_sales"], config.models["sold"]
+    assert (data.source, data.key, data.time) == ("my sales.csv", ("Order Id",), "day")
+    assert data.columns == {"Order Id": "int", "day": "date", "shop": "str", "temp": "float?", "member": "bool", "note": "str", "price": "str", "sold": "int"}
+    assert (model.inputs, model.outcome, model.key) == (("shop", "temp", "member", "price"), "sold", "Order Id")
+    text = (tmp_path / "palan.toml").read_text()
+    assert '3 cells are none: their rows will wait in quarantine ("n/a")' in text and "numbers are read as 12.5, not 12,5" in text and "TODO: guessed" in text
+    done = run(made.stdout.splitlines()[-1].removeprefix("next: "), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "my_sales@1: 197 new rows, 3 in quarantine" in done.stdout and "sold@1: pass" in done.stdout
+
+
+def test_another_table_is_taken_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "my sales.csv").write_text(SALES)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "b[1].csv").write_text("n,x,y\n1,0,0.5\n2,1,0.7\n")
+    init(tmp_path / "new", source=str(tmp_path / "data" / "b[1].csv"))
+    config = load(tmp_path / "new" / "palan.toml")
+    assert list(config.data) == ["b_1"] and list((tmp_path / "new").glob(config.data["b_1"].source)) == [tmp_path / "new" / "b[1].csv"]
+    assert (config.models["y"].inputs, config.data["b_1"].key) == (("x",), ("n",))
+
+
+def test_a_table_of_words_asks_what_decides(tmp_path: Path) -> None:
+    (tmp_path / "words.csv").write_text("a,b\nx,y\nz,\n")
+    made = init(tmp_path)
+    config = load(tmp_path / "palan.toml")
+    assert (config.data["words"].columns, dict(config.models)) == ({"a": "str", "b": "str?"}, {})
+    assert any(each.startswith("model: words.csv has no column of numbers") for each in made["missing"])
+
+
+def test_a_model_never_has_the_name_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "sold.csv").write_text("x,sold\n1,2\n1,3\n")
+    init(tmp_path)
+    config = load(tmp_path / "palan.toml")
+    assert (list(config.data), list(config.models)) == (["sold"], ["sold_model"])
+    for kind in KINDS:
+        config = load(TEMPLATES / kind / "palan.toml")
+        assert not set(config.data) & set(config.models)
+
+
+def test_another_kind_leaves_the_table_alone(tmp_path: Path) -> None:
+    (tmp_path / "sold.csv").write_text("x,sold\n1,2\n1,3\n")
+    made = init(tmp_path, kind="rules")
+    assert "shipping" in load(tmp_path / "palan.toml").models
+    assert "sold.csv was left alone" in made["missing"][0]
+
+
+def test_code_and_the_table_beside_it_come_together(tmp_path: Path) -> None:
+    (tmp_path / "notebook.py").write_text(NOTEBOOK.replace('raise SystemExit("this file must be read, never run")', "").replace(' + rows.select("fair")', ' + rows["fair"]'))
+    (tmp_path / "bakery.csv").write_text("day,weekday,fair,sold\n" + "".join(f"2025-01-{day + 1:02d},{day % 7},{day % 2},{80 + day}\n" for day in range(30)))
+    init(tmp_path, source=str(tmp_path / "notebook.py"))
+    config = load(tmp_path / "palan.toml")
+    model = config.models["demand"]
+    assert (model.data, model.inputs, model.outcome, model.key) == ("bakery", ("weekday", "fair"), "sold", "day")
+    done = run("palan ingest && palan build demand", tmp_path)
+    assert done.returncode == 0 and "demand@1 (estimator)" in done.stdout, done.stderr
+
+
 # -- around Python ---------------------------------------------------------------------------------------------------
 
 NOTEBOOK = '''
@@ -267,7 +339,7 @@ def test_a_plain_function_of_one_instance_decides_as_it_is(name: str, argument: 
     done = run(f"palan build {name} && palan check {name} && palan release {name} && palan decide {name} --input instances/one.json", tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"{name}@1 (heuristic)" in done.stdout
-    assert json.loads(done.stdout[done.stdout.rindex("of the requests") :].partition("\n")[2]) == {"order": ["saw", "paint"], "late": 4}
+    assert json.loads(done.stdout[done.stdout.rindex("next: palan status") :].partition("\n")[2]) == {"order": ["saw", "paint"], "late": 4}
 
 
 def test_a_script_that_reads_its_file_is_told_what_to_move(tmp_path: Path) -> None:
@@ -302,8 +374,8 @@ def test_model_of_instances_asks_for_instances(tmp_path: Path) -> None:
         ("broken.py", "def decide(rows:\n", "line 1 is not Python"),
         ("latin.py", "x = 'ä'".encode("latin-1"), "is not UTF-8"),
         ("nul.py", b"x = 1\x00", "is not Python"),
-        ("table.csv", "a,b\n1,2\n", "names no output"),
-        ("notes.txt", "hello", "neither Python nor a decision table"),
+        ("table.csv", "a,b\n", "has a header and no rows"),
+        ("notes.txt", "hello", "neither Python nor a table"),
     ],
 )
 def test_source_that_is_no_model_says_why_and_writes_nothing(name: str, content: str | bytes, said: str, tmp_path: Path) -> None:

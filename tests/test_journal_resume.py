@@ -113,9 +113,9 @@ def note(text):
 '''
 
 
-def lay_out(folder: Path, *, seconds: float = 0.0) -> Path:
+def lay_out(folder: Path, *, seconds: float = 0.0, store: str = ".palan") -> Path:
     (folder / "feed").mkdir(parents=True)
-    (folder / "palan.toml").write_text(TOML, encoding="utf-8")
+    (folder / "palan.toml").write_text(TOML.replace("[project]", f'[project]\nstore = "{store}"'), encoding="utf-8")
     (folder / "steps.py").write_text(STEPS, encoding="utf-8")
     (folder / "rolls.py").write_text(ROLLS, encoding="utf-8")
     (folder / "notes.py").write_text(NOTES.format(side=str(folder / "side.txt"), seconds=seconds), encoding="utf-8")
@@ -124,9 +124,16 @@ def lay_out(folder: Path, *, seconds: float = 0.0) -> Path:
     return folder
 
 
+def address(store: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    return request.getfixturevalue("postgres").of(folder) if store == "postgres" else ".palan"
+
+
+on_both = pytest.mark.parametrize("project", ["sqlite", "postgres"], indirect=True)
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    opened = open_project(lay_out(tmp_path / "rolls"))
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    opened = open_project(lay_out(tmp_path / "rolls", store=address(getattr(request, "param", "sqlite"), request, tmp_path)))
     ingest(opened)
     yield opened
     opened.store.records.close()
@@ -169,15 +176,16 @@ def done(project: Project) -> set[str]:
     return found
 
 
-def test_killed_at_any_instant_another_process_finishes_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("store", "most"), [("sqlite", 15), ("postgres", 5)])
+def test_killed_at_any_instant_another_process_finishes_it(tmp_path: Path, request: pytest.FixtureRequest, store: str, most: int) -> None:
     chance = random.Random(2013)
-    project = open_project(lay_out(tmp_path / "rolls", seconds=0.12))
+    project = open_project(lay_out(tmp_path / "rolls", seconds=0.12, store=address(store, request, tmp_path)))
     ingest(project)
     kills = round = finished = 0
-    while kills < 15 or not finished:
+    while kills < most or not finished:
         recorded, written = done(project), len(side(project))
         building = process(project, "build", "rolls", "--param", f"round={round}", "--json")
-        instant = chance.uniform(0.1, 2.6) if kills < 15 else 60
+        instant = chance.uniform(0.1, 2.6) if kills < most else 60
         try:
             out, errors = building.communicate(timeout=instant)
         except subprocess.TimeoutExpired:
@@ -207,6 +215,7 @@ def test_killed_at_any_instant_another_process_finishes_it(tmp_path: Path) -> No
 # --- what invalidates ---
 
 
+@on_both
 def test_steps_are_recorded_once(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     first = palan(project, capsys, "build", "rolls")
     assert first["steps"] == {"executed": ALL, "replayed": []} and first["new"]
@@ -229,6 +238,14 @@ def test_a_helper_and_a_constant_invalidate_and_a_comment_does_not(project: Proj
         made: dict[str, Any] = palan(project, capsys, "build", "rolls")
         return made
 
+    assert why(project, "rolls")["changed since"] == ["nothing: a build now would make the same version again"]
+    before = path.read_text(encoding="utf-8")
+    path.write_text(before.replace("values.mean()", "values.median()"), encoding="utf-8")
+    assert why(project, "rolls")["changed since"] == ["code: rolls.py:middle was edited"]
+    path.write_text("def (", encoding="utf-8")
+    assert why(project, "rolls")["changed since"][0].startswith("code: ")
+    path.write_text(before, encoding="utf-8")
+
     comment = edit("# the mean", "# the mean of all rows")
     assert comment["steps"] == {"executed": [], "replayed": ALL}
     helper = edit("values.mean()", "values.median()")
@@ -246,6 +263,7 @@ def test_new_rows_do_over_only_what_reads_them(project: Project, capsys: pytest.
     palan(project, capsys, "build", "rolls")
     (project.root / "feed" / "more.csv").write_text("id,warm,sold\n500,3,2.5\n", encoding="utf-8")
     ingest(project)
+    assert why(project, "rolls")["changed since"] == ["data: sales@2 came since first was made from sales"]
     made = palan(project, capsys, "build", "rolls")
     assert made["steps"] == {"executed": [*ALL[:2], *ALL[3:]], "replayed": ["look at rolls"]}
     assert why(project, made["version"])["changed"] == ["data: second@1, 120 rows -> second@2, 121 rows"]
@@ -267,6 +285,7 @@ def test_a_step_that_fails_is_not_recorded(project: Project) -> None:
 # --- leases ---
 
 
+@on_both
 def test_two_at_once_on_one_thing_is_a_conflict(project: Project) -> None:
     with running(project, "build", "rolls"), pytest.raises(Conflict, match="another process is at work on build:rolls"), running(project, "build", "rolls"):
         pass
@@ -275,6 +294,7 @@ def test_two_at_once_on_one_thing_is_a_conflict(project: Project) -> None:
     assert [run.status for run in project.store.records.find(Run, flow="build")] == ["done", "done"]
 
 
+@on_both
 def test_a_long_step_keeps_its_lease(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "LEASE", timedelta(seconds=0.3))
     with running(project, "build", "rolls") as journal:
@@ -283,6 +303,7 @@ def test_a_long_step_keeps_its_lease(project: Project, monkeypatch: pytest.Monke
         assert journal.step("long", {}, lambda: 1) == 1
 
 
+@on_both
 def test_a_zombie_cannot_record(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "_beat", lambda *arguments: None)  # frozen: its heart stands still
     records = project.store.records
@@ -319,6 +340,7 @@ with journal.running(project, "build", "rolls") as mine:
 """
 
 
+@on_both
 def test_a_process_that_was_frozen_and_thawed_cannot_write_over_its_successor(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "LEASE", timedelta(seconds=0.4))
     environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
@@ -335,6 +357,7 @@ def test_a_process_that_was_frozen_and_thawed_cannot_write_over_its_successor(pr
     assert (steps["fit"], steps["more"]) == ("heir", "heir")
 
 
+@on_both
 def test_nobody_waits_for_a_lease_of_a_process_that_is_no_more(project: Project) -> None:
     code = FROZEN.replace("sys.stdin.readline()", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)").replace("seconds=0.4", "seconds=60")
     subprocess.run([sys.executable, "-c", code, str(project.root)], stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(SOURCES)}, check=False)
@@ -364,6 +387,7 @@ def test_a_process_that_ended_is_no_more_though_nobody_asked_for_its_end(project
         alive.communicate()
 
 
+@on_both
 def test_two_runs_that_do_one_step_at_once_agree_on_its_value(project: Project) -> None:
     start, values = threading.Barrier(2), []
 

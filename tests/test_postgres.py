@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from palan.cli import main
+from palan.core import Version
 from palan.errors import Busy, Conflict, Corrupt, PalanError
+from palan.flows.project import open_project, record
 from palan.ledger import Entry, link
 from palan.releases.nouns import Arm, Release
 from palan.runs.run import Run, Step
@@ -464,6 +467,75 @@ def test_a_newer_store_is_refused_and_left_alone(server: Server, postgres: Datab
     with pytest.raises(PalanError, match=r"was written by a newer palan \(schema 99") as refused:
         Server(postgres.of(tmp_path))
     assert refused.value.hint == "pip install --upgrade palan"
+
+
+# --- a project ---
+
+
+@pytest.fixture
+def rentals(postgres: Database, tmp_path: Path) -> Path:
+    """What `palan init` makes, with its store on the server."""
+    project = tmp_path / "rentals"
+    asked = python(PALAN, "init", "--into", project)
+    assert asked.communicate(timeout=60) and asked.returncode == 0
+    file = project / "palan.toml"
+    file.write_text(file.read_text().replace("[project]\n", f'[project]\nstore = "{postgres.of(tmp_path)}"\n'))
+    return project
+
+
+PALAN = "import sys; from palan.cli import main; main()"
+
+
+def test_a_whole_project_on_postgresql(rentals: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def palan(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(rentals), *arguments])
+        printed = capsys.readouterr()
+        assert ended.value.code == 0, printed.err
+        return printed.out
+
+    assert "@1: 365 new rows" in palan("ingest")
+    assert "nothing new" in palan("ingest")
+    palan("build", "rentals")
+    palan("check", "rentals@1")
+    palan("release", "rentals@1", "--reason", "first")
+    before = len(list(open_project(rentals).store.blocks.scan("decisions/rentals")))
+    palan("decide", "rentals", "--input", str(rentals / "example.json"))
+    project = open_project(rentals)
+    assert len(list(project.store.blocks.scan("decisions/rentals"))) == before + 1
+    told = palan("log", "--verify")
+    assert "0 breaks" in told and "released rentals@1: " in told
+    kept = {path.name for path in (rentals / ".palan").iterdir()}
+    assert {"blobs", "key"} <= kept and not {"palan.db", "blocks"} & kept
+    assert [version.ref for version in project.store.records.find(Version)] == ["rentals@1"]
+    project.store.records.close()
+
+
+def test_an_empty_database_where_a_ledger_should_be_is_no_new_beginning(rentals: Path, postgres: Database, tmp_path: Path) -> None:
+    project = open_project(rentals)
+    record(project, "noted", "rentals")
+    (schema,) = postgres.execute(tmp_path, "select current_schema()")[0]
+    postgres.execute(tmp_path, f"drop schema {schema} cascade; create schema {schema}")
+    with pytest.raises(Corrupt, match="is empty, with no ledger, but a key, blobs or records of this project lie in"):
+        open_project(rentals)
+    (rentals / ".palan").rename(rentals / ".palan.old")
+    assert open_project(rentals).store.records.find(Entry) == []
+
+
+def test_no_password_is_kept_or_shown(rentals: Path, postgres: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = rentals / "palan.toml"
+    whole, address = file.read_text(), postgres.address.replace("postgres@", "postgres:very-secret@")
+    file.write_text(whole.replace("postgres@", "postgres:very-secret@"))
+    with pytest.raises(PalanError, match=r"palan.toml line \d+: \[project\] store: has a password in it") as refused:
+        open_project(rentals)
+    assert "secret" not in str(refused.value) and "PGPASSWORD" in refused.value.hint
+    file.write_text(whole)
+    monkeypatch.setenv("PALAN_STORE", address)
+    for arguments in (["config"], ["config", "--json"]):
+        with pytest.raises(SystemExit):
+            main(["--project", str(rentals), *arguments])
+        told = capsys.readouterr().out
+        assert "secret" not in told and "postgres:***@" in told
 
 
 # --- what can be wrong with an address ---

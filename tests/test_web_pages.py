@@ -595,6 +595,40 @@ def test_moments_are_told_from_now(days: float, text: str) -> None:
     assert pages.ago(stamp(NOW - timedelta(days=days)), stamp(NOW)) == text
 
 
+@pytest.mark.parametrize(("text", "told"), [("in °C since 2013-11-01 (seen 2013-11-04)", "in °C since 1 Nov 2013 (seen 4 Nov 2013)"), ("feed/flights-2013-11.parquet, 2013-12-31-US1895", "feed/flights-2013-11.parquet, 2013-12-31-US1895"), ("data/2013-11-01.csv", "data/2013-11-01.csv"), ("`--since 2013-11-01`", "--since 2013-11-01"), ("2013-99-01", "2013-99-01"), ("until 2013-11-01.", "until 1 Nov 2013.")])
+def test_days_in_sentences_are_written_as_everywhere_on_the_pages(text: str, told: str) -> None:
+    assert "".join(part for _, part in pages.command_parts(text)).replace("\u00a0", " ") == told
+
+
+@pytest.mark.parametrize(("figures", "told"), [({"wrong": [], "rules": {}, "why": "", "bound": None, "late": 0}, {"late": 0}), ({"faults": [{"kind": "unit", "text": "temp is in °C"}]}, {"faults": "temp is in °C"})])
+def test_figures_without_a_value_are_left_out_and_findings_say_their_sentence(figures: dict[str, Any], told: dict[str, Any]) -> None:
+    assert pages.told(figures) == told
+
+
+@pytest.mark.parametrize(("figure", "usual", "text"), [(2549.0, 2127.0, "20% above the usual 2,127"), (0.4, 0.5, "20% below the usual 0.5"), (0.501, 0.5, "as usual (0.5)"), (1.0, 0.0, "usual 0")])
+def test_a_figure_is_compared_in_words(figure: float, usual: float, text: str) -> None:
+    assert pages.against(figure, usual) == text
+
+
+def test_a_broken_line_says_why_it_is_broken() -> None:
+    said = "Where the line is broken"
+    assert said in pages.model(model())
+    whole = delay_loss()
+    whole["values"] = [item or 0.4 for item in whole["values"]]
+    assert said not in pages.model(model(model={**delay(), "loss": whole}))
+
+
+def test_the_keyboard_shows_where_it_is(browser: Any, site: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    tab = context.new_page()
+    for name in ("home", "alarm", "ledger", "confirm"):
+        tab.goto(f"{site}/{name}")
+        for _ in range(8):
+            tab.keyboard.press("Tab")
+            assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", name
+    context.close()
+
+
 def test_labels_on_a_chart_never_cover_each_other() -> None:
     marks = [(index / 30, f"delay@{index}") for index in range(30)]
     rows = charts.lanes(marks)

@@ -116,12 +116,20 @@ def _cell(value: Any) -> str:
 
 
 @cli.command()
-@click.argument("source", required=False, metavar="[FILE.py|TABLE.csv]")
-@click.option("--kind", type=click.Choice(["estimator", "program", "rules", "heuristic", "policy"]), help="Template to begin with.")
+@click.argument("source", required=False, metavar="[FILE]")
+@click.option(
+    "--kind",
+    metavar="KIND",
+    type=click.Choice(["estimator", "program", "rules", "heuristic", "policy"]),
+    help="Template: estimator, program, rules, heuristic or policy.",
+)
 @click.option("--into", default=".", metavar="FOLDER", show_default=True, help="Folder of the project; made if needed.")
 @_json
 def init(source: str | None, kind: str | None, into: str, as_json: bool) -> None:
-    """Make a project: from a template of one kind, or around a file that you have.
+    """Make a project: from a template of one kind, or around what you have.
+
+    FILE is Python code, a decision table, or a table of data (.csv, .parquet); without one, a table that lies in the
+    folder is taken. Nothing is overwritten.
 
     \b
     Example:  palan init --kind estimator --into prices
@@ -640,6 +648,60 @@ def verify(ctx: click.Context, as_json: bool) -> None:
 
     _print(found, as_json, show)
     ctx.exit(ACT if found["findings"] else FINE)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE")
+@_json
+@click.pass_context
+def backup(ctx: click.Context, file: str, as_json: bool) -> None:
+    """Write the whole store to one FILE, as of now, while others go on. It holds the key: keep it secret.
+
+    Exit code 1 when something that it copied was damaged already.
+
+    \b
+    Example:  palan backup /srv/backups/flights-$(date +%F).tar
+    """
+    from palan.flows.backup import backup as verb
+
+    def show(made: dict[str, Any]) -> None:
+        click.echo(f"{made['file']}: {made['bytes']:,} bytes, {made['files']:,} files, {made['blobs']:,} of them blobs")
+        for each in made["damaged"]:
+            click.secho(each, fg="red")
+        if made["key"]:
+            click.echo("it holds the key that signs versions and ledger: keep it as secret as the project itself")
+        click.echo(f"next: {made['next']}")
+
+    made = verb(_open(ctx, quiet=as_json), file)
+    _print(made, as_json, show)
+    ctx.exit(ACT if made["damaged"] else FINE)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE")
+@click.option("--into", default="", metavar="FOLDER", help="Folder of the project; else the current one. Made if needed.")
+@_json
+@click.pass_context
+def restore(ctx: click.Context, file: str, into: str, as_json: bool) -> None:
+    """Bring a backup back, every byte proven, as the store of a project that has none.
+
+    A store that is there is never touched. Exit code 1 when the backup holds what was damaged when it was taken.
+
+    \b
+    Example:  palan restore /srv/backups/flights-2013-05-01.tar --into flights
+    """
+    from palan.flows.backup import restore as verb
+    from palan.flows.project import silent
+
+    def show(made: dict[str, Any]) -> None:
+        click.echo(f"{made['store']}: {made['files']:,} files, {made['bytes']:,} bytes, as of {made['time'][:16]}")
+        for each in made["findings"]:
+            click.echo(f"{click.style(each['part'], fg='red')}  {each['what']}")
+        click.echo(f"next: {made['next']}")
+
+    made = verb(file, into or ctx.obj["project"] or "", tell=silent if as_json else tell)
+    _print(made, as_json, show)
+    ctx.exit(ACT if made["findings"] else FINE)
 
 
 @cli.command()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import polars as pl
 
-from palan.core import Field
+from palan.core import Field, FieldType
 from palan.data.contract import Contract, column_text
 from palan.errors import PalanError, nearest
 
@@ -417,6 +417,11 @@ def dtype_of(field: Field) -> pl.DataType:
 def read_time(name: str, dtype: pl.DataType) -> pl.Expr:
     """Return the column read as UTC times, whether it holds times, dates or ISO 8601 text; null where it cannot be read."""
     return _cast(Field(name, "time"), dtype)
+
+
+def read_as(kind: FieldType, column: pl.Series) -> pl.Series:
+    """Return the values read as this type, null where one cannot be."""
+    return column.to_frame().select(_cast(Field(column.name, kind), column.dtype).alias(column.name)).to_series()
 
 
 def as_text(frame: pl.DataFrame) -> pl.DataFrame:

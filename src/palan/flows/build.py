@@ -144,7 +144,7 @@ def make(
     takes = signature(project, config, kind, data)
     journal.note(
         params=merged,
-        metrics={**reference["metrics"], "rows": float(learnt["rows"])},
+        metrics={**reference["metrics"], **({"rows": float(learnt["rows"])} if learnt["rows"] else {})},
         code=code.digest,
         data={data.data: data.number} if data else {},
         environment=packages.environment(code),

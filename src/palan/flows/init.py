@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from palan.errors import NotFound, PalanError, nearest
+from palan.flows.look import ENDINGS, Looked, data_part, look, tables_in, toml_key
 from palan.flows.root import FILE
 from palan.models.contract import KINDS, SHAPE
 from palan.stores.files import write_atomically
@@ -39,6 +40,9 @@ def init(folder: Path | str = ".", *, source: str = "", kind: str = "") -> dict[
     never imported, and palan.toml is written around the models in it, with what is missing said in comments. A decision
     table in CSV becomes a rules project with a golden file of its own answers, to be looked through.
 
+    Where a table lies in the folder (or in its folder data), or is the source, its columns are read: it becomes the
+    data, beside a plain estimator of its last column of numbers, or beside the models of the Python file.
+
     palan.toml is written last: an init that was killed is simply done again.
 
     Raises:
@@ -51,7 +55,7 @@ def init(folder: Path | str = ".", *, source: str = "", kind: str = "") -> dict[
     try:
         if (root / FILE).exists():
             raise PalanError(f"{root / FILE} is there already, and init overwrites nothing", "palan status   (or: palan init --into ANOTHER-FOLDER)")
-        made = _around(root, Path(source), kind) if source else _from_template(root, kind or DEFAULT)
+        made = _around(root, Path(source), kind) if source else _begin(root, kind or DEFAULT)
         return _write(root, made)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -97,6 +101,74 @@ def _steps(root: Path, steps: Sequence[str], libraries: Sequence[str] = ()) -> s
     return " && ".join([*first, *steps])
 
 
+def _begin(root: Path, kind: str) -> _Plan:
+    template = _from_template(root, kind)
+    found = [path for path in tables_in(root) if not _same(path, template.files.get(path.relative_to(root).as_posix()))]
+    if not found:
+        return template
+    if kind != DEFAULT:
+        shown = found[0].relative_to(root).as_posix()
+        return msgspec.structs.replace(template, missing=[f"data: {shown} was left alone; palan init {shown} --into ANOTHER-FOLDER makes a project around it"])
+    return _around_data(root, found[0], found[1:])
+
+
+def _same(path: Path, content: bytes | None) -> bool:
+    return content is not None and path.read_bytes() == content
+
+
+def _around_data(root: Path, source: Path, others: Sequence[Path]) -> _Plan:
+    """Make a project around a table: its contract, and a plain estimator of its last column of numbers."""
+    path, files = _placed(root, source)
+    table = look(source, path)
+    missing = _others(root, path, others)
+    parts = [f"[project]\nname = {_named(root)}\n", data_part(table, table.name)]
+    outcome = table.outcome
+    if not outcome:
+        files[FILE] = "\n".join([*parts, "# [models.NAME]                       # TODO: what decides; palan init --kind estimator --into EXAMPLE shows one\n"]).encode()
+        missing.append(f"model: {path} has no column of numbers that another could tell; write [models.NAME] for what decides")
+        return _Plan(files, missing, _steps(root, ["palan ingest"]))
+    inputs = table.inputs_for(outcome)
+    name = _model_name(outcome, table.name)
+    types = {each.field.name: each.field.type for each in table.columns}
+    code = (TEMPLATES / "own" / "model.py").read_text(encoding="utf-8")
+    numbers, words = ([each for each in inputs if (types[each] == "str") is text] for text in (False, True))
+    for mark, value in (('["NUMBERS"]', numbers), ('["WORDS"]', words), ('"OUTCOME"', outcome)):
+        code = code.replace(mark, json.dumps(value, ensure_ascii=False), 1)
+    files["model.py"] = code.encode()
+    files["example.json"] = msgspec.json.encode([{each: table.first[each] for each in inputs}]) + b"\n"
+    parts.append(
+        f"""[models.{name}]
+model = "model.py:Model"              # least squares, to begin with
+data = "{table.name}"
+inputs = {json.dumps(inputs, ensure_ascii=False)}  # TODO: leave only what is known when the question is asked
+outcome = {json.dumps(outcome, ensure_ascii=False)}  # TODO: guessed, the last column of numbers; model.py says it too
+gates = ["champion", "latency 50ms"]
+"""
+        + (f"key = {json.dumps(table.key, ensure_ascii=False)}\n" if table.key else '# key = "id"                        # the caller\'s own name of a row: outcomes come back by it\n')
+    )
+    files[FILE] = "\n".join(parts).encode()
+    missing.append(f"outcome: it was guessed that {outcome} is to be told from {_shortly(inputs)}: look at [models.{name}] and model.py")
+    steps = ["palan ingest", f"palan build {name}", f"palan check {name}", f"palan release {name}", f"palan decide {name} --input example.json"]
+    return _Plan(files, missing, _steps(root, steps))
+
+
+def _others(root: Path, path: str, others: Sequence[Path]) -> list[str]:
+    if not others:
+        return []
+    shown = [each.relative_to(root).as_posix() for each in others]
+    return [f"data: {path} was taken, {_shortly(shown)} {'was' if len(shown) == 1 else 'were'} not; to take another: palan init {shown[0]} --into ANOTHER-FOLDER"]
+
+
+def _shortly(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _model_name(outcome: str, data: str) -> str:
+    """Name a model by what it tells, and never as its data: `NAME@1` has to mean one thing."""
+    name = "".join(each if each.isalnum() and each.isascii() else "_" for each in outcome.lower()).strip("_")
+    return name if name and name != data else f"{name}_model".strip("_")
+
+
 def _from_template(root: Path, kind: str) -> _Plan:
     files = {path.relative_to(TEMPLATES / kind).as_posix(): path.read_bytes() for path in sorted((TEMPLATES / kind).rglob("*")) if _is_ours(path)}
     files[FILE] = files[FILE].replace(b'"NAME"', _named(root).encode())
@@ -114,13 +186,24 @@ def _around(root: Path, source: Path, kind: str) -> _Plan:
     if not source.is_file():
         near = nearest(source.name, (each.name for each in source.parent.iterdir())) if source.parent.is_dir() else ""
         raise NotFound(f"there is no file {source}", near or "give a .py file with a model, or a decision table in .csv")
+    if source.suffix.lower() in ENDINGS and kind != "rules" and not _is_rules(source):
+        if kind not in ("", DEFAULT):
+            raise PalanError(f"around a table palan begins a model of kind {DEFAULT}, not {kind}", f"palan init {source}")
+        return _around_data(root, source, ())
     if source.suffix == ".csv":
         if kind not in ("", "rules"):
             raise PalanError(f"a decision table is a model of kind rules, not {kind}", f"palan init {source}")
         return _around_table(root, source)
     if source.suffix != ".py":
-        raise PalanError(f"{source} is neither Python nor a decision table", "give a .py file with a model, or a decision table in .csv")
+        raise PalanError(f"{source} is neither Python nor a table", "give a .py file with a model, a decision table in .csv, or a table in .csv or .parquet")
     return _around_code(root, source, kind)
+
+
+def _is_rules(source: Path) -> bool:
+    """Tell whether a table names outputs, as a decision table does."""
+    with source.open("rb") as file:
+        head = file.read(65536)
+    return source.suffix == ".csv" and any(cell.strip().strip('"').startswith("->") for line in head.decode(errors="replace").splitlines()[:20] for cell in line.split(","))
 
 
 def _placed(root: Path, source: Path) -> tuple[str, dict[str, bytes]]:
@@ -307,11 +390,17 @@ def _around_code(root: Path, source: Path, kind: str) -> _Plan:
     missing = [f"{source.name} line {line}: {code} runs whenever palan imports the file, in another folder: {BELOW}" for line, code in _reading(tree)]
     parts = [f"[project]\nname = {_named(root)}\n"]
     rows = [each for each in found if SHAPE[kind or each.kind] == "rows"]
-    if rows:
+    tables = tables_in(root) if rows else []
+    table = look(tables[0], tables[0].relative_to(root).as_posix()) if tables else None
+    data = table.name if table and table.name not in {each.name.lower() for each in found} else "history"
+    if table:
+        parts.append(data_part(table, data))
+        missing += _others(root, table.path, tables[1:])
+    elif rows:
         parts.append(_data_part(next((each for each in rows if each.verbs and "fit" in each.verbs), rows[0])))
         missing.append("data: say in [data.history] which files hold it, and what each column may hold")
     for each in found:
-        parts.append(_model_part(path, each, kind, missing))
+        parts.append(_model_part(path, each, kind, missing, data, table))
     files[FILE] = "\n".join(parts).encode()
     first = found[0].name.lower()
     steps = ["palan ingest", f"palan build {first}"] if rows else [f"palan build {first}"]
@@ -341,16 +430,12 @@ def _data_part(model: Found) -> str:
         '# key = ["id"]                      # what identifies a row; the same key again is a correction',
         '# time = "day"                      # when a row happened: the watch and honest comparisons need it',
         "[data.history.columns]              # TODO: type[?] [range | in values] [unit]; ? may be empty",
-        *(f'{_key(name)} = "float?"' for name in columns),
+        *(f'{toml_key(name)} = "float?"' for name in columns),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _key(name: str) -> str:
-    return name if name.isidentifier() and name.isascii() else json.dumps(name, ensure_ascii=False)
-
-
-def _model_part(path: str, each: Found, kind: str, missing: list[str]) -> str:
+def _model_part(path: str, each: Found, kind: str, missing: list[str], data: str, table: Looked | None) -> str:
     name, known = each.name.lower(), kind or each.kind
     lines = [f"[models.{name}]", f"model = {json.dumps(f'{path}:{each.name}')}"]
     if each.declare or (kind and kind != each.kind):
@@ -368,14 +453,21 @@ def _model_part(path: str, each: Found, kind: str, missing: list[str]) -> str:
         if known == "heuristic":
             lacks("objective", "objective(self, instance, plan): without it no gate can tell whether a change makes plans worse")
     else:
-        inputs = json.dumps(list(each.inputs), ensure_ascii=False) if each.inputs else '["temp"]'
-        outcome = each.learns[0] if each.learns else "sold"
+        known_columns = [column.field.name for column in table.columns] if table else []
+        learnt = [name for name in each.learns if name in known_columns]
+        guess = learnt[0] if learnt else table.outcome if table and "fit" in each.verbs else ""
+        inputs = list(each.inputs) or (table.inputs_for(guess) if table else []) or ["temp"]
+        outcome = guess or (each.learns[0] if each.learns else "sold")
+        row = table.key if table else ""
         lines += [
-            'data = "history"                    # what fit() learns from, and what the inputs may hold' if "fit" in each.verbs else 'data = "history"                    # what the inputs may hold',
-            f"inputs = {inputs}  # TODO: the columns that a caller sends" + (", as decide() reads them" if each.inputs else ""),
-            f'# outcome = "{outcome}"                  # the column that is known only later',
-            '# key = "id"                        # the caller\'s own name of a row: outcomes come back by it',
+            f'data = "{data}"'.ljust(36) + ("# what fit() learns from, and what the inputs may hold" if "fit" in each.verbs else "# what the inputs may hold"),
+            f"inputs = {json.dumps(inputs, ensure_ascii=False)}  # TODO: the columns that a caller sends" + (", as decide() reads them" if each.inputs else ""),
+            f"{'' if guess else '# '}outcome = {json.dumps(outcome, ensure_ascii=False)}".ljust(36) + ("# TODO: guessed; the column that is known only later" if guess else "# the column that is known only later"),
+            f"{'' if row else '# '}key = {json.dumps(row or 'id', ensure_ascii=False)}".ljust(36) + "# the caller's own name of a row: outcomes come back by it",
         ]
+        absent = [name for name in inputs if name not in known_columns] if table else []
+        if absent:
+            missing.append(f"data: {table.path if table else ''} has no column {_shortly(absent)}, which {each.name} reads")
         lacks("score", "score(self, decisions, outcomes): without it versions cannot be compared, nor harm be seen")
         lacks("check", "check(self, rows, decisions): say there what must hold of every answer")
     if known == "policy":

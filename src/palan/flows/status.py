@@ -780,7 +780,7 @@ def _data_line(project: Project, name: str) -> dict[str, Any]:
     if quarantined and not failed:
         # What was put aside long ago is in the ledger; it says nothing of what comes in now.
         news = [each for each in waiting if each.time > project.clock() - timedelta(days=DAYS)]
-        verdict = "attention" if news else verdict
+        verdict, command = ("attention", f"palan why {name}") if news else (verdict, command)
         why = f"{_aside(waiting)}; {why}" if news else f"{why}; {_aside(waiting)}"
     return {
         "name": name,
@@ -866,7 +866,7 @@ def _version_line(project: Project, version: Version, release: Release | None, e
         "role": role,
         "data": manifest["data"].get("ref", ""),
         "params": dict(manifest["params"]),
-        "metrics": {name: value for name, value in manifest["metrics"].items() if (name, value) != ("rows", 0)},  # rules learn from none
+        "metrics": dict(manifest["metrics"]),
         "reason": next((each.reason for each in entries if each.verb == "built" and each.subject == version.ref), ""),
         "gates": [
             {"gate": each.gate, "verdict": each.verdict, "text": each.text, "against": each.against, "figures": dict(each.figures)}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from palan.core import Version, figure, is_whole, stamp
+from palan.core import Version, digest_of, figure, is_whole, stamp
 from palan.data.nouns import Quarantine
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound, PalanError, nearest
 from palan.flows.project import Project
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
+from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
 from palan.runs.run import Step
 
@@ -19,7 +20,8 @@ from palan.runs.run import Step
 def why(project: Project, subject: str) -> dict[str, Any]:
     """Explain a subject: the id of an alarm or a decision, a version ("delay@3"), a model, data, or the name of a step.
 
-    For a version or a step: which part of its key differs from the one before it. For an alarm: the diagnosis, and
+    For a version or a step: which part of its key differs from the one before it. For a model also what its version
+    depends on, and what a build of now would find changed. For an alarm: the diagnosis, and
     what was tried. For a decision: which version answered, under which release, with which inputs.
 
     For data ("weather", "weather@5"): the files that it came from, what is suspected of it, and every row in quarantine.
@@ -211,7 +213,22 @@ def _since(project: Project, version: Version) -> list[str]:
         "outcome": config.outcome,
         "key": config.key,
     }
-    return [*_differences(old, now), *stale] or ["nothing: a build now would make the same version again"]
+    found = [*_differences(old, now), *_learnt_otherwise(project, version), *stale]
+    return found or ["nothing: a build now would make the same version again"]
+
+
+def _learnt_otherwise(project: Project, version: Version) -> list[str]:
+    """Say what a fit of today would be given otherwise, by the key of the one that the version was built by."""
+    fits = project.store.records.find(Step, order="-time", name=f"fit {version.model}", run=version.run, limit=1)
+    if not fits:
+        return []
+    config, release = project.model(version.model), project.store.records.get(Release, version.model)
+    parts = {
+        "repairs": (digest_of(release.repairs if release else ()), "other ones are in force"),
+        "inputs": (list(config.inputs), "palan.toml names other columns"),
+        "contract": (digest_of(project.data(config.data).table), f"other rules hold for {config.data}"),
+    }
+    return [f"{name}: {said}" for name, (now, said) in parts.items() if fits[0].parts.get(name) != now]
 
 
 def _stale(project: Project, data: str) -> list[str]:

@@ -102,7 +102,7 @@ class FileBlobs(Blobs):
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def _path(self, key: str) -> Path:
+    def place(self, key: str) -> Path:
         if not is_digest(key):
             raise NotFound(f"{key!r} is not the name of a blob", "a blob is named by its SHA-256 in hex")
         return self.root / key[:2] / key
@@ -121,7 +121,7 @@ class FileBlobs(Blobs):
         if isinstance(data, bytes):
             key = hashlib.sha256(data).hexdigest()
             if not is_sound(self, key):
-                write_atomically(self._path(key), data)
+                write_atomically(self.place(key), data)
             return key
         self.root.mkdir(parents=True, exist_ok=True)
         temp = self.root / f".{new_id(utcnow())}.tmp"
@@ -133,7 +133,7 @@ class FileBlobs(Blobs):
                     file.write(chunk)
                 file.flush()
                 os.fsync(file.fileno())
-            path = self._path(sha.hexdigest())
+            path = self.place(sha.hexdigest())
             if not is_sound(self, sha.hexdigest()):
                 _make_folder(path.parent)
                 _settle(temp, path)
@@ -144,7 +144,7 @@ class FileBlobs(Blobs):
     def get(self, key: str, into: Path | None = None) -> bytes:
         with self._explained(key, into):
             if into is None:
-                path = self._path(key)
+                path = self.place(key)
                 return b"".join(proven(key, [path.read_bytes()], str(path)))
             lay_out(self._read(key), into)
             return b""
@@ -157,13 +157,13 @@ class FileBlobs(Blobs):
             raise NotFound(f"blob {key[:12]} is not in {self.root}", "restore it from a backup") from error
         except OSError as error:
             verb = "read" if error.errno == errno.EACCES and into is None else "read or laid out"
-            raise PalanError(f"{error.filename or self._path(key)} cannot be {verb}: {error.strerror}", f"check its space and rights: df {self.root}") from error
+            raise PalanError(f"{error.filename or self.place(key)} cannot be {verb}: {error.strerror}", f"check its space and rights: df {self.root}") from error
 
     def _read(self, key: str) -> Iterator[bytes]:
-        return proven(key, chunks(self._path(key)), str(self._path(key)))
+        return proven(key, chunks(self.place(key)), str(self.place(key)))
 
     def has(self, key: str) -> bool:
-        return self._path(key).is_file()
+        return self.place(key).is_file()
 
     def names(self) -> Iterator[str]:
         for folder in sorted(self.root.glob("[0-9a-f][0-9a-f]")):

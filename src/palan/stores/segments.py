@@ -20,7 +20,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from palan.core import new_id, utcnow
@@ -259,6 +259,25 @@ class SegmentBlocks(Blocks):
                     yield Verified(str(path), len(_read_compacted(path)), path.stat().st_size, ())
                 except Corrupt as error:
                     yield Verified(str(path), 0, path.stat().st_size, (error.what,))
+
+    def files(self) -> Iterator[tuple[Path, int]]:
+        """Yield every file, with as many of its bytes as a copy is to take; a segment may be gone when its turn comes.
+
+        All that is there now is in the copy, while others append and compact: what was closed is listed first, so that nothing
+        is missed of what is closed later, and compacted files last, when their segments were copied or found gone.
+        """
+        folders = sorted({path.parent for path in self.root.rglob("*") if path.is_file()})
+        ends = [path for folder in folders for path in sorted(folder.glob("*.end"))]
+        segments = []
+        for path in (path for folder in folders for path in sorted(folder.glob("*.seg"))):
+            with suppress(FileNotFoundError):
+                segments.append((path, path.stat().st_size))
+        yield from segments
+        for folder in folders:
+            for path in sorted(folder.iterdir()):
+                if path.is_file() and path.suffix not in (".seg", ".end", ".new", ".tmp"):
+                    yield path, path.stat().st_size
+        yield from ((path, 0) for path in ends)
 
     def compact(self, stream: str) -> int:
         import polars as pl

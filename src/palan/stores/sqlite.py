@@ -114,14 +114,7 @@ class SQLiteRecords(Records):
         return int(self._db.execute("pragma user_version").fetchone()[0])
 
     def _backup(self, known: int) -> None:
-        target = self.path.with_suffix(f".schema-{known}.backup")
-        reader = sqlite3.connect(self.path)
-        copy = sqlite3.connect(target)
-        try:
-            reader.backup(copy)
-        finally:
-            copy.close()
-            reader.close()
+        copy_database(self.path, self.path.with_suffix(f".schema-{known}.backup"))
 
     def put(self, *nouns: object) -> None:
         with self.transaction() if len(nouns) > 1 else nullcontext():
@@ -260,6 +253,18 @@ class SQLiteRecords(Records):
                 yield
         except PalanError as error:
             raise (self._refused if self._refused and type(error) is PalanError else error) from error
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy all that is committed, as of one moment, while others write."""
+    with _explained(source):
+        reader = sqlite3.connect(source)
+        copy = sqlite3.connect(target)
+        try:
+            reader.backup(copy)
+        finally:
+            copy.close()
+            reader.close()
 
 
 def _connect(address: Path | str, wait: float) -> sqlite3.Connection:

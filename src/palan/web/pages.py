@@ -253,7 +253,9 @@ def gain(amount: float, unit: str) -> str:
 
 def against(figure: float, usual: float) -> str:
     """Say where a figure lies against the usual one: `12% above the usual 0.488`."""
-    apart = abs(figure - usual) / abs(usual) if usual else 0.0
+    if not usual:
+        return f"usual {number(usual)}"
+    apart = abs(figure - usual) / abs(usual)
     if apart < 0.005:
         return f"as usual ({number(usual)})"
     return f"{percent(apart)} {'above' if figure > usual else 'below'} the usual {number(usual)}"
@@ -284,8 +286,22 @@ def prose(text: str, *names: str) -> str:
 
 
 def command_parts(sentence: str) -> list[tuple[bool, str]]:
-    """Split a sentence into plain parts and `code in backquotes` (True), so that texts may name commands."""
-    return [(index % 2 == 1, part) for index, part in enumerate(sentence.split("`")) if part]
+    """Split a sentence into plain parts and `code in backquotes` (True), so that texts may name commands.
+
+    A day in a plain part is written as everywhere on the pages; one inside a name (of a file, of a key) stays.
+    """
+    parts = [(index % 2 == 1, part) for index, part in enumerate(sentence.split("`")) if part]
+    return [(code, part if code else _DAY.sub(_spelt, part)) for code, part in parts]
+
+
+_DAY = re.compile(r"(?<![\w./-])\d{4}-\d\d-\d\d(?![\w/-])(?!\.\w)")
+
+
+def _spelt(found: re.Match[str]) -> str:
+    try:
+        return _day(datetime.fromisoformat(found.group())).replace(" ", "\u00a0")
+    except ValueError:  # digits of that form that are no day
+        return found.group()
 
 
 _environment = Environment(

@@ -154,7 +154,7 @@ def jobs_view(site: Site) -> views.JobsPage:
     """Return the newest jobs, and a command that submits one."""
     names = [name for name, serving in site.deciders.models.items() if serving.inputs.schema.shape == "instance"]
     name = names[0] if names else ""
-    command = f'curl -X POST {site.url}/v1/models/{name}/jobs -d @request.json   # {{"instance": {{...}}}}' if name else "palan status"
+    command = f'curl -X POST {site.url}/v1/models/{name}/jobs -d @request.json   # {{"instance": {{...}}}}' if name else ""
     return {"frame": _frame(site), "jobs": [cast(views.JobLine, each) for each in jobs.jobs(site.project)], "command": command}
 
 

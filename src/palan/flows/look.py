@@ -1,0 +1,176 @@
+"""Look at a table that somebody has, and say it as palan.toml says it: columns, types, what may be empty, key and time."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from palan.core import Field, FieldType
+from palan.data.contract import RESERVED, Contract, column_text
+from palan.errors import PalanError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+ENDINGS = (".csv", ".parquet", ".ndjson", ".jsonl")
+MOST = 8_000_000
+"""Bytes of a text file that are looked at."""
+
+MOSTLY = 0.8
+"""Share of readable cells from which a column is of a type, and the others are to wait in quarantine."""
+
+WORDS = 50
+"""Different values of a text column that a model is offered as an input."""
+
+_NUMBERS: tuple[FieldType, ...] = ("int", "float", "bool")
+
+
+class Column(msgspec.Struct, frozen=True):
+    field: Field
+    note: str
+    values: int  # different ones
+    odd: int  # cells that are not of its type
+
+
+class Looked(msgspec.Struct, frozen=True):
+    """What was seen of one table: its path in the project, a name for it, and its columns."""
+
+    path: str
+    name: str
+    rows: int
+    whole: bool
+    columns: tuple[Column, ...]
+    first: Mapping[str, Any] = {}  # row, of those that are whole
+
+    @property
+    def key(self) -> str:
+        for place, each in enumerate(self.columns):
+            named = place == 0 or each.field.name.lower() in ("id", "key") or each.field.name.lower().endswith(("_id", "_key"))
+            if named and each.field.type in ("int", "str", "date", "time") and not each.field.nullable and not each.odd and each.values == self.rows > 1:
+                return each.field.name
+        return ""
+
+    @property
+    def time(self) -> str:
+        return next((each.field.name for each in self.columns if each.field.type in ("date", "time")), "")
+
+    @property
+    def outcome(self) -> str:
+        """Guess what is to be told: the last column of numbers."""
+        able = [each.field.name for each in self.columns if each.field.type in _NUMBERS and each.field.name != self.key]
+        return able[-1] if len(able) > 1 or (able and self.inputs_for(able[-1])) else ""
+
+    def inputs_for(self, outcome: str) -> list[str]:
+        """Return the columns that a model may be offered to tell this one."""
+        return [
+            each.field.name
+            for each in self.columns
+            if each.field.name not in (outcome, self.key, self.time) and (each.field.type in _NUMBERS or (each.field.type == "str" and each.values <= WORDS))
+        ]
+
+
+def tables_in(root: Path) -> list[Path]:
+    """Return the tables that lie in a folder, and in its folder data."""
+    return [path for folder in (root, root / "data") if folder.is_dir() for path in sorted(folder.iterdir()) if path.suffix.lower() in ENDINGS and path.is_file()]
+
+
+def look(path: Path, shown: str) -> Looked:
+    """Read a table, a large one in part.
+
+    Raises:
+        PalanError: it is not what its name says, or has no rows.
+    """
+    from palan.data.verdict import BROKEN, LINE, parse_file
+
+    data, whole = path.read_bytes(), True
+    if path.suffix.lower() != ".parquet" and len(data) > MOST:
+        data, whole = data[: data.rindex(b"\n", 0, MOST) + 1], False
+    name = "".join(each if each.isalnum() and each.isascii() else "_" for each in path.stem).strip("_") or "table"
+    try:
+        frame = parse_file(data, path.suffix, Contract(name, tuple(Field(each, "str", True) for each in _header(data))))
+    except PalanError as error:
+        raise PalanError(f"{shown}: {error.what}", error.hint) from error
+    frame = frame.filter(frame[BROKEN].is_null()) if BROKEN in frame.columns else frame
+    frame = frame.drop([each for each in frame.columns if each in (LINE, BROKEN)])
+    if not frame.height:
+        raise PalanError(f"{shown} has a header and no rows", "put some rows there that are as they will come")
+    columns = tuple(_column(frame.get_column(each)) for each in frame.columns if not each.startswith(RESERVED))
+    return Looked(shown, name, frame.height, whole, columns, _first(frame, columns))
+
+
+def data_part(table: Looked, name: str) -> str:
+    """Return the `[data.NAME]` table of palan.toml."""
+    key, time = table.key, table.time
+    seen = f"{table.rows:,} rows" if table.whole else f"its first {table.rows:,} rows"
+    lines = [
+        f"[data.{name}]",
+        f"source = {json.dumps(glob.escape(table.path), ensure_ascii=False):<28} # the columns below are as {seen} have them; more files: a pattern such as \"feed/*.csv\"",
+        f"key = {json.dumps([key], ensure_ascii=False):<31} # no value of it comes twice; the same key again is a correction" if key else '# key = ["id"]                      # what identifies a row; the same key again is a correction',
+        f"time = {json.dumps(time, ensure_ascii=False):<30} # when a row happened" if time else '# time = "day"                      # when a row happened: the watch and honest comparisons need it',
+        f"[data.{name}.columns]".ljust(37) + "# type[?] [range | in values] [unit]; ? may be empty",
+    ]
+    pairs = [(f"{toml_key(each.field.name)} = {json.dumps(column_text(each.field), ensure_ascii=False)}", each.note) for each in table.columns]
+    return "\n".join([*lines, *(f"{text:<36} # {note}" for text, note in pairs)]) + "\n"
+
+
+def toml_key(name: str) -> str:
+    return name if name.isidentifier() and name.isascii() else json.dumps(name, ensure_ascii=False)
+
+
+def _header(data: bytes) -> list[str]:
+    first = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").splitlines()[:1]
+    text = first[0].decode(errors="replace") if first else ""
+    mark = max(",;\t|", key=text.count)
+    return [cell.strip().strip('"') for cell in text.split(mark)]
+
+
+def _column(column: pl.Series) -> Column:
+    import polars as pl
+
+    from palan.data.verdict import read_as
+
+    cells = column.cast(pl.String, strict=False).replace("", None) if column.dtype == pl.String else column
+    if column.dtype == pl.String:
+        cells = pl.select(pl.when(cells.str.strip_chars() != "").then(cells)).to_series()
+    known, empty = cells.drop_nulls(), cells.null_count()
+    read = {kind: read_as(kind, known) for kind in ("int", "float", "bool", "date", "time")} if len(known) else {}
+    good = {kind: len(values) - values.null_count() for kind, values in read.items()}
+    kind: FieldType = "str"
+    for each in ("int", "float", "bool", "date", "time"):
+        if good.get(each, 0) > (good[kind] if kind != "str" else 0) and good[each] >= MOSTLY * len(known):
+            kind = each
+    odd = len(known) - good[kind] if kind != "str" else 0
+    values = read[kind].drop_nulls() if kind != "str" else known.cast(pl.String, strict=False)
+    notes = [f"{empty:,} of {len(cells):,} empty" if empty else "never empty"]
+    if kind in ("int", "float", "date", "time") and len(values):
+        ends: tuple[Any, Any] = (values.min(), values.max())
+        low, high = (str(each)[:10] if kind in ("date", "time") else f"{each:.6g}" for each in ends)
+        notes.insert(0, f"{low} to {high}")
+    elif kind == "str" and len(known):
+        notes.insert(0, f"{values.n_unique():,} different values")
+        notes += _almost(values)
+    if odd:
+        strange = known.filter(read[kind].is_null()).cast(pl.String, strict=False).unique(maintain_order=True).head(3).to_list()
+        notes.append(f"{odd:,} cells are none: their rows will wait in quarantine ({', '.join(json.dumps(str(each)[:20], ensure_ascii=False) for each in strange)})")
+    return Column(Field(column.name, kind, bool(empty) or not len(known)), ", ".join(notes), values.n_unique(), odd)
+
+
+def _almost(words: pl.Series) -> list[str]:
+    """Say of text that it would be something else, written otherwise."""
+    for pattern, said in ((r"^-?\d+,\d+$", "numbers are read as 12.5, not 12,5"), (r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}", "dates are read as 2025-12-31")):
+        if words.str.contains(pattern).sum() >= MOSTLY * len(words):
+            return [said]
+    return []
+
+
+def _first(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, Any]:
+    from palan.data.verdict import typed
+
+    contract = Contract("table", tuple(each.field for each in columns))
+    rows = typed(frame.head(1000), contract)
+    return next(iter(rows.drop_nulls().head(1).to_dicts() or rows.head(1).to_dicts()), {})

@@ -1,0 +1,278 @@
+"""`palan backup` while others write, `palan restore` byte for byte, and what becomes of either when it is killed or wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from loop_project import live, make, opened
+from palan.errors import Conflict, Corrupt, NotFound, PalanError
+from palan.flows.backup import backup, restore
+from palan.flows.project import open_project
+from palan.flows.verify import NOUNS, verify
+from palan.runs.run import Run
+
+SOURCES = Path(__file__).resolve().parent.parent / "src"
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that answered for two days. To be read, not to be changed."""
+    folder = tmp_path_factory.mktemp("backup")
+    with live(folder / "used", make(folder / "made")) as loop:
+        loop.play(3)
+        loop.project.store.blocks.close()
+    return folder / "used"
+
+
+@pytest.fixture(scope="module")
+def saved(used: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("saved") / "palan.tar"
+    backup(opened(used), file)
+    return file
+
+
+def kept(folder: Path) -> dict[str, Any]:
+    """All that a store holds, as its readers see it."""
+    store = opened(folder).store
+    streams = sorted({path.parent.relative_to(folder / ".palan" / "blocks").as_posix() for path in (folder / ".palan" / "blocks").rglob("*.seg")})
+    return {
+        "records": {noun.__name__: store.records.find(noun) for noun in NOUNS},
+        "blocks": {stream: [frame.data for frame in store.blocks.scan(stream)] for stream in streams},
+        "blobs": {name: store.blobs.get(name) for name in store.blobs.names()},
+    }
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def palan(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "palan.cli", *map(str, words)], cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+
+
+def test_what_was_backed_up_comes_back_as_it_was(used: Path, tmp_path: Path) -> None:
+    saved, back = tmp_path / "palan.tar", tmp_path / "back"
+    made = palan(used, "backup", saved)
+    assert made.returncode == 0 and "keep it as secret as the project" in made.stdout, made.stderr
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    done = palan(tmp_path, "restore", saved, "--into", back)
+    assert done.returncode == 0 and f"{back}/.palan: " in done.stdout, done.stderr
+    assert kept(back) == kept(used)
+    assert stat.S_IMODE((back / ".palan" / "key").stat().st_mode) == 0o600
+    assert (back / ".palan" / "key").read_bytes() == (used / ".palan" / "key").read_bytes()
+    assert {path.name for path in back.iterdir()} == {".palan", "palan.toml", "eta.py", "pack.py", "golden.json"}
+    assert palan(back, "verify").returncode == 0 and palan(back, "status").returncode == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_that_is_a_project_gets_the_store_alone(used: Path, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(used, tmp_path / "clone", ignore=shutil.ignore_patterns(".palan"))
+    (tmp_path / "clone" / "eta.py").write_text((used / "eta.py").read_text() + "\n# mine\n")
+    before = everything(tmp_path / "clone")
+    done = palan(tmp_path / "clone", "restore", saved)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "clone").rglob("*") if ".palan" not in path.parts) == before
+    assert "# mine" in (tmp_path / "clone" / "eta.py").read_text()
+    assert kept(tmp_path / "clone") == kept(used)
+
+
+WRITER = """
+import sys
+from palan.flows.project import open_project, record
+from palan.core import utcnow
+from palan.runs.run import Run
+project = open_project(sys.argv[1])
+store = project.store
+for number in range(10**9):
+    blob = store.blobs.put(f"blob {number}".encode() * 1000)
+    store.records.put(Run(f"load-{number:06d}", "load", "eta", "done", utcnow(), tags={"blob": blob}))
+    store.blocks.append("load", [f"frame {number}".encode() * 100])
+    if number % 50 == 0:
+        record(project, "noted", "eta", str(number))
+    if number % 200 == 100:
+        store.blocks.close()
+        store.blocks.compact("load")
+    print(number, flush=True)
+"""
+
+
+def test_a_backup_under_load_holds_all_that_was_acknowledged_before(used: Path, tmp_path: Path) -> None:
+    busy = Path(shutil.copytree(used, tmp_path / "busy"))
+    writers = [python(WRITER, busy)]
+    try:
+        for turn in range(3):
+            (writer,) = writers
+            assert writer.stdout is not None
+            for line in writer.stdout:
+                last = int(line)
+                if last >= 300 * (turn + 1):
+                    break
+            backup(open_project(busy), tmp_path / f"{turn}.tar")
+            assert writer.poll() is None
+            report = restore(tmp_path / f"{turn}.tar", tmp_path / f"back-{turn}")
+            assert report["findings"] == []
+            store = open_project(tmp_path / f"back-{turn}").store
+            runs = {run.id: run.tags["blob"] for run in store.records.find(Run, flow="load")}
+            frames = {frame.data for frame in store.blocks.scan("load")}
+            assert len(frames) >= last + 1
+            for number in range(last + 1):
+                assert store.blobs.get(runs[f"load-{number:06d}"]) == f"blob {number}".encode() * 1000
+                assert f"frame {number}".encode() * 100 in frames
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    assert verify(open_project(busy))["findings"] == []
+
+
+KILLED = """
+import os, sys
+from palan.flows import backup
+from palan.flows.project import open_project
+what, nth, project, file, into = sys.argv[1:]
+owner = {"_write": backup._Packer, "_lay_down": backup, "sync_folder": backup}[what]
+real, calls = getattr(owner, what), []
+def counted(*arguments):
+    calls.append(what)
+    if len(calls) == int(nth):
+        os.kill(os.getpid(), 9)
+    return real(*arguments)
+setattr(owner, what, counted)
+backup.restore(file, into) if into else backup.backup(open_project(project), file)
+"""
+
+
+@pytest.mark.parametrize("nth", [1, 5, 7, 12])
+def test_a_backup_that_was_killed_is_no_file(used: Path, tmp_path: Path, nth: int) -> None:
+    target = tmp_path / "palan.tar"
+    killed = python(KILLED, "_write", nth, used, target, "")
+    _, errors = killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL, errors
+    assert not target.exists()
+    backup(opened(used), target)
+    assert everything(tmp_path) == ["palan.tar"]
+    assert restore(target, tmp_path / "back")["findings"] == []
+
+
+@pytest.mark.parametrize(("what", "nth"), [("_lay_down", 1), ("_lay_down", 6), ("_lay_down", 9), ("sync_folder", 1)])
+def test_a_restore_that_was_killed_is_as_if_not_begun(used: Path, saved: Path, tmp_path: Path, what: str, nth: int) -> None:
+    back = tmp_path / "back"
+    killed = python(KILLED, what, nth, used, saved, back)
+    _, errors = killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL, errors
+    assert not (back / ".palan").exists()
+    assert restore(saved, back)["findings"] == []
+    assert kept(back) == kept(used) and [path.name for path in back.iterdir() if path.name.startswith(".")] == [".palan"]
+
+
+def test_a_store_or_a_file_that_is_there_is_never_touched(used: Path, saved: Path, tmp_path: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(Conflict, match=f"there is a file {saved} already"):
+        backup(opened(used), saved)
+    project = Path(shutil.copytree(used, tmp_path / "project"))
+    (project / ".palan" / "palan.db").write_bytes(b"mine")
+    with pytest.raises(Conflict, match="there is a store already") as refused:
+        restore(saved, project)
+    assert f"mv {project}/.palan {project}/.palan.old" in refused.value.hint
+    assert (project / ".palan" / "palan.db").read_bytes() == b"mine" and saved.read_bytes() == before
+    wrong = palan(project, "restore", saved)
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 2
+
+
+def test_a_backup_that_was_cut_or_changed_is_refused_and_nothing_is_left(saved: Path, tmp_path: Path) -> None:
+    whole, chance = saved.read_bytes(), random.Random(3)
+    with tarfile.open(saved) as tar:
+        end = max(member.offset_data + member.size for member in tar)  # what follows is padding
+        starts = [member.offset for member in tar]
+    copy = tmp_path / "copy.tar"
+    for size in [0, 100, *starts[1:4], starts[-1], *(chance.randrange(end) for _ in range(6))]:
+        copy.write_bytes(whole[:size])
+        with pytest.raises(Corrupt):
+            restore(copy, tmp_path / "back")
+        assert everything(tmp_path) == ["copy.tar"]
+    for at in [chance.randrange(end) for _ in range(12)]:
+        changed = bytearray(whole)
+        changed[at] ^= 0x10
+        copy.write_bytes(bytes(changed))
+        try:
+            restore(copy, tmp_path / "back")
+        except (Corrupt, PalanError):
+            assert everything(tmp_path) == ["copy.tar"]
+            continue
+        with tarfile.open(saved) as tar:  # what no reader looks at: padding, owners, times
+            assert not any(member.offset_data <= at < member.offset_data + member.size for member in tar), at
+        shutil.rmtree(tmp_path / "back")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "store/../../evil", "elsewhere/evil"])
+def test_a_tar_that_palan_did_not_write_is_refused(saved: Path, tmp_path: Path, name: str) -> None:
+    forged = tmp_path / "in" / "forged.tar"
+    forged.parent.mkdir()
+    with tarfile.open(forged, "w") as tar:
+        for each in ("project/palan.toml", name):
+            member = tarfile.TarInfo(each)
+            member.size = 0
+            tar.addfile(member, io.BytesIO())
+    with pytest.raises(Corrupt, match=f"it holds {name}"):
+        restore(forged, tmp_path / "in" / "back")
+    assert everything(tmp_path) == ["forged.tar", "in"] and not Path("/tmp/evil").exists()
+
+
+def test_what_cannot_be_done_is_said(used: Path, saved: Path, tmp_path: Path) -> None:
+    project = opened(used)
+    for config, hint in (
+        (replace(project.config, store="postgresql://db/palan"), "pg_dump"),
+        (replace(project.config, blobs="s3://bucket/x"), "versioning"),
+    ):
+        with pytest.raises(PalanError) as refused:
+            backup(type(project)(project.root, config, project.store, project.clock, project.actor), tmp_path / "x.tar")
+        assert hint in refused.value.hint
+    with pytest.raises(NotFound, match="there is no folder"):
+        backup(project, tmp_path / "none" / "x.tar")
+    with pytest.raises(NotFound, match="there is no file"):
+        restore(tmp_path / "none.tar", tmp_path / "back")
+    (tmp_path / "palan.toml").write_text('[project]\nname = "p"\nstore = "postgresql://db/palan"\n')
+    with pytest.raises(PalanError, match="in a database or a bucket"):
+        restore(saved, tmp_path)
+    assert everything(tmp_path) == ["palan.toml"]
+    outside = palan(tmp_path.parent, "restore", saved)
+    assert outside.returncode == 2 and "there is no palan project" in outside.stderr
+
+
+def test_two_backups_into_one_file_do_not_mix(used: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    with (tmp_path / ".palan.tar.part").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Conflict, match="another backup writes"):
+            backup(opened(used), tmp_path / "palan.tar")
+    backup(opened(used), tmp_path / "palan.tar")
+    assert everything(tmp_path) == ["palan.tar"]
+
+
+def test_what_was_damaged_before_is_told_when_it_is_saved_and_when_it_comes_back(used: Path, tmp_path: Path) -> None:
+    project = Path(shutil.copytree(used, tmp_path / "project"))
+    blob = sorted((project / ".palan" / "blobs").glob("??/*"))[0]
+    blob.write_bytes(b"another")
+    made = palan(project, "backup", tmp_path / "palan.tar")
+    assert made.returncode == 1 and blob.name in made.stdout
+    back = palan(tmp_path, "restore", "palan.tar", "--into", "back")
+    assert back.returncode == 1 and f"{tmp_path}/back/.palan/blobs/{blob.name[:2]}/{blob.name} is damaged" in back.stdout
