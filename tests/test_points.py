@@ -76,7 +76,7 @@ def test_splitting_and_joining_change_nothing() -> None:
 @given(hnp.arrays(np.float64, st.integers(1, 3 * BUCKET), elements=ANY))
 def test_extremes_are_those_of_every_bucket(values: np.ndarray) -> None:
     block = Block(("a",), np.arange(len(values)), np.arange(len(values)), values[None, :])
-    found = points.extremes(block)[0]
+    found = points.unpack_outline(points.pack_outline(points.outline(block)), block.names).extremes[0]
     for number, (least, largest) in enumerate(found):
         known = [value for value in values[number * BUCKET : (number + 1) * BUCKET] if not math.isnan(value)]
         assert (math.isnan(least), math.isnan(largest)) == (not known, not known)

@@ -85,7 +85,7 @@ def data(blocks: PostgresBlocks, stream: str = "s") -> list[bytes]:
 
 def test_both_databases_have_the_same_tables(server: Server, postgres: Database, tmp_path: Path) -> None:
     lite = SQLiteRecords(tmp_path / "palan.db")
-    kinds = {"text": "text", "integer": "bigint", "real": "double precision"}
+    kinds = {"text": "text", "integer": "bigint", "real": "double precision", "blob": "bytea"}
     for table, columns in {
         table: lite._db.execute(f"pragma table_info({table})").fetchall() for (table,) in lite._db.execute("select name from sqlite_master where type = 'table'").fetchall()
     }.items():

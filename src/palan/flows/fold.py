@@ -174,7 +174,7 @@ def _append(project: Project, run: str, keyset: str, block: Block) -> tuple[list
         count += part.points
         number = part.part
     pieces = points.split(points.joined(joined))
-    kept = [Curve(run, keyset, number + place, len(piece), points.pack(piece), points.extremes(piece).tobytes()) for place, piece in enumerate(pieces)]
+    kept = [Curve(run, keyset, number + place, len(piece), points.pack_outline(points.outline(piece)), points.pack(piece)) for place, piece in enumerate(pieces)]
     return kept, [part for part in parts if part.part >= number + len(pieces)]
 
 

@@ -144,16 +144,16 @@ class Trial:
             values = {**metrics, **values}
         if step is None:
             step = self._step
-        self._step = step + 1
         keys = tuple(values)
         names = self._names.get(keys)
         try:
             if names is not None:
                 self._append(STREAM, (names.point(self._id, step, ns, values.values()),), durable=durable)
-                return
-            names = _checked(keys)
-            self._append(STREAM, (names.frame, names.point(self._id, step, ns, values.values())), durable=durable)
-            self._names[keys] = names
+            else:
+                names = _checked(keys)
+                self._append(STREAM, (names.frame, names.point(self._id, step, ns, values.values())), durable=durable)
+                self._names[keys] = names
+            self._step = step + 1
         except (struct.error, TypeError, OverflowError):
             raise _no_number(values, step) from None
 

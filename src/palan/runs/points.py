@@ -170,14 +170,49 @@ def _inflated(data: bytes, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     return np.ascontiguousarray(sorted_bytes.T).view(dtype).reshape(count)
 
 
-def extremes(block: Block) -> Floats:
-    """Return least and largest of every `BUCKET` points, NaN where there is no number, shape (names, buckets, 2)."""
-    buckets = -(-len(block) // BUCKET)
-    padded = np.full((len(block.names), buckets * BUCKET), np.nan)
+class Outline(msgspec.Struct, frozen=True):
+    """What of a block is enough to draw it: for every `BUCKET` points the first step and time, the least and the largest."""
+
+    names: tuple[str, ...]
+    steps: Any  # Ints, shape (buckets,)
+    times: Any  # Ints, shape (buckets,), nanoseconds since 1970
+    extremes: Any  # Floats, shape (names, buckets, 2), NaN where there is no number
+
+
+def outline(block: Block, bucket: int = BUCKET) -> Outline:
+    """Return the outline of a block."""
+    buckets = -(-len(block) // bucket)
+    padded = np.full((len(block.names), buckets * bucket), np.nan)
     padded[:, : len(block)] = block.values
-    shaped = padded.reshape(len(block.names), buckets, BUCKET)
+    shaped = padded.reshape(len(block.names), buckets, bucket)
     # fmin and fmax pass over NaN, and give it only where there is nothing else
-    return np.stack([np.fmin.reduce(shaped, axis=2), np.fmax.reduce(shaped, axis=2)], axis=2)
+    extremes = np.stack([np.fmin.reduce(shaped, axis=2), np.fmax.reduce(shaped, axis=2)], axis=2)
+    return Outline(block.names, np.asarray(block.steps[::bucket]), np.asarray(block.times[::bucket]), extremes)
+
+
+def pack_outline(drawn: Outline) -> bytes:
+    """Return an outline as bytes: steps, times, extremes."""
+    return b"".join([drawn.steps.tobytes(), drawn.times.tobytes(), drawn.extremes.tobytes()])
+
+
+def unpack_outline(data: bytes, names: Sequence[str]) -> Outline:
+    """Return the outline that was packed; `names` are those of its block."""
+    buckets = len(data) // (8 * (2 + 2 * len(names)))
+    steps, times = np.frombuffer(data[: 16 * buckets], np.int64).reshape(2, buckets)
+    return Outline(tuple(names), steps, times, np.frombuffer(data[16 * buckets :], np.float64).reshape(len(names), buckets, 2))
+
+
+def coarser(drawn: Outline, buckets: int) -> Outline:
+    """Return an outline of at most so many buckets, which keeps the least and the largest of all."""
+    factor = -(-len(drawn.steps) // buckets)
+    if factor <= 1:
+        return drawn
+    count = -(-len(drawn.steps) // factor)
+    padded = np.full((len(drawn.names), count * factor, 2), np.nan)
+    padded[:, : len(drawn.steps)] = drawn.extremes
+    shaped = padded.reshape(len(drawn.names), count, factor, 2)
+    extremes = np.stack([np.fmin.reduce(shaped[..., 0], axis=2), np.fmax.reduce(shaped[..., 1], axis=2)], axis=2)
+    return Outline(drawn.names, drawn.steps[::factor], drawn.times[::factor], extremes)
 
 
 class Summary(msgspec.Struct, frozen=True):

@@ -59,7 +59,7 @@ class Value(msgspec.Struct, frozen=True):
 
 
 class Curve(msgspec.Struct, frozen=True):
-    """Points of one run and keyset, in the order of writing: `data` is a packed block, `extremes` its least and largest."""
+    """Points of one run and keyset, in the order of writing: `data` is a packed block, `outline` what is enough to draw it."""
 
     KEY: ClassVar[tuple[str, ...]] = ("run", "keyset", "part")
 
@@ -67,8 +67,21 @@ class Curve(msgspec.Struct, frozen=True):
     keyset: str
     part: int
     points: int
+    outline: bytes
     data: bytes
-    extremes: bytes
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A part of a curve without its points."""
+
+    TABLE: ClassVar[str] = "curve"
+    KEY: ClassVar[tuple[str, ...]] = ("run", "keyset", "part")
+
+    run: str
+    keyset: str
+    part: int
+    points: int
+    outline: bytes
 
 
 class Keyset(msgspec.Struct, frozen=True):

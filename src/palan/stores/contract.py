@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from palan.runs.search import Condition, Order
-
 from palan.errors import Corrupt
+from palan.runs.search import Condition, Order
 
 T = TypeVar("T")
 

@@ -43,7 +43,8 @@ class _Writer:
 
     def __init__(self, folder: Path, before: _Writer | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.name, self.number = (before.name, before.number + 1) if before else (new_id(utcnow()), 0)
+        self.name: str = before.name if before else new_id(utcnow())
+        self.number: int = before.number + 1 if before else 0
         self.path = folder / f"{self.name}{f'_{self.number:06d}' if self.number else ''}.seg"
         # It gets its name once it is locked: a compaction must not take a new segment for one that nobody writes.
         unlocked = self.path.with_suffix(".new")

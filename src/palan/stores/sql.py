@@ -195,7 +195,8 @@ def _table(noun: Any) -> Table:
     fields = msgspec.structs.fields(noun)
     columns = tuple(field.name for field in fields)
     codecs = [_codec(field.type) for field in fields]
-    name, keys = re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower(), getattr(noun, "KEY", columns[:1])
+    name = getattr(noun, "TABLE", re.sub(r"(?<!^)([A-Z])", r"_\1", noun.__name__).lower())
+    keys = getattr(noun, "KEY", columns[:1])
     marks = ", ".join("?" * len(columns))
     insert = " ".join(["insert into", name, "(", ", ".join(columns), ") values (", marks, ")"])
     update = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in keys)
@@ -317,7 +318,7 @@ def searched(
     told = _and([_condition(of, where)] if where else [])
     along = True
     if indexed := _indexed(where):
-        every = rows(f"select count(*) from {of.name}", [])[0][0] or 1
+        every = rows(" ".join(["select count(*) from", of.name]), [])[0][0] or 1
         counts = [rows(*_count(each))[0][0] for each in indexed]
         along = min(counts) > limit / max(prod(count / every for count in counts), 1e-12)
         if not along:
@@ -340,12 +341,16 @@ def _indexed(where: Condition | None) -> list[Compare]:
 
 def _count(compare: Compare) -> tuple[str, list[Any]]:
     part = _matching(compare)
-    return f"select count(*) from value v where {part.text}", list(part.values)
+    return _of_values("count(*)", part.text), list(part.values)
 
 
 def _begin(of: Table, compare: Compare) -> _Part:
     part = _matching(compare)
-    return _Part(f"{of.name}.id in (select v.{of.name} from value v where {part.text})", part.values)
+    return _Part(f"{of.name}.id in ({_of_values(f'v.{of.name}', part.text)})", part.values)
+
+
+def _of_values(what: str, where: str) -> str:
+    return " ".join(["select", what, "from value v where", where])
 
 
 def _matching(compare: Compare) -> _Part:
@@ -374,7 +379,7 @@ def _condition(of: Table, where: Condition) -> _Part:
             return _attribute(of, key, op, values)
         case _:
             part = _matching(where)
-            there = _Part(f"exists (select 1 from value v where v.{of.name} = {of.name}.id and {part.text})", part.values)
+            there = _Part(f"exists ({_of_values('1', f'v.{of.name} = {of.name}.id and {part.text}')})", part.values)
             return _Part(f"not {there.text}", there.values) if where.op == "null" else there
 
 
@@ -475,6 +480,6 @@ def _keys(of: Table, order: Sequence[Order]) -> list[_Key]:
             keys.append(_Key(_Part(f"{of.name}.{each.field.key}"), each.descending, each.field.key in of.nullable))
             continue
         for column in {"metric": (_STATS[each.field.stat],), "param": ("number", "text"), "tag": ("text",)}[each.field.kind]:
-            one = f"(select v.{column} from value v where v.{of.name} = {of.name}.id and v.kind = ? and v.key = ?)"
-            keys.append(_Key(_Part(one, (each.field.kind, each.field.key)), each.descending))
+            one = _of_values(f"v.{column}", f"v.{of.name} = {of.name}.id and v.kind = ? and v.key = ?")
+            keys.append(_Key(_Part(f"({one})", (each.field.kind, each.field.key)), each.descending))
     return [*keys, _Key(_Part(f"{of.name}.time"), falls=True, nulls=False)]

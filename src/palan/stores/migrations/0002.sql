@@ -9,8 +9,8 @@ create table value (
 create index value_by_number on value (kind, key, number, run);
 create index value_by_text on value (kind, key, text, run);
 create table curve (
-  run text not null, keyset text not null, part integer not null, points integer not null, data blob not null,
-  extremes blob not null, primary key (run, keyset, part)
+  run text not null, keyset text not null, part integer not null, points integer not null,
+  outline blob not null, data blob not null, primary key (run, keyset, part)
 );
 create table keyset (id text primary key, names text not null);
 create table folded (segment text primary key, reached integer not null);
