@@ -254,7 +254,7 @@ def test_a_delivery_that_fails_is_in_the_ledger_once_for_each_time_that_it_fails
 
 def test_odd_sources(project: Project) -> None:
     said = f"nothing matches feed/* in {project.root}"
-    assert ingest(project) == [{"data": "weather", "files": [], "rows": 0, "quarantined": 0, "version": None, "text": said, "next": ""}]
+    assert ingest(project) == [{"data": "weather", "files": [], "rows": 0, "total": 0, "quarantined": 0, "version": None, "text": said, "next": ""}]
     with pytest.raises(NotFound, match=re.escape(said)):
         ingest(project, "weather")
     with pytest.raises(NotFound, match='no data "wether"'):

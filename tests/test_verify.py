@@ -17,7 +17,10 @@ import pytest
 from loop_project import live, make, opened
 from palan.core import Version
 from palan.data.nouns import DataVersion
+from palan.errors import PalanError
+from palan.flows.backup import backup
 from palan.flows.log import log
+from palan.flows.project import record
 from palan.flows.verify import NOUNS, verify
 from palan.flows.watch import watch
 from palan.runs.run import Run
@@ -187,3 +190,26 @@ def test_the_command_says_it_in_a_line_each_and_by_its_exit_code(project: Path) 
     assert as_json.returncode == 1 and as_json.stderr == "" and [each["part"] for each in json.loads(as_json.stdout)["findings"]] == ["blobs"]
     (project / "palan.toml").unlink()
     assert palan("verify").returncode == 2
+
+
+def test_a_store_in_a_database_is_read_as_well_and_its_backup_is_not_ours(postgres: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "palan.toml").write_text(f'[project]\nname = "p"\nstore = "{postgres.of(folder)}"\n')
+    project = opened(folder)
+    blob = project.store.blobs.put(b"a table")
+    for number in range(3):
+        project.store.records.put(Run(f"r{number}", "build", "eta", "done", NOON, tags={"blob": blob}))
+        record(project, "noted", "eta", str(number))
+    project.store.blocks.append("decisions/eta", [b"frame %d" % number for number in range(100)], durable=True)
+    report = verify(project)
+    assert report["findings"] == [] and (report["records"], report["entries"], report["frames"], report["blobs"]) == (7, 3, 100, 1)
+    postgres.execute(folder, "update run set time = 'never' where id = 'r1'")
+    postgres.execute(folder, "update block set frames = set_byte(frames, 30, 7)")
+    told = {each["part"]: each for each in found(folder)}
+    assert 'the run "r1" is damaged at time' in told["records"]["what"] and "pg_restore" in told["records"]["next"]
+    assert "decisions/eta" in told["blocks"]["what"] and "is damaged at bytes" in told["blocks"]["what"]
+    with pytest.raises(PalanError, match="this one is a database") as refused:
+        backup(project, tmp_path / "x.tar")
+    assert "pg_dump" in refused.value.hint and not (tmp_path / "x.tar").exists()
+    project.store.records.close()

@@ -24,9 +24,11 @@ from palan.runs.run import Step
 def ingest(project: Project, data: str = "") -> list[dict[str, Any]]:
     """Take in every file of a table's source (of all tables without a name) that was not taken in before.
 
-    Returns one report per table: files, rows, quarantined rows, the verdict of each rule, and the version. Ingesting
-    twice adds nothing; a row that is delivered again with the same key is a correction. Of a file that was taken in
-    before and has changed, only the rows that differ from what it delivered then are taken.
+    Returns one report per table: `files`, new `rows` and the `total` of the version, `quarantined` rows and those that
+    are `waiting` in all, what was `resolved` of them, `warnings`, the `version`, and what to do `next`. Ingesting twice
+    adds nothing; a row that is delivered again with the same key is a correction. Of a file that was taken in before and
+    has changed, only the rows that differ from what it delivered then are taken. Rows in quarantine that a changed
+    contract lets pass are taken in.
 
     A file that cannot be taken in keeps no other one out, and no other table: the rest is in the store when this raises.
     The failure stays in `palan status` until the table is ingested without one, and is in the ledger once.
@@ -70,7 +72,7 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
             raise NotFound(f"nothing matches {config.source} in {project.root}", f"put files there, or change source in [data.{name}]")
         newest = tables.latest(project, name)
         text = f"nothing matches {config.source} in {project.root}"
-        return {"data": name, "files": [], "rows": 0, "quarantined": 0, "version": newest.ref if newest else None, "text": text, "next": ""}
+        return {"data": name, "files": [], "rows": 0, "total": newest.rows if newest else 0, "quarantined": 0, "version": newest.ref if newest else None, "text": text, "next": ""}
     with running(project, "ingest", name, wait=30) as journal:
         try:
             report, errors = _take_in(project, name, files, journal)
@@ -174,6 +176,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         "data": name,
         "files": [report["source"].rpartition("/")[2] for report in reports],
         "rows": added,
+        "total": version.rows if version else 0,
         "corrections": sum(each["corrections"] for each in (*reports, *taken)),
         "quarantined": bad,
         "waiting": waiting,

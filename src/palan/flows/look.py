@@ -94,7 +94,8 @@ def look(path: Path, shown: str) -> Looked:
     try:
         frame = parse_file(data, path.suffix, Contract(name, tuple(Field(each, "str", True) for each in _header(data))))
     except PalanError as error:
-        raise PalanError(f"{shown}: {error.what}", error.hint) from error
+        what = error.what.removeprefix(f'data "{name}": ')
+        raise PalanError(f"{shown}: {what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
     frame = frame.filter(frame[BROKEN].is_null()) if BROKEN in frame.columns else frame
     frame = frame.drop([each for each in frame.columns if each in (LINE, BROKEN)])
     if not frame.height:
