@@ -184,7 +184,8 @@ def test_files_tables_and_figures_are_kept(project: Project, tmp_path: Path) -> 
         run.table([{"x": 1}], "more.parquet")
         run.figure(Figure(), "loss.svg")
     page = run_page(project, run.id)
-    assert [each["path"] for each in page["artifacts"]] == ["a.txt", "loss.png", "model/weights.bin", "more.parquet", "out/a.txt", "out/deep/b.txt", "rows.parquet"]
+    kept = [each["path"] for each in page["artifacts"] if not each["path"].startswith("about/")]
+    assert kept == ["a.txt", "loss.png", "model/weights.bin", "more.parquet", "out/a.txt", "out/deep/b.txt", "rows.parquet"]
     assert pl.read_parquet(project.store.blobs.get(table))["x"].to_list() == [1, 2]
 
 
@@ -217,13 +218,13 @@ def test_a_run_says_what_it_needs_to_be_repeated(project: Project) -> None:
     done = subprocess.run([sys.executable, "train.py"], cwd=project.root, env={**os.environ, "PYTHONPATH": str(SOURCES)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     page = run_page(project, only(project)["run"])
-    told, blobs = page["environment"], project.store.blobs
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert told["git.commit"] == head
-    assert b"+# more" in blobs.get(told["git.diff"])
-    assert json.loads(blobs.get(told["distributions"]))["polars"] == pl.__version__
-    assert blobs.get(told["lock.blob"]) == b"polars\n"
-    assert (told["script"], blobs.get(told["script.blob"])) == ("train.py", (project.root / "train.py").read_bytes())
+    assert (page["environment"]["git.commit"], page["environment"]["script"]) == (head, "train.py")
+    files = {each["path"]: project.store.blobs.get(each["blob"]) for each in page["artifacts"]}
+    assert b"+# more" in files["about/changes.diff"]
+    assert json.loads(files["about/distributions.json"])["polars"] == pl.__version__
+    assert files["about/requirements.txt"] == b"polars\n"
+    assert files["about/train.py"] == (project.root / "train.py").read_bytes()
 
 
 def test_cpu_and_memory_are_sampled_where_asked_for(project: Project) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import groupby, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -151,8 +151,12 @@ def _joined(run: str, before: Value | None, new: Summary) -> Value:
 
 
 def _artifacts(events: Iterable[Event]) -> list[Artifact]:
-    found = {(event.run, event.body["path"]): event for event in events if event.verb == "artifact"}
-    return [Artifact(run, path, event.body["blob"], event.body["size"], _time(event.time)) for (run, path), event in found.items()]
+    found = {}
+    for event in events:
+        files = event.body["files"] if event.verb == "start" else event.body if event.verb == "artifact" else {}
+        for path, (blob, size) in files.items():
+            found[event.run, path] = Artifact(event.run, path, blob, size, _time(event.time))
+    return list(found.values())
 
 
 def _append(project: Project, run: str, keyset: str, block: Block) -> tuple[list[Curve], list[Curve]]:
@@ -189,8 +193,3 @@ def _bury(project: Project, dead: set[str]) -> None:
                 still = records.get(Run, run.id)
                 if still == run:
                     records.put(replace(run, status="killed", ended=ended, reason=KILLED))
-
-
-def by_run(nouns: Iterable[Value]) -> dict[str, list[Value]]:
-    """Group values by their run."""
-    return {run: list(some) for run, some in groupby(nouns, lambda each: each.run)}

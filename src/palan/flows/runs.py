@@ -27,7 +27,7 @@ def runs(project: Project, where: str = "", *, order: Sequence[str] = (), after:
     """Search runs: `where` is a text such as "metrics.loss < 0.3 AND params.model = 'trees'", `order` keys such as "metrics.loss".
 
     Returns {"runs": [...], "next"}: each run with its params, metrics (last values) and tags; `next`, given as `after`,
-    continues, and is empty at the end. `flow` is what kind of run: "track" (trials), "build", ...; empty for all.
+    continues, and is empty at the end. `flow` is what kind of run: "track" (what somebody tracks), "build", ...; empty for all.
 
     Raises:
         PalanError: the search or an order cannot be read; the character is marked.

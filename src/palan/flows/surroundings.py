@@ -1,4 +1,4 @@
-"""What a run has to be repeated with: code, commit and changes, distributions, data versions."""
+"""What a run is repeated with: code, commit and changes, distributions, data versions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ from palan.flows.project import Project
 
 LOCKS = ("uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "requirements.txt")
 
+FOLDER = "about"
+"""Where the artefacts of a run lie that tell how to repeat it."""
 
-def surroundings(project: Project) -> dict[str, Any]:
-    """Return the fields of a run that say how to repeat it: {"code", "data", "environment"}; what is long is kept as blobs."""
-    blobs = project.store.blobs
-    environment = {"python": ".".join(str(each) for each in sys.version_info[:3]), "distributions": blobs.put(canonical(_distributions()))}
-    lock = next((project.root / name for name in LOCKS if (project.root / name).is_file()), None)
+
+def surroundings(project: Project) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+    """Return the fields of a run that say how to repeat it, and what is long as artefacts: path -> (blob, bytes)."""
+    root = project.root
+    environment = {"python": ".".join(str(each) for each in sys.version_info[:3])}
+    files: dict[str, Path | bytes] = {"distributions.json": canonical(_distributions())}
+    lock = next((root / name for name in LOCKS if (root / name).is_file()), None)
     if lock is not None:
-        environment |= {"lock": lock.name, "lock.blob": blobs.put(lock)}
-    if commit := _git(project.root, "rev-parse", "HEAD").decode().strip():
+        files[lock.name] = lock
+    if commit := _git(root, "rev-parse", "HEAD").decode().strip():
         environment["git.commit"] = commit
-        if changes := _git(project.root, "diff", "HEAD", "--binary"):
-            environment["git.diff"] = blobs.put(changes)
+        if changes := _git(root, "diff", "HEAD", "--binary"):
+            files["changes.diff"] = changes
     script = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "")
     if script.suffix == ".py" and script.is_file() and "site-packages" not in script.parts:
-        environment |= {"script": script.name, "script.blob": blobs.put(script)}
+        environment["script"] = script.name
+        files[script.name] = script
     newest = {each.data: each.number for each in project.store.records.find(DataVersion, order="number")}
-    return {"code": digest_of(_sources(project.root)), "data": newest, "environment": environment}
+    about = {"code": digest_of(_sources(root)), "data": newest, "environment": environment}
+    return about, {f"{FOLDER}/{name}": (project.store.blobs.put(what), len(what) if isinstance(what, bytes) else what.stat().st_size) for name, what in files.items()}
 
 
 def _distributions() -> dict[str, str]:

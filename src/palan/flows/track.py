@@ -1,4 +1,4 @@
-"""Tracking of trials: `palan.start("routing", lr=1e-3)`, then `log`, `params`, `tags`, `artifact`.
+"""Tracking of runs: `palan.start("routing", lr=1e-3)`, then `log`, `params`, `tags`, `artifact`.
 
 A call appends one record to this process's own segment and is done: no lock of another process, no database. What was
 logged when the process is killed is there; whoever looks at the runs finds it.
@@ -37,7 +37,7 @@ R = TypeVar("R")
 LONGEST = 16_384
 """Characters of a text value that are kept in a record; a longer one belongs in an artefact."""
 
-_current: ContextVar[Trial | None] = ContextVar("current", default=None)
+_current: ContextVar[LiveRun | None] = ContextVar("current", default=None)
 _projects: dict[Path, Project] = {}
 _lock = threading.Lock()
 
@@ -54,12 +54,12 @@ def start(
     /,
     *,
     name: str = "",
-    parent: Trial | str | None = None,
+    parent: LiveRun | str | None = None,
     resume: str = "",
     project: Project | Path | str | None = None,
     system: float | None = None,
     **params: Any,
-) -> Trial:
+) -> LiveRun:
     """Begin a run of an experiment, in the project around the current folder; use it in `with`, or call `end`.
 
     Args:
@@ -69,25 +69,25 @@ def start(
         resume: the id of a run to go on with instead.
         project: an open project, or its folder.
         system: log CPU and memory of this process every so many seconds.
-        params: parameters, as `Trial.params` takes them.
+        params: parameters, as `LiveRun.params` takes them.
 
     Raises:
         NotFound: there is no project, or no run with the id to resume.
     """
     where = project if isinstance(project, Project) else _open(project)
     if resume:
-        trial = Trial(where, _known(where, resume).id)
-        trial._tell("resume", {})
+        run = LiveRun(where, _known(where, resume).id)
+        run._tell("resume", {})
     else:
-        outer = parent.id if isinstance(parent, Trial) else parent or (current.id if (current := _current.get()) else "")
-        trial = Trial(where, new_id(utcnow()))
-        about = {"name": name, "parent": outer, **_about(where)}
-        trial._tell("start", {"experiment": experiment or where.config.name, "about": about})
+        outer = parent.id if isinstance(parent, LiveRun) else parent or (current.id if (current := _current.get()) else "")
+        run = LiveRun(where, new_id(utcnow()))
+        about, files = _about(where)
+        run._tell("start", {"experiment": experiment or where.config.name, "about": {"name": name, "parent": outer, **about}, "files": files})
     if params:
-        trial.params(**params)
+        run.params(**params)
     if system:
-        trial._sample(system)
-    return trial
+        run._sample(system)
+    return run
 
 
 def _open(folder: Path | str | None) -> Project:
@@ -106,17 +106,17 @@ def _known(project: Project, id: str) -> Run:
     return run
 
 
-_surroundings: dict[Path, dict[str, Any]] = {}
+_surroundings: dict[Path, tuple[dict[str, Any], dict[str, tuple[str, int]]]] = {}
 
 
-def _about(project: Project) -> dict[str, Any]:
-    """Return what a run has to be repeated with, found out once in a process: what it runs was loaded when it began."""
+def _about(project: Project) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+    """Return what a run is repeated with, found out once in a process: what it runs was loaded when it began."""
     if project.root not in _surroundings:
         _surroundings[project.root] = surroundings(project)
     return _surroundings[project.root]
 
 
-class Trial:
+class LiveRun:
     """A run that is going on. Every call is kept once it returns, whatever happens to the process."""
 
     def __init__(self, project: Project, id: str) -> None:
@@ -193,7 +193,7 @@ class Trial:
         if path.startswith("/") or ".." in Path(path).parts:
             raise Invalid(f'"{path}" leads out of the run', "give a path without .. that does not begin with /", field="path", value=path)
         digest = self.project.store.blobs.put(what)
-        self._tell("artifact", {"path": path, "blob": digest, "size": size})
+        self._tell("artifact", {path: (digest, size)})
         return digest
 
     def table(self, rows: pl.DataFrame | Any, path: str = "table") -> str:
@@ -232,7 +232,7 @@ class Trial:
             self._stop.set()
         self._tell("end", {"status": status, "reason": reason})
 
-    def __enter__(self) -> Trial:
+    def __enter__(self) -> LiveRun:
         self._token = _current.set(self)
         return self
 
@@ -256,14 +256,14 @@ class Trial:
         thread.start()
 
 
-def _sampled(trial: Trial, seconds: float, stop: threading.Event) -> None:
+def _sampled(run: LiveRun, seconds: float, stop: threading.Event) -> None:
     """Log the CPU (cores in use) and the resident memory (MB) of this process until the run ends."""
     page = os.sysconf("SC_PAGE_SIZE")
     step, before, since = 0, time.process_time(), time.monotonic()
     while not stop.wait(seconds):
         cpu, now = time.process_time(), time.monotonic()
         resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * page if Path("/proc/self/statm").exists() else 0
-        trial.log({"system.cpu": (cpu - before) / (now - since), "system.memory": resident / 1e6}, step=step)
+        run.log({"system.cpu": (cpu - before) / (now - since), "system.memory": resident / 1e6}, step=step)
         step, before, since = step + 1, cpu, now
 
 
@@ -317,14 +317,14 @@ def track(function: Callable[P, R] | None = None, /, *, experiment: str = "") ->
 
         given = inspect.signature(function).bind(*args, **kwargs)
         given.apply_defaults()
-        with start(experiment or function.__name__) as trial:
-            trial.params({name: value for name, value in given.arguments.items() if isinstance(value, str | int | float | bool | None)})
+        with start(experiment or function.__name__) as run:
+            run.params({name: value for name, value in given.arguments.items() if isinstance(value, str | int | float | bool | None)})
             result = function(*args, **kwargs)
             if isinstance(result, Mapping):
                 if numbers := {str(key): value for key, value in result.items() if isinstance(value, int | float)}:
-                    trial.log(numbers)
+                    run.log(numbers)
             elif isinstance(result, int | float):
-                trial.log({"result": result})
+                run.log({"result": result})
             return result
 
     return tracked

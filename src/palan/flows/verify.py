@@ -18,11 +18,11 @@ from palan.gates.nouns import Evidence
 from palan.ledger import Entry, Head
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
-from palan.runs.run import Run, Step
+from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Step, Value
 from palan.stores import sql
 from palan.stores.files import is_digest
 
-NOUNS: tuple[type, ...] = (Run, Step, DataVersion, Quarantine, Version, Evidence, Release, Job, Alarm, Remedy, Entry, Head)
+NOUNS: tuple[type, ...] = (Run, Step, DataVersion, Quarantine, Version, Evidence, Release, Job, Alarm, Remedy, Entry, Head, Value, Curve, Keyset, Folded, Artifact)
 """All that is kept as records, but for the leases."""
 
 _ONE = {"blob", "reference", "request", "output"}

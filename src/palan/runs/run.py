@@ -12,9 +12,9 @@ Kind = Literal["param", "metric", "tag"]
 
 
 class Run(msgspec.Struct, frozen=True):
-    """One attempt of a flow, or a trial that somebody tracks: then `flow` is "track" and `subject` the experiment.
+    """One attempt of a flow, or one that somebody tracks: then `flow` is "track" and `subject` the experiment.
 
-    `status` is running | done | failed | killed; `token` is the fence of its holder's lease. What a trial was given and
+    `status` is running | done | failed | killed; `token` is the fence of its holder's lease. What it was given and
     measured lies in `Value`, `Curve` and `Artifact`.
     """
 
