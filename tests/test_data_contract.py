@@ -199,7 +199,7 @@ class TestJudging:
         assert checked.good.height == 1
         assert checked.good.columns == ["origin", "time_hour", "temp", "dewp", "visib", "sky"]
         assert {rule.rule: rule.holds for rule in checked.verdict.table} == {"rows": False, "missing column": False, "extra columns": True}
-        assert "1 rows, outside 5..6" in checked.verdict.warnings
+        assert "1 row, outside 5..6" in checked.verdict.warnings
         assert checked.verdict.to_dict()["good"] == 1
 
     def test_no_rows_is_a_verdict(self) -> None:

@@ -333,6 +333,12 @@ def test_a_project_keeps_its_versions_there(tmp_path: Path, monkeypatch: pytest.
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) <= 3 and "SignatureDoesNotMatch" in wrong.stderr
 
 
+def test_without_the_library_the_extra_is_named(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['obstore'] = None\nfrom pathlib import Path\nfrom palan.stores import open_store\nopen_store('.palan', Path(sys.argv[1]), 's3://blobs/x')"
+    _, errors = python(code, tmp_path).communicate(timeout=60)
+    assert errors.endswith('palan.errors.MissingExtra: a store on S3 needs obstore, which is not installed\nhint: pip install "palan[s3]"\n')
+
+
 def test_files_and_s3_name_the_same_blob_alike(tmp_path: Path) -> None:
     given = written(tmp_path / "given", 2 * s3.PART)
     assert FileBlobs(tmp_path / "blobs").put(given) == s3.S3Blobs(address(tmp_path)).put(given)

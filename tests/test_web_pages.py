@@ -585,7 +585,7 @@ def test_durations_read_well(seconds: float, text: str) -> None:
     assert pages.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("text", "told"), [("no version was built", "No version was built."), ("delay@1 fails", "delay@1 fails."), ("delay is late", "delay is late."), ("Is it?", "Is it?"), ("", ""), ("see `palan log`", "See `palan log`."), ("12 of 12", "12 of 12.")])
+@pytest.mark.parametrize(("text", "told"), [("no version was built", "No version was built."), ("delay@1 fails", "delay@1 fails."), ("delay is late", "delay is late."), ("Is it?", "Is it?"), ("", ""), ("see `palan log`", "See `palan log`."), ("suspect: temp", "Suspect: temp."), ("12 of 12", "12 of 12.")])
 def test_reasons_read_as_sentences(text: str, told: str) -> None:
     assert pages.prose(text, "delay") == told
 
@@ -608,6 +608,11 @@ def test_figures_without_a_value_are_left_out_and_findings_say_their_sentence(fi
 @pytest.mark.parametrize(("figure", "usual", "text"), [(2549.0, 2127.0, "20% above the usual 2,127"), (0.4, 0.5, "20% below the usual 0.5"), (0.501, 0.5, "as usual (0.5)"), (1.0, 0.0, "usual 0")])
 def test_a_figure_is_compared_in_words(figure: float, usual: float, text: str) -> None:
     assert pages.against(figure, usual) == text
+
+
+@pytest.mark.parametrize(("text", "size", "told"), [("whole", 9, "whole"), ("a loss of 0.0366 to a gain", 20, "a loss of 0.0366 to…"), ("gained 0.0026, by chance", 15, "gained 0.0026…"), ("oneverylongword", 8, "oneveryl"[:7] + "…")])
+def test_a_long_text_ends_with_a_whole_word(text: str, size: int, told: str) -> None:
+    assert pages.cut(text, size) == told
 
 
 def test_a_broken_line_says_why_it_is_broken() -> None:

@@ -542,7 +542,7 @@ def _row_rules(contract: Contract, frame: pl.DataFrame, checks: Sequence[pl.Expr
         if outside:
             finite = value.is_finite() if field.type == "float" else pl.lit(True)
             band = column_text(Field("", field.type, minimum=field.minimum, maximum=field.maximum)).split(" ", 1)[1]
-            rules.append(_Rule(f"{field.name} is outside {band}", field.name, finite & pl.any_horizontal(outside)))
+            rules.append(_Rule(f"{field.name} is {_beyond(band)}", field.name, finite & pl.any_horizontal(outside)))
         if field.values:
             listed = " ".join(field.values) if len(field.values) <= 8 else f"the {len(field.values)} listed values"
             rules.append(_Rule(f"{field.name} is not one of {listed}", field.name, ~value.cast(pl.String).is_in(list(field.values))))
@@ -598,12 +598,20 @@ def _table_rules(contract: Contract, rows: int, missing: Sequence[Field], extra:
         rules.append(TableRule("rows", False, "the delivery has no rows"))
     elif low is not None or high is not None:
         holds = (low is None or rows >= low) and (high is None or rows <= high)
-        band = f"{'' if low is None else low}..{'' if high is None else high}"
-        rules.append(TableRule("rows", holds, f"{rows} rows, {'within' if holds else 'outside'} {band}"))
+        band = f"{'' if low is None else f'{low:,}'}..{'' if high is None else f'{high:,}'}"
+        said = f"within {band}" if holds else _beyond(band)
+        rules.append(TableRule("rows", holds, f"{rows:,} {'row' if rows == 1 else 'rows'}, {said}"))
     rules += [TableRule("missing column", False, f'column "{field.name}" is not in the delivery and was taken as missing values', "error") for field in missing]
     if extra:  # kept as they came: a contract says what it needs, not all that a supplier may send
         rules.append(TableRule("extra columns", True, f"not in the contract, kept as they came: {_listed(extra)}"))
     return tuple(rules)
+
+
+def _beyond(band: str) -> str:
+    """Say where a value lies that is not in a band: `outside 0..10`, and of one that is open `below 50`."""
+    if band.endswith(".."):
+        return f"below {band[:-2]}"
+    return f"above {band[2:]}" if band.startswith("..") else f"outside {band}"
 
 
 def _missing_hint(name: str, extra: Sequence[str], delivered: Sequence[str]) -> str:

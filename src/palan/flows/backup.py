@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -32,8 +32,11 @@ from palan.flows.verify import verify
 from palan.stores import folder_of, open_store
 from palan.stores.files import CHUNK, FileBlobs, sync_folder, write_atomically
 from palan.stores.segments import SegmentBlocks
+from palan.stores.sqlite import SQLiteRecords
 
 PROJECT, STORE, MANIFEST = "project", "store", "manifest.json"
+T = TypeVar("T")
+
 _LEFT_OUT = ("cache", "blocks", "blobs")  # the first is made again; the others have an order of their own
 _TOLD = 1 << 30
 
@@ -129,7 +132,7 @@ class _Packer:
             self._add(f"{PROJECT}/{name}", project.root / name)
         self._records()
         project.tell("copying the blocks")
-        for path, size in _blocks(project).files():
+        for path, size in _of(project.store.blocks, SegmentBlocks).files():
             try:
                 self._add(self._name(path), path, size)
             except FileNotFoundError:  # compacted meanwhile: what of it follows
@@ -137,7 +140,7 @@ class _Packer:
         for path in _others(project.folder):
             self._add(self._name(path), path)
         project.tell("copying the blobs")
-        blobs = _blobs(project)  # at last: each is there before the record that names it
+        blobs = _of(project.store.blobs, FileBlobs)  # at last: each is there before the record that names it
         for key in blobs.names():
             self._add(self._name(blobs.place(key)), blobs.place(key))
         manifest = msgspec.json.encode(Manifest(project.config.name, self.time, __version__, self.files))
@@ -145,12 +148,10 @@ class _Packer:
         self.tar.close()
 
     def _records(self) -> None:
-        from palan.stores.sqlite import copy_database
-
         self.project.tell("copying the records")
         self.database.unlink(missing_ok=True)  # of one that was killed
         try:
-            copy_database(self.project.folder / "palan.db", self.database)
+            _of(self.project.store.records, SQLiteRecords).copy_to(self.database)
             self._add(f"{STORE}/palan.db", self.database)
         finally:
             self.database.unlink(missing_ok=True)
@@ -186,14 +187,9 @@ class _Hashed:
         return data
 
 
-def _blocks(project: Project) -> SegmentBlocks:
-    assert isinstance(project.store.blocks, SegmentBlocks)
-    return project.store.blocks
-
-
-def _blobs(project: Project) -> FileBlobs:
-    assert isinstance(project.store.blobs, FileBlobs)
-    return project.store.blobs
+def _of(part: object, kind: type[T]) -> T:
+    assert isinstance(part, kind)  # as the store's address says
+    return part
 
 
 def _own(project: Project) -> list[str]:

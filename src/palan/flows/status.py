@@ -774,7 +774,7 @@ def _data_line(project: Project, name: str) -> dict[str, Any]:
         why = "nothing was ingested yet" if config.source else f"{config.transform} makes it when a model needs it"
         command = f"palan ingest {name}" if config.source else f"palan build {users[0]}" if users else ""
     elif odd := _odd(version):
-        verdict, why = "attention", odd
+        verdict, why, command = "attention", odd, f"palan why {name}"
     else:
         why = f"all {_count(version.rows, 'row')} hold" if version.rows != 1 else "its one row holds"
     if quarantined and not failed:
@@ -922,8 +922,12 @@ def _alarm_line(project: Project, alarm: Alarm) -> dict[str, Any]:
         "status": alarm.status,
         "what": alarm.what,
         "diagnosis": alarm.diagnosis,
-        "remedy": f"{remedies[0].choice} ({remedies[0].status})" if remedies else "",
+        "remedy": _settled(remedies[0]) if remedies else "",
     }
+
+
+def _settled(remedy: Remedy) -> str:
+    return "nothing had to be done" if remedy.status == "nothing" else f"{remedy.choice} ({remedy.status})"
 
 
 def _jobs(project: Project, model: str) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ def bound_sane(
 
 
 def latency(seconds: Sequence[float], limit: float) -> Finding:
-    """Judge whether 95 % of the decisions are answered within `limit` seconds.
+    """Judge whether 95% of the decisions are answered within `limit` seconds.
 
     fail only where the exact lower bound of the share that is late exceeds 5 %: one slow answer in a busy minute is
     not yet a slow model. With fewer than 20 answers all of them must be in time.
@@ -168,7 +168,7 @@ def latency(seconds: Sequence[float], limit: float) -> Finding:
     late, n = int((times > limit).sum()), len(times)
     p95 = float(np.quantile(times, 0.95, method="higher"))
     figures = {"limit": limit, "p50": float(np.median(times)), "p95": p95, "max": float(times.max()), "answers": n, "late": late}
-    text = f"95 % of {n} answers within {_time(p95)}, the limit is {_time(limit)}"
+    text = f"95% of {n} answers within {_time(p95)}, the limit is {_time(limit)}"
     if late == 0 or (n >= 20 and p95 <= limit):
         return Finding("latency", "pass", text, figures)
     verdict: Verdict = "fail" if binomial_interval(late, n, 0.90)[0] > 0.05 else "cannot tell"

@@ -17,7 +17,7 @@ GATES: Mapping[str, str] = {
     "golden": "every golden case gives its expected output, within its tolerance",
     "feasibility": "the independent check finds no violation in any plan",
     "bound_sane": "no objective is better than its proven bound, and the recomputed objective is the reported one",
-    "latency": "95 % of the decisions are answered within the limit",
+    "latency": "95% of the decisions are answered within the limit",
     "decision_diff": "at most this share of recent decisions changes",
     "schema_compatible": "every request that callers may send today is still accepted",
     "table_checks": "the decision table has no gap, conflict, shadowed or dead row",

@@ -114,7 +114,16 @@ class SQLiteRecords(Records):
         return int(self._db.execute("pragma user_version").fetchone()[0])
 
     def _backup(self, known: int) -> None:
-        copy_database(self.path, self.path.with_suffix(f".schema-{known}.backup"))
+        reader = sqlite3.connect(self.path)  # this connection holds the lock to write
+        try:
+            _copy(reader, self.path.with_suffix(f".schema-{known}.backup"))
+        finally:
+            reader.close()
+
+    def copy_to(self, target: Path) -> None:
+        """Write all that is committed, as of one moment, to another file, while other processes go on."""
+        with self._lock, self._explained():
+            _copy(self._db, target)
 
     def put(self, *nouns: object) -> None:
         with self.transaction() if len(nouns) > 1 else nullcontext():
@@ -255,16 +264,12 @@ class SQLiteRecords(Records):
             raise (self._refused if self._refused and type(error) is PalanError else error) from error
 
 
-def copy_database(source: Path, target: Path) -> None:
-    """Copy all that is committed, as of one moment, while others write."""
-    with _explained(source):
-        reader = sqlite3.connect(source)
-        copy = sqlite3.connect(target)
-        try:
-            reader.backup(copy)
-        finally:
-            copy.close()
-            reader.close()
+def _copy(reader: sqlite3.Connection, target: Path) -> None:
+    copy = sqlite3.connect(target)
+    try:
+        reader.backup(copy)
+    finally:
+        copy.close()
 
 
 def _connect(address: Path | str, wait: float) -> sqlite3.Connection:

@@ -17,7 +17,7 @@ from palan.web.views import IncumbentLine, Loss, Mark, Series
 
 _WIDTH = 1000  # of the inner drawing, in its own units
 _LANE = 16  # pixels of one line of labels over a chart
-_LANES = 4
+_LANES = 5
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 

@@ -148,7 +148,11 @@ def value(thing: Any, size: int = 60) -> str:
 
 
 def cut(text: str, size: int) -> str:
-    return text if len(text) <= size else text[: size - 1].rstrip(" ,") + "…"
+    """Return the text, or its beginning up to a whole word."""
+    if len(text) <= size:
+        return text
+    words = text[:size].rpartition(" ")[0] or text[: size - 1]
+    return words.rstrip(" ,;:(") + "…"
 
 
 def document(thing: Any, lines: int = 40) -> str:
@@ -280,7 +284,7 @@ def by_day(entries: Sequence[EntryLine]) -> list[tuple[str, list[EntryLine]]]:
 def prose(text: str, *names: str) -> str:
     """Return the text as a sentence: a capital and a full stop. A name at its beginning stays as it is written."""
     first = text.split(" ", 1)[0]
-    if first.isalpha() and first not in names:
+    if first.rstrip(":,").isalpha() and first.rstrip(":,") not in names:
         text = text[0].upper() + text[1:]
     return text if not text or text.rstrip("`")[-1:] in ".!?:" else f"{text}."
 
