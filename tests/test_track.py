@@ -19,7 +19,7 @@ import pytest
 from palan.errors import Invalid, NotFound, PalanError
 from palan.flows.fold import KILLED, fold
 from palan.flows.project import Project, open_project
-from palan.flows.runs import compare, curve, run_page, runs
+from palan.flows.runs import compare, curve, run_page, search
 from palan.flows.track import start, track
 from palan.runs.run import Curve, Run, Value
 
@@ -41,7 +41,7 @@ def python(project: Project, code: str, *arguments: str) -> subprocess.Popen[str
 
 
 def only(project: Project) -> dict[str, Any]:
-    (found,) = runs(project)["runs"]
+    (found,) = search(project)["runs"]
     return found
 
 
@@ -67,7 +67,7 @@ def test_what_a_run_logs_is_found_again(project: Project) -> None:
 
 
 def test_an_empty_project_has_no_runs(project: Project) -> None:
-    assert runs(project) == {"runs": [], "next": ""}
+    assert search(project) == {"runs": [], "next": ""}
     with pytest.raises(NotFound, match="palan runs"):
         run_page(project, "nothing")
 
@@ -137,7 +137,7 @@ def test_an_error_ends_the_run_as_failed_and_goes_on(project: Project) -> None:
     assert (only(project)["status"], only(project)["reason"]) == ("failed", "ZeroDivisionError: division by zero")
     with pytest.raises(KeyboardInterrupt), start(project=project):
         raise KeyboardInterrupt
-    assert runs(project)["runs"][0]["status"] == "killed"
+    assert search(project)["runs"][0]["status"] == "killed"
 
 
 def test_runs_within_runs(project: Project) -> None:
@@ -148,7 +148,7 @@ def test_runs_within_runs(project: Project) -> None:
     page = run_page(project, outer.id)
     assert [each["name"] for each in page["children"]] == ["depth 2", "depth 4"]
     assert run_page(project, inner.id)["parent"] == outer.id
-    assert start(project=project).id and runs(project)["runs"][0]["parent"] == ""
+    assert start(project=project).id and search(project)["runs"][0]["parent"] == ""
 
 
 def test_a_run_is_gone_on_with(project: Project) -> None:
@@ -205,7 +205,7 @@ def test_a_function_is_tracked(project: Project, monkeypatch: pytest.MonkeyPatch
     assert (found["experiment"], found["params"], found["metrics"]) == ("tune", {"depth": "3", "rate": "0.1", "rows": "null"}, {"loss": pytest.approx(0.3)})
     with pytest.raises(ValueError, match="no data"):
         fails()
-    assert runs(project, "experiment = 'other'")["runs"][0]["reason"] == "ValueError: no data"
+    assert search(project, "experiment = 'other'")["runs"][0]["reason"] == "ValueError: no data"
 
 
 def test_a_run_says_what_it_needs_to_be_repeated(project: Project) -> None:
@@ -273,13 +273,13 @@ def test_many_processes_log_while_others_look(project: Project) -> None:
     writers = [python(project, WRITER, str(number), "3000") for number in range(4)]
     running = True
     while running:
-        running = any(len(each["metrics"]) < 2 or each["metrics"]["loss"] < 2999 for each in runs(project)["runs"]) or len(runs(project)["runs"]) < 4
+        running = any(len(each["metrics"]) < 2 or each["metrics"]["loss"] < 2999 for each in search(project)["runs"]) or len(search(project)["runs"]) < 4
         assert not any(writer.poll() for writer in writers)
-    assert {each["status"] for each in runs(project)["runs"]} == {"running"}
+    assert {each["status"] for each in search(project)["runs"]} == {"running"}
     for writer in writers:
         _, errors = writer.communicate("\n", timeout=60)
         assert (writer.returncode, errors) == (0, "")
-    found = runs(project, order=["params.worker"])["runs"]
+    found = search(project, order=["params.worker"])["runs"]
     assert [each["params"]["worker"] for each in found] == ["0", "1", "2", "3"]
     assert {each["status"] for each in found} == {"done"}
     for each in found:
@@ -318,7 +318,7 @@ def test_a_forked_child_logs_for_itself(project: Project) -> None:
     child.join(60)
     assert child.exitcode == 0
     run.log(loss=1.5)
-    found = {each["experiment"]: each for each in runs(project)["runs"]}
+    found = {each["experiment"]: each for each in search(project)["runs"]}
     assert (found["child"]["status"], found["child"]["metrics"]) == ("done", {"loss": 2.0})
     assert (found["parent"]["status"], found["parent"]["metrics"]) == ("running", {"loss": 1.5})
 
@@ -330,22 +330,22 @@ def test_searches_orders_and_pages(project: Project) -> None:
     for number in range(25):
         with start("ab"[number % 2], project=project, depth=number) as run:
             run.log(loss=(number * 7) % 25 / 25)
-    found = runs(project, "experiment = 'a' and metrics.loss < 0.5", order=["metrics.loss"])["runs"]
+    found = search(project, "experiment = 'a' and metrics.loss < 0.5", order=["metrics.loss"])["runs"]
     assert [each["metrics"]["loss"] for each in found] == sorted(number * 7 % 25 / 25 for number in range(0, 25, 2) if number * 7 % 25 / 25 < 0.5)
     seen: list[str] = []
     after = ""
     while True:
-        page = runs(project, order=["params.depth desc"], limit=10, after=after)
+        page = search(project, order=["params.depth desc"], limit=10, after=after)
         seen += [each["params"]["depth"] for each in page["runs"]]
         after = page["next"]
         if not after:
             break
     assert seen == [str(number) for number in reversed(range(25))]
     with pytest.raises(PalanError, match="→"):
-        runs(project, "metrics.loss <")
+        search(project, "metrics.loss <")
     for wrong in ("x", "é", "eA=="):
         with pytest.raises(Invalid, match="no place in a search"):
-            runs(project, after=wrong)
+            search(project, after=wrong)
 
 
 def test_a_long_curve_keeps_its_extremes(project: Project) -> None:

@@ -32,7 +32,7 @@ _HOMES = {
     "release": "palan.flows.release",
     "replay": "palan.flows.replay",
     "restore": "palan.flows.backup",
-    "runs": "palan.flows.runs",
+    "search": "palan.flows.runs",
     "serve": "palan.flows.serve",
     "start": "palan.flows.track",
     "status": "palan.flows.status",

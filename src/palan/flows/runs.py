@@ -1,4 +1,4 @@
-"""`palan runs`: search every run, look at one, compare some."""
+"""`palan runs`: search all runs, look at one, compare some."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWN = 1000
 """Points of a curve, or pairs of least and largest, that are sent if no other number is asked for."""
 
 
-def runs(project: Project, where: str = "", *, order: Sequence[str] = (), after: str = "", limit: int = 50, flow: str = "track") -> dict[str, Any]:
+def search(project: Project, where: str = "", *, order: Sequence[str] = (), after: str = "", limit: int = 50, flow: str = "track") -> dict[str, Any]:
     """Search runs: `where` is a text such as "metrics.loss < 0.3 AND params.model = 'trees'", `order` keys such as "metrics.loss".
 
     Returns {"runs": [...], "next"}: each run with its params, metrics (last values) and tags; `next`, given as `after`,
@@ -99,8 +99,8 @@ def find_run(project: Project, id: str) -> Run:
     exact = records.get(Run, id)
     if exact is not None:
         return exact
-    search = parse(f"name = {_quoted(id)} or id like {_quoted(_literal(id) + '%')}")
-    found = records.search(Run, search, limit=2) if id else []
+    wanted = parse(f"name = {_quoted(id)} or id like {_quoted(_literal(id) + '%')}")
+    found = records.search(Run, wanted, limit=2) if id else []
     if len(found) == 1:
         return found[0][0]
     if found:
