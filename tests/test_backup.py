@@ -257,6 +257,30 @@ def test_what_cannot_be_done_is_said(used: Path, saved: Path, tmp_path: Path) ->
     assert outside.returncode == 2 and "there is no palan project" in outside.stderr
 
 
+def test_a_full_disk_costs_a_backup_or_a_restore_and_nothing_else(used: Path, saved: Path, tmp_path: Path) -> None:
+    size = saved.stat().st_size // 1024
+    for blocks in (20, 150, size // 2):  # while the records are copied, and later
+        limited = subprocess.run(
+            ["bash", "-c", f'ulimit -f {blocks}; exec "$0" "$@"', sys.executable, "-m", "palan.cli", "backup", str(tmp_path / "palan.tar")],
+            cwd=used, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        )
+        assert limited.returncode == 2 and f"df {tmp_path}" in limited.stderr, limited.stderr
+        assert everything(tmp_path) == []
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 50; exec "$0" "$@"', sys.executable, "-m", "palan.cli", "restore", str(saved), "--into", str(tmp_path / "back")],
+        cwd=used, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)},
+    )
+    assert limited.returncode == 2 and f"df {tmp_path}/back" in limited.stderr and everything(tmp_path) == []
+    assert verify(opened(used))["findings"] == []
+
+
+def test_what_a_killed_backup_left_behind_harms_no_later_one(used: Path, tmp_path: Path) -> None:
+    for name in (".palan.tar.part", ".palan.tar.db", ".palan.tar.db-journal"):
+        (tmp_path / name).write_bytes(os.urandom(100_000))
+    backup(opened(used), tmp_path / "palan.tar")
+    assert everything(tmp_path) == ["palan.tar"] and restore(tmp_path / "palan.tar", tmp_path / "back")["findings"] == []
+
+
 def test_two_backups_into_one_file_do_not_mix(used: Path, tmp_path: Path) -> None:
     import fcntl
 

@@ -714,6 +714,17 @@ def test_alarm_page_holds_diagnosis_trials_and_history(project: Project) -> None
         alarm_page(project, "nothing")
 
 
+def test_columns_of_an_alarm_are_as_they_were_when_it_was_raised(project: Project) -> None:
+    released(project)
+    watched(project)
+    alarm = alarmed(project)
+    told = [{"name": "temp", "distance": 0.7, "threshold": 0.2}, {"name": "shop", "distance": 0.1, "threshold": 0.3}]
+    project.store.records.put(replace(alarm, evidence={**alarm.evidence, "columns": told, "split": {"total": 0.5, "inputs": 0.1}}))
+    page = fits(alarm_page(project, alarm.id), views.AlarmPage)
+    assert [(each["column"], each["changed"], each["text"]) for each in page["columns"]] == [("temp", True, "70% of its rows"), ("shop", False, "")]
+    assert page["evidence"] == {"loss": 0.9}
+
+
 def test_home_page_draws_what_status_says(project: Project) -> None:
     full(project)
     home = fits(status(project), views.Home)

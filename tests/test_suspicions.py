@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -104,6 +105,32 @@ def test_a_fault_that_goes_on_stays_one_suspicion_and_never_becomes_the_norm(pro
     deliver(project, "b", wrong.filter(pl.col("time_hour").is_between(pl.lit("2013-10-29"), pl.lit("2013-12-01"), closed="left")))
     assert suspected(project) == [("unit", ("dewp", "temp"), "2013-10-10")]
     assert tables.suspicions(project, "weather")[0].evidence["through"] > "2013-11"
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        pytest.param([pl.col("load") * 1000], "load is 1000 times too large", id="a thousand times"),
+        pytest.param([pl.when(pl.int_range(pl.len()) % 9 == 4).then(-9999.0).otherwise("load").alias("load")], "load says -9999", id="a value for none"),
+        pytest.param([pl.col("line").alias("site"), pl.col("site").alias("line")], "line and site are exchanged", id="words exchanged"),
+        pytest.param([pl.col("line").replace({"north": "N"})], "line has new names for old values", id="new names"),
+        pytest.param([pl.col("load") * 1.3], "", id="a busy month"),
+    ],
+)
+def test_what_a_delivery_means_is_asked_of_every_kind_of_column(tmp_path: Path, broken: list[pl.Expr], said: str) -> None:
+    columns = 'columns = { at = "time", load = "float", line = "str", site = "str" }'
+    (tmp_path / "palan.toml").write_text(f'[data.weather]\nsource = "feed/*.csv"\ntime = "at"\n{columns}\n', encoding="utf-8")
+    (tmp_path / "feed").mkdir()
+    project = open_project(tmp_path)
+    chance, start = random.Random(3), datetime(2026, 1, 1, tzinfo=UTC)
+    days = [start + timedelta(hours=hour) for hour in range(24 * 60)]
+    lines, sites = ([chance.choice(words) for _ in days] for words in (["north", "south"], ["aa", "bb", "cc"]))
+    frame = pl.DataFrame({"at": days, "load": [round(chance.gammavariate(4, 100), 1) for _ in days], "line": lines, "site": sites})
+    assert deliver(project, "1", frame.head(24 * 45))["warnings"] == []
+    report = deliver(project, "2", frame.slice(24 * 45, 24 * 14).with_columns(broken))
+    assert [said in str(each) for each in report["warnings"]] == ([True] if said else [])  # type: ignore[attr-defined]
+    one = deliver(project, "3", frame.tail(1))  # a row does not make a day
+    assert (one["rows"], one["warnings"]) == (1, [])
 
 
 @pytest.mark.parametrize("kind", KINDS)

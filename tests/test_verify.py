@@ -180,12 +180,12 @@ def test_the_command_says_it_in_a_line_each_and_by_its_exit_code(project: Path) 
         return subprocess.run([sys.executable, "-m", "palan.cli", *words], cwd=project, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
 
     clean = palan("verify")
-    assert clean.returncode == 0 and clean.stdout.endswith(": no damage\n") and "reading the blobs" in clean.stderr
+    assert clean.returncode == 0 and clean.stdout.endswith(": no findings\n") and "reading the blobs" in clean.stderr
     (path, *_) = sorted((project / ".palan" / "blobs").glob("??/*"))
     flip(path, 0)
     damaged = palan("verify")
     line, last = damaged.stdout.splitlines()
-    assert damaged.returncode == 1 and str(path) in line and "palan restore" in line and last.endswith(": 1 damage")
+    assert damaged.returncode == 1 and str(path) in line and "palan restore" in line and last.endswith(": 1 finding")
     as_json = palan("verify", "--json")
     assert as_json.returncode == 1 and as_json.stderr == "" and [each["part"] for each in json.loads(as_json.stdout)["findings"]] == ["blobs"]
     (project / "palan.toml").unlink()

@@ -643,7 +643,7 @@ def verify(ctx: click.Context, as_json: bool) -> None:
             click.echo(f"{click.style(each['part'], fg='red')}  {each['what']}; {each['next']}")
         click.echo(
             f"{found['records']:,} records, {found['entries']:,} entries of the ledger, {found['frames']:,} frames in {found['files']:,} files, "
-            f"{found['blobs']:,} blobs, {found['bytes']:,} bytes: {len(found['findings']) or 'no'} damage{'s' if len(found['findings']) > 1 else ''}"
+            f"{found['blobs']:,} blobs, {found['bytes']:,} bytes: {len(found['findings']) or 'no'} finding{'' if len(found['findings']) == 1 else 's'}"
         )
 
     _print(found, as_json, show)

@@ -149,12 +149,20 @@ class _Packer:
 
     def _records(self) -> None:
         self.project.tell("copying the records")
-        self.database.unlink(missing_ok=True)  # of one that was killed
+        journal = self.database.with_name(f"{self.database.name}-journal")
+        passing = [journal, self.database]  # in this order: the journal of one that was killed would be rolled back into this one
         try:
+            for path in passing:
+                path.unlink(missing_ok=True)
             _of(self.project.store.records, SQLiteRecords).copy_to(self.database)
             self._add(f"{STORE}/palan.db", self.database)
+        except PalanError as error:
+            if type(error) is not PalanError:  # the store is damaged, or locked
+                raise
+            raise PalanError(f"the records cannot be copied into {self.database.parent}: {error.what}", f"check space and rights: df {self.database.parent}") from error
         finally:
-            self.database.unlink(missing_ok=True)
+            for path in passing:
+                path.unlink(missing_ok=True)
 
     def _name(self, path: Path) -> str:
         return f"{STORE}/{path.relative_to(self.project.folder).as_posix()}"

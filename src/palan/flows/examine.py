@@ -34,6 +34,9 @@ STRETCH = 15
 ENOUGH = 28
 """Healthy days without which nothing is usual."""
 
+FAR = 10.0
+"""Times the largest distance that history shows between its own stretches, beyond which a number speaks for itself."""
+
 DENSE = 12
 """Rows a day without which a day of numbers has no shape."""
 
@@ -73,9 +76,12 @@ def examine(
     days = doctor.days_of(rows)
     if not days:
         return list(known), []
-    begin = min(days[0], days[-1] - timedelta(days=LEAST - 1))
+    first = days[0]
+    begin = min(first, days[-1] - timedelta(days=LEAST - 1))
     rows, days = _with_stored(project, contract, rows, before, names, begin, days[-1])
     judged = [day for day in days if day >= begin][-MOST * STRETCH :]
+    if not judged:  # too few rows to make a day beside those that are stored
+        return list(known), []
     still = [each for each in known if not (judged[0] <= each.since.date() and _through(each) <= judged[-1])]
     told: list[Hypothesis] = []
     for stretch in _stretches(judged):
@@ -90,7 +96,7 @@ def examine(
             if _is_certain(each, window.height / len(stretch), contract) and not (each.kind == "nulls" and set(each.columns) <= _outcomes(project)):
                 through = each.until.date() - timedelta(days=1) if each.until else stretch[-1]
                 told = _joined(told, [_marked(each, through)])
-    return _joined(still, told), told
+    return _joined(still, told), [each for each in told if _through(each) >= first]
 
 
 def said(each: Hypothesis) -> str:
@@ -116,12 +122,15 @@ def _is_certain(each: Hypothesis, rows_a_day: float, contract: Contract) -> bool
         return False
     if each.kind in ("nulls", "stuck"):
         return each.kind == "nulls" or (float(each.evidence["before"]) >= LEAST and each.evidence["values"] == 1)
+    if "relations" not in each.evidence:  # two columns of words that exchanged their values
+        return True
     units = [contract.field(name).unit for name in each.columns]
     if each.kind == "unit" and any(unit and f"instead of {unit}" not in each.text for unit in units):
         return False
     related = any(found["before"] > 1 >= found["after"] for found in each.evidence.get("relations", ()))
     on_steps = any(before < 0.4 and after > 0.6 for before, after in each.evidence.get("lattice", {}).values())
-    return related or on_steps
+    before, after = (each.evidence[name].values() for name in ("before", "after"))
+    return related or on_steps or (min(before) >= FAR and max(after) <= 1)
 
 
 def _outcomes(project: Project) -> set[str]:

@@ -170,7 +170,7 @@ def alarm_page(project: Project, id: str) -> dict[str, Any]:
         "diagnosis": alarm.diagnosis,
         "because": str(evidence.pop("because", "")),
         "columns": _shifts(project, alarm),
-        "evidence": {name: value for name, value in evidence.items() if name not in ("columns", "faults", "silent", "ends_repair")},
+        "evidence": {name: value for name, value in evidence.items() if name not in ("columns", "faults", "split", "silent", "ends_repair")},
         "loss": _loss(project, alarm.model, _frames(project, alarm.model), records.find(Entry), since=alarm.since - 12 * window, until=alarm.until + 8 * window),
         "remedy": remedy.id if remedy else None,
         "remedy_status": remedy.status if remedy else "",
@@ -734,6 +734,19 @@ def _mark(entry: Entry, before: Entry | None) -> dict[str, Any]:
 def _shifts(project: Project, alarm: Alarm) -> list[dict[str, Any]]:
     """Return how far each column had moved in the newest window of an alarm."""
     frames = [each for each in _frames(project, alarm.model) if each["columns"] and unstamp(each["until"]) <= alarm.until]
+    if told := alarm.evidence.get("columns"):
+        # As they were when it was raised: under another repair the same window looks unlike.
+        texts = {(each["column"], each["distance"]): _bare(each["text"], each["column"]) for frame in frames for each in frame["columns"]}
+        return [
+            {
+                "column": each["name"],
+                "distance": each["distance"],
+                "threshold": each["threshold"],
+                "changed": each["threshold"] is not None and each["distance"] > each["threshold"],
+                "text": texts.get((each["name"], each["distance"]), ""),
+            }
+            for each in told
+        ]
     if not frames:
         return []
     names = ("column", "distance", "threshold", "changed")

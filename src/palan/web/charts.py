@@ -311,7 +311,7 @@ def steps(incumbents: Sequence[IncumbentLine], *, sense: str, key: str, title: s
     top = 18
     levels = ticks(low, high)
     grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{top + y(tick):.1f}" y2="{top + y(tick):.1f}"/>' for tick in levels)
-    moments = ticks(0, last, 5)
+    moments = ticks(0, last, 4)
     axis = "".join(
         f'<text class="tick" x="{tick / last:.2%}" y="{top + height + 16}" text-anchor="{_anchor(tick / last)}">{label} s</text>'
         f'<line class="notch" x1="{tick / last:.2%}" x2="{tick / last:.2%}" y1="{top + height}" y2="{top + height + 4}"/>'
