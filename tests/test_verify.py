@@ -108,6 +108,18 @@ def test_each_damage_is_named_and_stops_nothing(project: Path) -> None:
     assert len(findings) == 6
 
 
+def test_a_ledger_without_its_end_is_walked_all_the_same(project: Path) -> None:
+    db = sqlite3.connect(project / ".palan" / "palan.db")
+    with db:
+        db.execute("update head set seq = 'many'")
+        db.execute("drop trigger entry_is_never_edited")
+        db.execute("update entry set reason = 'another' where seq = 2")
+    db.close()
+    texts = [each["what"] for each in found(project)]
+    assert 'the head "ledger" is damaged at seq: \'many\' is not int' in texts[0]
+    assert texts[1].startswith("its end cannot be judged: ") and texts[2].startswith("entry 2 was edited") and len(texts) == 3
+
+
 def test_every_damaged_range_of_a_segment_is_named_and_what_is_whole_is_counted(tmp_path: Path) -> None:
     blocks = SegmentBlocks(tmp_path)
     blocks.append("s", [b"frame %d" % number for number in range(10)])

@@ -12,10 +12,11 @@ from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Job
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, NotFound, PalanError
-from palan.flows.log import ledger_breaks
+from palan.flows.log import ledger_breaks, unlike_the_ledger
 from palan.flows.project import Project
 from palan.gates.nouns import Evidence
 from palan.ledger import Entry, Head
+from palan.ledger import verify as walk
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
 from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Step, Value
@@ -108,7 +109,8 @@ def _ledger(project: Project, report: dict[str, Any]) -> Iterator[Finding]:
         entries, breaks = ledger_breaks(project, whole)
     except Corrupt as error:  # the note of where it ends
         yield Finding("ledger", f"its end cannot be judged: {error.what}", told)
-        return
+        entries = whole(Entry)
+        breaks = [*walk(entries), *unlike_the_ledger(entries, whole(Release), whole(Version), whole(Evidence))]
     report["entries"] = len(entries)
     for each in breaks:
         yield Finding("ledger", each.what, told)
