@@ -278,11 +278,20 @@ def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(server: Ser
     assert blocks.lost() == [] and records.verify() == []
 
 
-def test_a_restart_within_a_transaction_leaves_nothing_of_it(server: Server, postgres: Database) -> None:
+@pytest.mark.parametrize("end", ["restart", "terminate", "idle"])
+def test_a_transaction_whose_connection_ends_leaves_nothing(server: Server, postgres: Database, tmp_path: Path, end: str) -> None:
     records = PostgresRecords(server)
     with pytest.raises(Busy, match="went away within a transaction: nothing of it was recorded") as refused, records.transaction():
         records.put(RUN)
-        postgres.restart()
+        ((pid,),) = records._read("select pg_backend_pid()", ())
+        if end == "restart":
+            postgres.restart()
+        elif end == "terminate":
+            postgres.execute(tmp_path, f"select pg_terminate_backend({pid})")
+        else:
+            records._read("select set_config('idle_in_transaction_session_timeout', '1ms', false)", ())
+        while postgres.execute(tmp_path, f"select 1 from pg_stat_activity where pid = {pid} and state <> ''"):
+            time.sleep(0.01)
         records.put(replace(RUN, id="r2"))
     assert refused.value.hint == "repeat the command"
     assert records.find(Run) == []
@@ -316,6 +325,16 @@ def test_of_a_transaction_whose_answer_was_lost_nobody_says_that_it_failed(wire:
         records.put(RUN)
         wire.cut_at(b"commit")
     assert records.find(Run) == [RUN]
+
+
+def test_an_append_that_was_given_up_is_not_taken_for_the_next_one(wire: Wire) -> None:
+    blocks = PostgresBlocks(Server(wire.address, wait=0))
+    blocks.append("s", [b"first"])
+    wire.cut_at(b"given up")
+    with pytest.raises(Busy):
+        blocks.append("s", [b"given up"])
+    blocks.append("s", [b"the next"])  # as long as the one before
+    assert data(blocks) == [b"first", b"given up", b"the next"]  # not acknowledged, but there: it was written
 
 
 WRITER = """
@@ -394,6 +413,30 @@ def test_damage_is_named_by_its_bytes(server: Server, postgres: Database, tmp_pa
     with pytest.raises(Corrupt):
         blocks.compact("s")
     assert list(blocks.verify()) == [found]  # it changed nothing
+
+
+def test_a_page_that_the_server_finds_wrong_is_named(server: Server, postgres: Database, tmp_path: Path) -> None:
+    records, blocks = PostgresRecords(server), PostgresBlocks(server)
+    records.put(RUN)
+    records.add(Step("s1", "r1", "fit", 1, {}, NOON, 0.5))
+    blocks.append("s", [b"first"])
+    assert records.verify() == [] and blocks.lost() == []
+    postgres.execute(tmp_path, "checkpoint")
+    for table in ("run", "block"):
+        ((path,),) = postgres.execute(tmp_path, f"select pg_relation_filepath('{table}')")
+        file = postgres.own().server.pgdata / path
+        whole = bytearray(file.read_bytes())
+        whole[5000] ^= 0x10
+        file.write_bytes(whole)
+    postgres.restart()  # it reads its files again
+    (what,) = records.verify()
+    assert what.startswith(f"run: the store at {server.name} is damaged: invalid page in block 0")
+    (found,) = blocks.verify()
+    assert "invalid page in block 0" in found.damage[0]
+    for read in (lambda: records.find(Run), lambda: data(blocks)):
+        with pytest.raises(Corrupt, match="is damaged: invalid page in block 0"):
+            read()
+    assert [type(each) for each in records.walk(Run)] == [Corrupt] and len(records.find(Step)) == 1
 
 
 @pytest.mark.parametrize(("gone", "before", "range"), [(0, [], "0 to 17"), (17, [b"first"], "17 to 35"), (35, [b"first", b"second"], "35 to 52")])

@@ -48,10 +48,6 @@ MERGED = 1 << 20
 """The size of the rows that a compaction makes of small ones."""
 
 
-class _Lost(Busy):
-    """The connection is gone, and with it what was not committed."""
-
-
 class Server:
     """Connections to one database. Each is one thread's for as long as it needs it, and then waits for the next."""
 
@@ -102,12 +98,12 @@ class Server:
         return self.persist(once)
 
     def persist(self, work: Callable[[], T]) -> T:
-        """Do the work, again and again while the server is away, but not for ever."""
+        """Do the work, again and again while the server is away (which is what Busy says here), but not for ever."""
         deadline, pause = 0.0, 0.02
         while True:
             try:
                 return work()
-            except _Lost:
+            except Busy:
                 now = time.monotonic()
                 deadline = deadline or now + self._wait
                 if now >= deadline:
@@ -208,7 +204,7 @@ class Server:
                 raise PalanError(f"the store at {self.name} refused the password of {self._user or 'its user'}", "export PGPASSWORD=..., or write it into ~/.pgpass") from error
             if not told or "starting up" in text or "shutting down" in text or "recovery" in text or "too many" in text:
                 why = told[0] if told else text.splitlines()[0].rpartition(" failed: ")[2]
-                raise _Lost(f"the store at {self.name} does not answer: {why}", f"pg_isready {self._at}") from error
+                raise Busy(f"the store at {self.name} does not answer: {why}", f"pg_isready {self._at}") from error
             if f'database "{self._database}" does not exist' in text:
                 raise PalanError(f"there is no database {self._database} for the store at {self.name}", f"createdb {self._at} --encoding UTF8 --template template0 {self._database}") from error
             raise PalanError(f"the store at {self.name} refused the connection: {told[0]}", f"try it by hand: {self._psql}") from error
@@ -218,32 +214,35 @@ class Server:
         """Turn the database's own errors into ones that say where, and what to do. A statement that is wrong stays one."""
         try:
             yield
-        except errors.LockNotAvailable as error:
-            raise Conflict(f"another program has locked the store at {self.name} for too long", f'find it with: {self._psql} -c "table pg_stat_activity", then try again') from error
-        except (errors.InsufficientPrivilege, errors.ReadOnlySqlTransaction) as error:
-            raise PalanError(f"the store at {self.name} cannot be written as {db.info.user}: {_first(error)}", f"let its owner grant that: {self._psql}") from error
-        except errors.DiskFull as error:
-            raise PalanError(f"no space left on the server of the store at {self.name}", "free some space there, then repeat the command") from error
-        except (errors.DataCorrupted, errors.IndexCorrupted) as error:
-            raise Corrupt(f"the store at {self.name} is damaged: {_first(error)}", "restore it from a backup") from error
-        except psycopg.IntegrityError:
-            raise
-        except psycopg.DataError as error:
-            raise PalanError(f"the store at {self.name} cannot keep a value: {_first(error)}", "PostgreSQL takes no zero bytes in text, and no whole number beyond 64 bits") from error
-        except psycopg.OperationalError as error:
-            if db.closed:
-                raise _Lost(f"the store at {self.name} does not answer", f"pg_isready {self._at}") from error
-            raise PalanError(f"the store at {self.name} failed: {_first(error)}", "palan --debug status") from error
-        except psycopg.InternalError as error:
-            raise PalanError(f"the store at {self.name} failed: {_first(error)}", "palan --debug status") from error
+        except psycopg.Error as error:
+            if db.closed or isinstance(error, _LAST_WORDS):
+                db.close()
+                raise Busy(f"the store at {self.name} does not answer", f"pg_isready {self._at}") from error
+            if isinstance(error, psycopg.ProgrammingError | psycopg.IntegrityError) and not isinstance(error, errors.InsufficientPrivilege):
+                raise
+            raise self._told(db, error) from error
+
+    def _told(self, db: Connection, error: psycopg.Error) -> PalanError:
+        what = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, errors.LockNotAvailable):
+            return Conflict(f"another program has locked the store at {self.name} for too long", f'find it with: {self._psql} -c "table pg_stat_activity", then try again')
+        if isinstance(error, errors.InsufficientPrivilege | errors.ReadOnlySqlTransaction):
+            return PalanError(f"the store at {self.name} cannot be written as {db.info.user}: {what}", f"let its owner grant that: {self._psql}")
+        if isinstance(error, errors.DiskFull):
+            return PalanError(f"no space left on the server of the store at {self.name}", "free some space there, then repeat the command")
+        if isinstance(error, errors.DataCorrupted | errors.IndexCorrupted):
+            return Corrupt(f"the store at {self.name} is damaged: {what}", "restore it from a backup")
+        if isinstance(error, psycopg.DataError):
+            return PalanError(f"the store at {self.name} cannot keep a value: {what}", "PostgreSQL takes no zero bytes in text, and no whole number beyond 64 bits")
+        return PalanError(f"the store at {self.name} failed: {what}", "palan --debug status")
+
+
+_LAST_WORDS = (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout, errors.IdleSessionTimeout)
+"""What a server says before it ends a connection."""
 
 
 def _one(db: Connection, statement: str) -> Any:
     return db.execute(sql.bound(statement)).fetchall()[0][0]
-
-
-def _first(error: psycopg.Error) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _close_all(connections: list[Connection], pid: int) -> None:
@@ -321,6 +320,7 @@ class PostgresRecords(Records):
             after = rows[-1]
 
     def verify(self) -> list[str]:
+        """As the contract says. Blocks are left to their own verify, which reads them anyway."""
         found = [f"the index {name} of the store at {self._server.name} is not valid" for (name,) in self._read(sql.INDEXES, ())]
         for (table,) in self._read(sql.TABLES, ()):
             try:
@@ -368,7 +368,7 @@ class PostgresRecords(Records):
     def _within(self, when: str = "within a transaction: nothing of it was recorded", hint: str = "repeat the command") -> Iterator[None]:
         try:
             yield
-        except _Lost as error:
+        except Busy as error:
             raise Busy(f"the store at {self._server.name} went away {when}", hint) from error
 
     def _read(self, statement: str, values: Any) -> list[tuple[Any, ...]]:
@@ -441,7 +441,11 @@ class PostgresBlocks(Blocks):
             if self._pid != os.getpid():
                 self._db, self._open, self._pid = [], {}, os.getpid()
                 weakref.finalize(self, _close_all, self._db, self._pid)
-            return self._server.persist(lambda: self._append(stream, buffer))
+            try:
+                return self._server.persist(lambda: self._append(stream, buffer))
+            except BaseException:
+                self._open.pop(stream, None)  # it may have grown all the same: the next append must not take that for its own
+                raise
 
     def _append(self, stream: str, buffer: bytes) -> int:
         if not self._db or self._db[0].closed:
@@ -454,7 +458,7 @@ class PostgresBlocks(Blocks):
             while True:
                 id, size = self._segment(db, stream)
                 end = size + len(buffer)
-                values = {"id": id, "begins": size, "ends": end, "frames": psycopg.Binary(buffer)}
+                values = {"id": id, "begins": size, "ends": end, "frames": buffer}
                 if db.execute(sql.bound(sql.APPEND), values).rowcount == 1 or _size(db, id) == end:
                     self._open[stream] = id, end
                     return end
@@ -508,9 +512,13 @@ class PostgresBlocks(Blocks):
     def verify(self) -> Iterator[Verified]:
         for id, stream, size in self._rows(sql.ALL_SEGMENTS, {}):
             path, whole, last = self._path(stream, id), bytearray(size), 0
-            for begins, ends, data in self._blocks(id, 0, size):
-                whole[begins:ends] = data.ljust(ends - begins, b"\0")[: ends - begins]
-                last = begins + len(data)
+            try:
+                for begins, ends, data in self._blocks(id, 0, size):
+                    whole[begins:ends] = data.ljust(ends - begins, b"\0")[: ends - begins]
+                    last = begins + len(data)
+            except Corrupt as error:  # pages of the table, and nobody knows which rows were on them
+                yield Verified(str(path), 0, 0, (error.what,))
+                continue
             found = read_past_damage(path, bytes(whole[:last]))
             missing = (_gap(path, last, size),) if last < size else ()
             yield Verified(found.name, found.frames, last, (*found.damage, *missing))
@@ -540,7 +548,7 @@ class PostgresBlocks(Blocks):
         begins = 0
         for place, frame in enumerate(frames):
             if frame.end - begins >= MERGED or place == len(frames) - 1:
-                db.execute(sql.bound(sql.PUT_BLOCK), {"id": id, "begins": begins, "ends": frame.end, "frames": psycopg.Binary(whole[begins : frame.end])})
+                db.execute(sql.bound(sql.PUT_BLOCK), {"id": id, "begins": begins, "ends": frame.end, "frames": whole[begins : frame.end]})
                 begins = frame.end
         db.execute(sql.bound(sql.SEAL_SEGMENT), {"id": id})
         return len(frames)

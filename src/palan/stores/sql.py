@@ -46,7 +46,7 @@ ROLLBACK = "rollback"
 MIGRATIONS = "create table palan_migration (number integer primary key, time timestamptz not null default now())"
 NEWEST_MIGRATION = "select coalesce(max(number), 0) from palan_migration"
 MIGRATED = "insert into palan_migration (number) values (:number)"
-TABLES = "select table_name from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE' order by 1"
+TABLES = "select table_name from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE' and table_name <> 'block' order by 1"
 INDEXES = "select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where c.relnamespace = current_schema()::regnamespace and not i.indisvalid"
 
 OPEN_SEGMENT = """
