@@ -12,11 +12,15 @@ import polars as pl
 import pytest
 
 from palan.data.nouns import Repair
+from palan.errors import NotAdmitted
 from palan.flows import deliveries, tables
+from palan.flows.build import build
+from palan.flows.check import check
 from palan.flows.ingest import ingest
 from palan.flows.init import TEMPLATES
 from palan.flows.log import log
 from palan.flows.project import Project, open_project
+from palan.flows.release import release
 from palan.flows.status import status
 from palan.flows.why import why
 from palan.models.contract import KINDS
@@ -161,3 +165,43 @@ def test_a_file_is_read_again_only_where_it_may_have_changed(project: Project, m
     assert ingest(project)[0]["corrections"] > 0
     (project.root / ".palan" / "delivered" / "weather.json").write_text("{broken")
     assert ingest(project)[0]["text"] == "nothing new"
+
+
+MODEL = """
+
+class Damp:
+    def fit(self, data):
+        self.usual = float(data["humid"].mean())
+
+    def decide(self, rows):
+        return [self.usual + 0.1 * (temp or 0.0) for temp in rows["temp"]]
+
+    def score(self, decisions, outcomes):
+        return abs(decisions["output"].to_numpy() - outcomes)
+"""
+
+
+def test_a_version_that_learnt_from_suspect_rows_does_not_pass(project: Project, months: list[pl.DataFrame]) -> None:
+    (project.root / "damp.py").write_text(MODEL, encoding="utf-8")
+    with (project.root / "palan.toml").open("a", encoding="utf-8") as file:
+        file.write('\n[models.damp]\nmodel = "damp.py:Damp"\ndata = "weather"\ninputs = ["temp", "dewp"]\noutcome = "humid"\ngates = ["champion"]\n')
+    opened = open_project(project.root)
+    for number, month in enumerate(months[:3]):
+        deliver(opened, f"{number}", month)
+    assert build(opened, "damp")["version"] == "damp@1"
+    assert [each["gate"] for each in check(opened, "damp@1")["findings"]] == ["champion"]
+    release(opened, "damp", version="1", force=True, reason="the first one")
+
+    deliver(opened, "3", celsius(months[3]))
+    build(opened, "damp")
+    report = check(opened, "damp@2")
+    assert report["verdict"] == "fail"
+    (finding,) = [each for each in report["findings"] if each["gate"] == "data"]
+    assert finding["text"].startswith("it learnt from rows that are suspect: ") and "°C" in finding["text"]
+    with pytest.raises(NotAdmitted, match="does not pass its gate data"):
+        release(opened, "damp", version="2")
+
+    deliver(opened, "3", months[3])
+    build(opened, "damp")
+    assert "data" not in [each["gate"] for each in check(opened, "damp@3")["findings"]]
+    opened.store.records.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from palan.core import Version, new_id
+from palan.core import Version, new_id, stamp
 from palan.errors import ModelFailed, PalanError
 from palan.flows import build as builds
 from palan.flows import history, packages, replay, tables
@@ -38,7 +38,8 @@ DEFAULTS: Mapping[Kind, tuple[str, ...]] = {
 
 RECENT = 2000
 EPISODES = 200
-TIMED = 60
+TIMED, WARM, ROUNDS = 60, 5, 3
+"""Answers that are timed in one round, those before them that warm the worker up, and rounds until one is in time."""
 
 
 def check(project: Project, model: str, *, against: str = "champion") -> dict[str, Any]:
@@ -161,7 +162,7 @@ def judge(
     specs = [parse(text) for text in config.gates or DEFAULTS[kind]]
     other = _other(project, config, version, against)
     bench = _Bench(project, config, version, other, journal)
-    findings = []
+    findings = _suspected(bench)
     for spec in specs:
         try:
             found = GATES[spec.name](bench, spec)
@@ -171,6 +172,19 @@ def judge(
             project.tell(f"{version.ref} {found.gate}: {found.verdict}: {found.text}")
             findings.append(found)
     return findings, other
+
+
+def _suspected(bench: _Bench) -> list[Finding]:
+    """Refuse a version that learnt from rows that the data doctor suspects, and that nothing puts right: no comparison on
+    such rows can be trusted."""
+    learnt = bench.version.manifest["data"]
+    if not bench.config.data or not learnt.get("until"):
+        return []
+    found = [each for each in tables.suspicions(bench.project, bench.config.data, repairs=_repairs(bench)) if stamp(each.since) <= learnt["until"]]
+    if not found:
+        return []
+    text = "; ".join(each.text for each in found[:3])
+    return [Finding("data", "fail", f"it learnt from rows that are suspect: {text}", {"suspicions": len(found), "command": f"palan why {bench.config.data}"})]
 
 
 def _other(project: Project, config: ModelConfig, version: Version, against: str) -> Version | None:
@@ -306,13 +320,18 @@ def _latency(bench: _Bench, spec: GateSpec) -> Finding | None:
         return Finding("latency", "cannot tell", "no rows to time")
     inputs = replay.inputs_of(bench.version, rows)
     worker = bench.worker(bench.version)
-    seconds = []
-    for index in range(TIMED + 5):
-        row = inputs[index % rows.height]
-        started = perf_counter()
-        worker.decide(row)
-        seconds.append(perf_counter() - started)
-    return rules.latency(seconds[5:], spec.options.get("limit", 0.1))  # the first answers warm it up
+    limit, found = spec.options.get("limit", 0.1), []
+    for turn in range(ROUNDS):  # a machine that is busy for a moment slows one round, a slow model all of them
+        seconds = []
+        for index in range(TIMED + (0 if turn else WARM)):
+            row = inputs[index % rows.height]
+            started = perf_counter()
+            worker.decide(row)
+            seconds.append(perf_counter() - started)
+        found.append(rules.latency(seconds[-TIMED:], limit))
+        if found[-1].verdict == "pass":
+            return found[-1]
+    return min(found, key=lambda each: each.figures["p95"])
 
 
 def _schema(bench: _Bench, spec: GateSpec) -> Finding | None:
