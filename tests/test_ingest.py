@@ -128,7 +128,7 @@ def test_bad_rows_go_to_quarantine_with_their_line_their_values_and_their_reason
     ingest(project)
     assert len(project.store.records.find(Quarantine)) == 1
     (entry,) = log(project)["entries"]
-    assert entry["reason"] == "2 rows from 1 file(s), 5 in quarantine" and entry["detail"] == {"rows": 2, "quarantined": 5}
+    assert entry["reason"] == "2 rows from 1 file, 5 in quarantine" and entry["detail"] == {"rows": 2, "quarantined": 5}
 
 
 def test_a_file_of_bad_rows_only_is_taken_in_as_such(project: Project) -> None:

@@ -82,6 +82,11 @@ def figure(value: float, digits: int = 4) -> str:
     return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
+def counted(number: int, one: str) -> str:
+    """Return a count with its noun: "1 file", "2,000 files"."""
+    return f"{number:,} {one}" + ("" if number == 1 else "s")
+
+
 def digest(data: bytes) -> str:
     """Return the SHA-256 of the bytes, in hex."""
     return hashlib.sha256(data).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from palan.core import Version, digest_of
+from palan.core import Version, counted, digest_of
 from palan.data.contract import Contract
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
@@ -168,7 +168,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
             quarantine.settle(project, settled)
             for each in quarantines:
                 records.put(each)  # one of the same rows may have been resolved before
-            text = "; ".join([f"{added:,} rows from {len(reports)} file(s), {bad:,} in quarantine", *resolved, *warnings])
+            text = "; ".join([f"{counted(added, 'row')} from {counted(len(reports), 'file')}, {bad:,} in quarantine", *resolved, *warnings])
             changes = [{"source": each.quarantine.source, "status": each.status, "rows": each.rows, "reasons": dict(each.reasons)} for each in settled if each.rows]
             record(project, "ingested", version.ref, text, rows=added, quarantined=bad, **({"resolved": changes} if changes else {}))
     waiting = sum(each.rows for each in quarantine.waiting(project, name))

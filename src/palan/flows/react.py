@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
-from palan.core import Version, new_id, unstamp
+from palan.core import Version, counted, new_id, unstamp
 from palan.data.nouns import Repair
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, LeaseLost, ModelFailed, NotFound, PalanError
@@ -86,7 +86,7 @@ def react(
             asked = project.store.records.find(Remedy, order="-time", limit=1, model=model, status="proposed")
             text = f"{model} has no open page: nothing to react to"
             if alarms:
-                text = f"{len(alarms)} page(s) wait: {waits}"
+                text = f"{counted(len(alarms), 'page')} waiting: {waits}"
             elif asked:
                 text = f"{asked[0].choice} waits for an answer: palan react {model} --approve, or --reject"
             return {"model": model, "text": text, "remedies": [], "settled": [plain(each) for each in settled]}
@@ -123,7 +123,7 @@ def _waits(project: Project, config: ModelConfig, alarm: Alarm) -> str:
         days = held["time"].dt.date().n_unique()
         enough = min(FEWEST_DAYS, config.react.holdout.days)  # more than a short holdout can never come
         if held.height < FEWEST_ROWS or days < enough:
-            return f"outcomes of {days} day(s) are known, {enough} are needed to tell a remedy from luck"
+            return f"outcomes of {counted(days, 'day')} are known, {enough} are needed to tell a remedy from luck"
     return ""
 
 

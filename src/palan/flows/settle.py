@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from palan.core import unstamp
+from palan.core import counted, unstamp
 from palan.data.nouns import Repair
 from palan.drift.nouns import Alarm
 from palan.flows import history, packages, replay
@@ -184,7 +184,7 @@ def _rolled_back(project: Project, config: ModelConfig, remedy: Remedy) -> list[
     if project.clock() < remedy.time + config.watch.window:
         return []
     pages = [each for each in project.store.records.find(Alarm, model=config.name, lane="page", since=remedy.time) if each.time > remedy.time]
-    said = f"{len(pages)} page(s) in the window since, and nothing to compare it with"
+    said = f"{counted(len(pages), 'page')} in the window since, and nothing to compare it with"
     return _conclude(project, remedy, None, confirmed=True, said=said)
 
 

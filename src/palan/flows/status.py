@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from palan.core import Field, Schema, Version, canonical, digest_of, is_whole, stamp, unstamp, utcnow
+from palan.core import Field, Schema, Version, canonical, counted, digest_of, is_whole, stamp, unstamp, utcnow
 from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
@@ -27,7 +27,7 @@ from palan.flows.config import ModelConfig
 from palan.flows.deliveries import REFUSED, failure, silence
 from palan.flows.log import as_dict, chain
 from palan.flows.project import Project
-from palan.flows.windows import ended_windows, first_window
+from palan.flows.windows import MUCH, ended_windows, first_window
 from palan.gates.nouns import Evidence
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
@@ -45,9 +45,6 @@ WALKED = 1000
 
 SAVED_AFTER = 1 << 20
 """Bytes of log after which the count of it is kept in the cache folder."""
-
-MUCH = 20
-"""Decisions a window from which on none at all is no chance: at that rate, once in half a thousand million windows."""
 
 LONG_AGO = 8
 """Windows after which a silence is no longer news: then nobody asks the model, and nothing is to be done about it."""
@@ -789,7 +786,7 @@ def _data_line(project: Project, name: str) -> dict[str, Any]:
     elif odd := _odd(version):
         verdict, why, command = "attention", odd, f"palan why {name}"
     else:
-        why = f"all {_count(version.rows, 'row')} hold" if version.rows != 1 else "its one row holds"
+        why = f"all {counted(version.rows, 'row')} hold" if version.rows != 1 else "its one row holds"
     if quarantined and not failed:
         # What was put aside long ago is in the ledger; it says nothing of what comes in now.
         news = [each for each in waiting if each.time > project.clock() - timedelta(days=DAYS)]
@@ -816,7 +813,7 @@ def _aside(waiting: Sequence[Quarantine]) -> str:
             reasons[reason] = reasons.get(reason, 0) + count
     rows = sum(each.rows for each in waiting)
     most = max(reasons, key=lambda reason: reasons[reason], default="")
-    said = f"{_count(rows, 'row')} {'is' if rows == 1 else 'are'} in quarantine"
+    said = f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} in quarantine"
     return f"{said}, {'most because' if len(reasons) > 1 else 'because'} {most}" if most else said
 
 
@@ -831,10 +828,6 @@ def _odd(version: DataVersion) -> str:
         return next((str(rule["text"]) for report in reversed(reports) for rule in report.get("table", []) if not rule["holds"]), "")
     except (AttributeError, KeyError, TypeError):
         raise Corrupt(f"the verdict that is stored of {version.ref} is damaged", "restore the store from a backup") from None
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one}" + ("" if number == 1 else "s")
 
 
 def _newest_entries(project: Project) -> list[Entry]:

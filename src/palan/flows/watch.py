@@ -19,7 +19,7 @@ from palan.flows.config import ModelConfig
 from palan.flows.deliveries import silence
 from palan.flows.journal import Journal, running
 from palan.flows.project import Project, record
-from palan.flows.windows import ended_windows, window_start
+from palan.flows.windows import MUCH, ended_windows, window_start
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
 from palan.releases import route
@@ -413,6 +413,8 @@ def _judge(
         if judged.lane == "none":
             return frame, None
         usual = normal.thresholds.rows.usual if normal.thresholds.rows else 0
+        if usual < MUCH:  # none at all may be chance
+            return frame, None
         said = silence(usual, until - since)
         return {**frame, "lane": "digest", "text": said}, _silent(project, config, said, since, until)
     _calm(project, case, judged, since)

@@ -10,6 +10,9 @@ ANCHOR = datetime(1970, 1, 5, tzinfo=UTC)
 SLACK = timedelta(days=1)
 """How late into a window the first decision may come for it to count as whole."""
 
+MUCH = 20
+"""Decisions a window from which on none at all is no chance: at that rate, once in half a thousand million windows."""
+
 
 def window_start(time: datetime, length: timedelta) -> datetime:
     """Return the start of the window that a time lies in."""
