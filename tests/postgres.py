@@ -99,6 +99,7 @@ class Wire:
         self._server = f"{database.server.pgdata}/.s.PGSQL.5432"
         self._cut_at = b""
         self.cuts = 0
+        self._ends: list[socket.socket] = []
         self._door = socket.socket(socket.AF_UNIX)
         self._door.bind(f"{self.folder}/.s.PGSQL.5432")
         self._door.listen()
@@ -108,14 +109,19 @@ class Wire:
         self._cut_at = text
 
     def close(self) -> None:
-        self._door.close()
-        shutil.rmtree(self.folder)
+        """Take it away, with everything that goes through it."""
+        for end in (self._door, *self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open(self) -> None:
         with suppress(OSError):
             while True:
                 client, server = self._door.accept()[0], socket.socket(socket.AF_UNIX)
                 server.connect(self._server)
+                self._ends += [client, server]
                 is_cut = threading.Event()
                 for one, other, asks in ((client, server, True), (server, client, False)):
                     threading.Thread(target=self._carry, args=(one, other, asks, is_cut), daemon=True).start()

@@ -327,6 +327,20 @@ def test_of_a_transaction_whose_answer_was_lost_nobody_says_that_it_failed(wire:
     assert records.find(Run) == [RUN]
 
 
+def test_a_server_that_stays_away_is_waited_for_once(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, pauses, real = Server(wire.address, wait=0.5), [], time.sleep
+    records, blocks = PostgresRecords(server), PostgresBlocks(server)
+    records.put(RUN)
+    wire.close()
+    monkeypatch.setattr(time, "sleep", lambda seconds: (pauses.append(seconds), real(seconds)))
+    for ask in (lambda: records.get(Run, "r1"), lambda: blocks.append("s", [b"x"]), lambda: records.put(RUN), lambda: records.transaction().__enter__()):
+        before = len(pauses)
+        with pytest.raises(Busy, match="does not answer") as refused:
+            ask()
+        assert refused.value.hint.startswith("pg_isready -h ")
+        assert (len(pauses) > before) == (before == 0)
+
+
 def test_an_append_that_was_given_up_is_not_taken_for_the_next_one(wire: Wire) -> None:
     blocks = PostgresBlocks(Server(wire.address, wait=0))
     blocks.append("s", [b"first"])

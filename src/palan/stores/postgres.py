@@ -70,6 +70,7 @@ class Server:
         self._psql = f"psql {self._at} {database}"
         self._database, self._user = str(database), str(given.get("user") or os.environ.get("PGUSER", ""))
         self._wait = wait
+        self._away = 0.0  # since when it does not answer
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
         self._pid = os.getpid()
@@ -98,15 +99,21 @@ class Server:
         return self.persist(once)
 
     def persist(self, work: Callable[[], T]) -> T:
-        """Do the work, again and again while the server is away (which is what Busy says here), but not for ever."""
-        deadline, pause = 0.0, 0.02
+        """Do the work, again and again while the server is away (which is what Busy says here), but not for ever.
+
+        Once it has been away for so long, nobody else waits for it either, until it has answered again.
+        """
+        since, pause = 0.0, 0.02
         while True:
             try:
-                return work()
+                made = work()
+                self._away = 0.0
+                return made
             except Busy:
                 now = time.monotonic()
-                deadline = deadline or now + self._wait
-                if now >= deadline:
+                self._away = self._away or now
+                since = since or self._away
+                if now >= since + self._wait:
                     raise
                 self._forget()  # the others are lost as well
                 time.sleep(pause)
