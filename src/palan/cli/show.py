@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -135,5 +133,10 @@ def _wrapped(text: str) -> str:
     """Break a line between words where a terminal is narrower; in a pipe a line stays one."""
     if not sys.stdout.isatty():
         return text
-    width = max(20, shutil.get_terminal_size().columns)
+    asked = os.environ.get("COLUMNS", "")
+    width = max(20, int(asked) if asked.isdecimal() and asked.isascii() else os.get_terminal_size(sys.stdout.fileno()).columns)
+    if len(text) <= width:
+        return text
+    import textwrap  # with what it loads, only where a line is broken
+
     return textwrap.fill(text, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
