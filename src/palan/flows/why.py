@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from palan.core import Version, digest_of, figure, is_whole, stamp
-from palan.data.nouns import Quarantine
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound, PalanError, nearest
 from palan.flows.project import Project
@@ -127,36 +126,6 @@ def _trial(row: Mapping[str, Any]) -> str:
         return str(row["verdict"])
     interval = "" if row["low"] is None else f" ({row['low']:+.4f} to {row['high']:+.4f})"
     return f"{row['gain']:+.4f}{interval}, cost {figure(row['cost'], 3)}: {row['verdict']}"
-
-
-def _data(project: Project, subject: str) -> dict[str, Any]:
-    from palan.flows import examine, quarantine, tables
-
-    version = tables.find_data_version(project, subject)
-    before = tables.find_data_version(project, f"{version.data}@{version.number - 1}") if version.number > 1 else None
-    newest = tables.latest(project, version.data) == version
-    reports = version.verdict.get("files", [version.verdict])
-    waiting = quarantine.waiting(project, version.data, until=version.time)
-    count = sum(each.rows for each in waiting)
-    return {
-        "kind": "data",
-        "data": version.ref,
-        "made": stamp(version.time),
-        "rows": version.rows,
-        "added": version.added,
-        "came from": [name for name, content in version.sources.items() if before is None or before.sources.get(name) != content],
-        "warnings": [str(rule["text"]) for report in reports for rule in report.get("table", []) if not rule["holds"]],
-        "suspected": [examine.said(each) for each in tables.suspicions(project, version.data)] if newest else [],
-        "waiting": count,
-        "quarantine": quarantine.listed(project, waiting),
-        "to do": _to_do(project, version.data, waiting) if count else "",
-    }
-
-
-def _to_do(project: Project, data: str, waiting: Sequence[Quarantine]) -> str:
-    files = sorted({each.source for each in waiting})
-    shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return f"put {shown} right, or the rule in [data.{data}] where the rule is wrong; then: palan ingest {data}"
 
 
 def _version(project: Project, subject: str) -> dict[str, Any]:
