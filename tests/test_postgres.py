@@ -216,16 +216,22 @@ def test_processes_open_a_new_store_and_write_it_at_once(postgres: Database, tmp
 
 FORK = """
 import os, sys
+from datetime import UTC, datetime
+from palan.stores import postgres
 from palan.stores.postgres import PostgresBlocks, PostgresRecords, Server
 from palan.runs.run import Run
+postgres.STAY_SECONDS = 0
 server = Server(sys.argv[1])
 records, blocks = PostgresRecords(server), PostgresBlocks(server)
 blocks.append("s", [b"parent"])
-if os.fork() == 0:
-    blocks.append("s", [b"child"])
-    assert records.find(Run) == []
-    sys.exit(0)
-assert os.wait()[1] == 0
+with records.transaction():
+    records.put(Run("r1", "f", "s", "done", datetime.now(UTC)))
+    if os.fork() == 0:
+        blocks.append("s", [b"child"])
+        assert records.find(Run) == []
+        os._exit(0)
+    assert os.wait()[1] == 0
+    records.remove(Run, ["r1"])
 blocks.append("s", [b"parent again"])
 assert records.find(Run) == []
 print([frame.data.decode() for frame in blocks.scan("s")], len({frame.segment for frame in blocks.scan("s")}))
@@ -233,7 +239,11 @@ print([frame.data.decode() for frame in blocks.scan("s")], len({frame.segment fo
 
 
 def test_a_fork_has_connections_of_its_own(postgres: Database, tmp_path: Path) -> None:
-    out, errors = python(FORK, postgres.of(tmp_path)).communicate(timeout=30)
+    parent = python(FORK, postgres.of(tmp_path))
+    try:
+        out, errors = parent.communicate(timeout=30)
+    finally:
+        parent.kill()
     assert out == "['parent', 'parent again', 'child'] 2\n", errors
 
 
@@ -397,16 +407,35 @@ def test_a_writer_goes_on_after_its_segment_was_compacted(server: Server, postgr
     assert len({frame.segment for frame in other.scan("s")}) == 2
 
 
-def test_many_streams_hold_few_locks(server: Server, postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_streams_hold_one_lock(server: Server, postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "MOST_OPEN", 3)
     blocks = PostgresBlocks(server)
     for number in range(8):
         blocks.append("busy", [b"%d" % number])
         blocks.append(f"jobs/{number}", [b"x"])
+    blocks.append("jobs/0", [b"y"])
     held = "select count(*) from pg_locks where locktype = 'advisory' and classid = hashtext('palan ' || current_schema())::bit(32)::bigint::oid"
-    assert postgres.execute(tmp_path, held) == [(3,)]
+    assert postgres.execute(tmp_path, held) == [(1,)]
     assert data(blocks, "busy") == [b"%d" % number for number in range(8)] and len({frame.segment for frame in blocks.scan("busy")}) == 1
-    assert blocks.compact("jobs/0") == 1
+    assert data(blocks, "jobs/0") == [b"x", b"y"] and len({frame.segment for frame in blocks.scan("jobs/0")}) == 2
+    blocks.close()
+    assert blocks.compact("jobs/0") == 2
+
+
+def test_after_a_restart_a_silent_writer_still_counts_as_alive(server: Server, postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "STAY_SECONDS", 0.05)
+    held = "select 1 from pg_locks where locktype = 'advisory' and classid = hashtext('palan ' || current_schema())::bit(32)::bigint::oid"
+    writer, reader = PostgresBlocks(server), PostgresBlocks(server)
+    writer.append("s", [b"first"])
+    (name,) = reader.writers("s")
+    postgres.restart()
+    assert reader.writers("s") == {name: True}  # nobody can know yet
+    while not postgres.execute(tmp_path, held):  # it comes back by itself
+        time.sleep(0.01)
+    monkeypatch.setattr(sql, "WRITERS", sql.WRITERS.replace("10 s", "0 s"))
+    assert reader.writers("s") == {name: True}
+    writer.close()
+    assert reader.writers("s") == {name: False}
 
 
 # --- damage ---
@@ -419,10 +448,10 @@ def test_damage_is_named_by_its_bytes(server: Server, postgres: Database, tmp_pa
     postgres.execute(tmp_path, "update block set frames = set_byte(frames, 14, 0) where begins = 17")
     scan = blocks.scan("s")
     assert next(scan).data == b"first"
-    with pytest.raises(Corrupt, match=r"/s/1 is damaged at bytes 17 to 35: checksum"):
+    with pytest.raises(Corrupt, match=r"/s/1_1 is damaged at bytes 17 to 35: checksum"):
         next(scan)
     (found,) = blocks.verify()
-    assert found.frames == 2 and found.damage == (f"{server.name}/s/1 is damaged at bytes 17 to 35: no frame can be read there",)
+    assert found.frames == 2 and found.damage == (f"{server.name}/s/1_1 is damaged at bytes 17 to 35: no frame can be read there",)
     blocks.close()
     with pytest.raises(Corrupt):
         blocks.compact("s")
@@ -461,7 +490,7 @@ def test_a_row_that_is_gone_is_missed(server: Server, postgres: Database, tmp_pa
     assert blocks.lost() == []
     postgres.execute(tmp_path, f"delete from block where begins = {gone}")
     (lost,) = blocks.lost()
-    assert "/s/1 was cut: 52 bytes were appended" in lost
+    assert "/s/1_1 was cut: 52 bytes were appended" in lost
     seen = []
     with pytest.raises(Corrupt, match=f"is damaged at bytes {range}: they are gone"):
         seen.extend(frame.data for frame in blocks.scan("s"))  # pragma: no branch

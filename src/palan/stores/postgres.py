@@ -42,10 +42,24 @@ WAIT_SECONDS = 30.0
 """How long a write waits for another program's lock, and anything for a server that went away, before it says so."""
 WINDOW = 4 << 20
 """How many bytes of a segment a scan holds in memory at a time."""
-MOST_OPEN = 100
-"""How many segments a process keeps open: each holds one of the server's locks."""
+MOST_OPEN = 1000
+"""How many segments a process remembers to go on with."""
+STAY_SECONDS = 2.0
+"""How often a process makes sure that others can see that it lives."""
 MERGED = 1 << 20
 """The size of the rows that a compaction makes of small ones."""
+
+
+_forked: weakref.WeakSet[Server | PostgresRecords | PostgresBlocks] = weakref.WeakSet()
+"""All that a fork has to begin anew with: it shares the sockets of its parent, not the right to talk."""
+
+
+def _begin_all() -> None:
+    for each in list(_forked):
+        each.begin()
+
+
+os.register_at_fork(after_in_child=_begin_all)
 
 
 class Server:
@@ -71,12 +85,16 @@ class Server:
         self._database, self._user = str(database), str(given.get("user") or os.environ.get("PGUSER", ""))
         self._wait = wait
         self._away = 0.0  # since when it does not answer
-        self._lock = threading.Lock()
-        self._idle: list[Connection] = []
-        self._pid = os.getpid()
-        self._finish = weakref.finalize(self, _close_all, self._idle, self._pid)
+        self.begin()
         self.give(self.connect())  # a server that was never there is not waited for
         self._migrate(may_begin)
+
+    def begin(self) -> None:
+        """Begin with no connections, as a process that was just made."""
+        _forked.add(self)
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._finish = weakref.finalize(self, _close_all, self._idle, os.getpid())
 
     def run(self, work: Callable[[Connection], T], *, keep: bool = False) -> T:
         """Do the work on a connection; once more, on another one, if the server went away: only for what may be done twice.
@@ -137,9 +155,6 @@ class Server:
 
     def _take(self) -> Connection:
         with self._lock:
-            if self._pid != os.getpid():  # a fork shares the sockets, not the right to talk
-                self._idle, self._pid = [], os.getpid()
-                self._finish = weakref.finalize(self, _close_all, self._idle, self._pid)
             if self._idle:
                 return self._idle.pop()
         return self.connect()
@@ -263,6 +278,11 @@ class PostgresRecords(Records):
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin outside of any transaction."""
+        _forked.add(self)
         self._mine = threading.local()  # the connection of the transaction that this thread is in
 
     def put(self, *nouns: object) -> None:
@@ -425,19 +445,24 @@ def _begin(db: Connection) -> Connection:
 
 
 class PostgresBlocks(Blocks):
-    """One row for each append, its frames as a segment file holds them; a segment is known by its number.
+    """One row for each append, its frames as a segment file holds them; a segment is known by the numbers of its writer and its own.
 
     An append names the offset at which it begins, so the one that is sent again after a lost answer is not written twice.
-    A process holds a lock on each segment that it writes; a compaction that takes one all the same makes it begin another.
+    A process is a writer, and holds a lock that says so; a compaction that takes its segment all the same makes it begin another.
     """
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with nothing written yet."""
+        _forked.add(self)
         self._lock = threading.Lock()
+        self._writer = 0
         self._db: list[Connection] = []  # one at most, of this process: a scan never waits for an append
         self._open: dict[str, tuple[int, int]] = {}  # the number and the size of the segment of each stream, the last used last
-        self._pid = os.getpid()
-        weakref.finalize(self, _close_all, self._db, self._pid)
+        weakref.finalize(self, _close_all, self._db, os.getpid())
 
     def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
         named(stream)
@@ -445,9 +470,6 @@ class PostgresBlocks(Blocks):
             raise ValueError("a frame holds at least one byte")
         buffer = b"".join(framed(data) for data in frames)
         with self._lock:
-            if self._pid != os.getpid():
-                self._db, self._open, self._pid = [], {}, os.getpid()
-                weakref.finalize(self, _close_all, self._db, self._pid)
             try:
                 return self._server.persist(lambda: self._append(stream, buffer))
             except BaseException:
@@ -455,12 +477,7 @@ class PostgresBlocks(Blocks):
                 raise
 
     def _append(self, stream: str, buffer: bytes) -> int:
-        if not self._db or self._db[0].closed:
-            self._db[:] = [self._server.connect()]
-            with self._server.explained(self._db[0]):
-                for id, _ in self._open.values():  # what says that this process lives went with the lost connection
-                    self._db[0].execute(sql.bound(sql.LOCK_SEGMENT), {"id": id})
-        db = self._db[0]
+        db = self._connected()
         with self._server.explained(db):
             while True:
                 id, size = self._segment(db, stream)
@@ -471,23 +488,44 @@ class PostgresBlocks(Blocks):
                     return end
                 del self._open[stream]  # a compaction has taken it: nothing was appended
 
+    def _connected(self) -> Connection:
+        """Return the connection that appends, with the lock that says that this writer lives."""
+        if self._db and not self._db[0].closed:
+            return self._db[0]
+        self._db[:] = [self._server.connect()]
+        with self._server.explained(self._db[0]):
+            if not self._writer:
+                self._writer = int(_one(self._db[0], sql.NEW_WRITER))
+                threading.Thread(target=_stay, args=(weakref.ref(self), self._writer), name="palan-writer", daemon=True).start()
+            self._db[0].execute(sql.bound(sql.LOCK_WRITER), {"writer": self._writer})
+        return self._db[0]
+
+    def stay(self, writer: int) -> bool:
+        """Come back to a server that was restarted, though there is nothing to append: others ask whether this writer lives."""
+        with self._lock:
+            if self._writer != writer:
+                return False
+            with suppress(PalanError):  # tried again in a moment
+                db = self._connected()
+                with self._server.explained(db):
+                    db.execute(b"select")
+            return True
+
     def _segment(self, db: Connection, stream: str) -> tuple[int, int]:
-        """Return this process's segment of the stream, and its size."""
+        """Return this writer's segment of the stream, and its size."""
         known = self._open.pop(stream, None)
-        if known and known[1] <= SEGMENT_BYTES:
-            self._open[stream] = known
-            return known
-        # One that is full stays locked: by it others know that whoever wrote it is still alive.
-        spare = [] if known else [self._open.pop(next(iter(self._open)))] if len(self._open) >= MOST_OPEN else []
-        for id, _ in spare:
-            db.execute(sql.bound(sql.CLOSE_SEGMENT), {"id": id})
-        self._open[stream] = db.execute(sql.bound(sql.OPEN_SEGMENT), {"stream": stream}).fetchall()[0][0], 0
-        return self._open[stream]
+        if known is None or known[1] > SEGMENT_BYTES:
+            if len(self._open) >= MOST_OPEN:
+                del self._open[next(iter(self._open))]
+            known = db.execute(sql.bound(sql.OPEN_SEGMENT), {"writer": self._writer, "stream": stream}).fetchall()[0][0], 0
+        self._open[stream] = known
+        return known
 
     def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
         after = after or {}
-        for id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
-            path, at = self._path(stream, id), after.get(str(id), 0)
+        for writer, id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
+            path = self._path(stream, writer, id)
+            at = after.get(path.stem, 0)
             for begins, ends, data in self._blocks(id, at, size):
                 if begins > at:
                     raise Corrupt(_gap(path, at, begins), "restore the store from a backup")
@@ -509,16 +547,15 @@ class PostgresBlocks(Blocks):
             at = rows[-1][1] if rows else at + WINDOW
 
     def writers(self, stream: str) -> dict[str, bool]:
-        return {str(id): bool(locked) for id, locked in self._rows(sql.SEGMENT_LOCKS, {"stream": named(stream)})}
+        return {str(writer): bool(alive) for writer, alive in self._rows(sql.WRITERS, {"stream": named(stream)})}
 
     def lost(self) -> list[str]:
-        return [
-            f"{self._path(stream, id)} was cut: {size} bytes were appended, and {found} are there" for id, stream, size, found in self._rows(sql.SHORT_SEGMENTS, {})
-        ]
+        rows = self._rows(sql.SHORT_SEGMENTS, {})
+        return [f"{self._path(*place)} was cut: {size} bytes were appended, and {found} are there" for *place, size, found in rows]
 
     def verify(self) -> Iterator[Verified]:
-        for id, stream, size in self._rows(sql.ALL_SEGMENTS, {}):
-            path, whole, last = self._path(stream, id), bytearray(size), 0
+        for stream, writer, id, size in self._rows(sql.ALL_SEGMENTS, {}):
+            path, whole, last = self._path(stream, writer, id), bytearray(size), 0
             try:
                 for begins, ends, data in self._blocks(id, 0, size):
                     whole[begins:ends] = data.ljust(ends - begins, b"\0")[: ends - begins]
@@ -534,47 +571,56 @@ class PostgresBlocks(Blocks):
         def compact(db: Connection) -> int:
             moved = 0
             with db.transaction():
-                for id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream}).fetchall():
-                    moved += self._merge(db, stream, id, size)
+                for writer, id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream}).fetchall():
+                    moved += _merge(db, self._path(stream, writer, id), id, size)
             return moved
 
         named(stream)
         return self._server.run(compact)
 
-    def _merge(self, db: Connection, stream: str, id: int, size: int) -> int:
-        """Put the rows of a segment into fewer, which PostgreSQL compresses; offsets stay what they were."""
-        if not size:
-            db.execute(sql.bound(sql.DROP_SEGMENT), {"id": id})
-            return 0
-        rows = db.execute(sql.bound(sql.BLOCKS), {"id": id, "after": 0, "window": size}).fetchall()
-        whole = b"".join(data for _, _, data in rows)
-        frames = list(frames_in(self._path(stream, id), 0, whole))
-        if not frames or frames[-1].end != size:
-            raise Corrupt(_gap(self._path(stream, id), frames[-1].end if frames else 0, size), "restore the store from a backup")
-        db.execute(sql.bound(sql.CLEAR_BLOCKS), {"id": id})
-        begins = 0
-        for place, frame in enumerate(frames):
-            if frame.end - begins >= MERGED or place == len(frames) - 1:
-                db.execute(sql.bound(sql.PUT_BLOCK), {"id": id, "begins": begins, "ends": frame.end, "frames": whole[begins : frame.end]})
-                begins = frame.end
-        db.execute(sql.bound(sql.SEAL_SEGMENT), {"id": id})
-        return len(frames)
-
     def close(self) -> None:
-        """Let the segments of this process go; the end of the process does so as well."""
+        """End as a writer; the end of the process does so as well."""
         with self._lock:
+            for db in self._db:
+                with suppress(psycopg.Error):  # gone already, and its lock with it
+                    db.execute(sql.bound(sql.FREE_WRITER))
+            _close_all(self._db, os.getpid())
             self._open.clear()
-            for db in self._db if self._pid == os.getpid() else ():
-                with suppress(psycopg.Error):  # gone already, and its locks with it
-                    db.execute(sql.bound(sql.CLOSE_SEGMENTS))
-            _close_all(self._db, self._pid)
+            self._writer = 0
 
     def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         return self._server.run(lambda db: db.cursor(binary=True).execute(sql.bound(statement), values).fetchall())
 
-    def _path(self, stream: str, id: int) -> Path:
+    def _path(self, stream: str, writer: int, id: int) -> Path:
         """Name a segment as a file of the server's would be."""
-        return Path(self._server.name, stream, str(id))
+        return Path(self._server.name, stream, f"{writer}_{id}")
+
+
+def _merge(db: Connection, path: Path, id: int, size: int) -> int:
+    """Put the rows of a segment into fewer, which PostgreSQL compresses; offsets stay what they were."""
+    if not size:
+        db.execute(sql.bound(sql.DROP_SEGMENT), {"id": id})
+        return 0
+    rows = db.execute(sql.bound(sql.BLOCKS), {"id": id, "after": 0, "window": size}).fetchall()
+    whole = b"".join(data for _, _, data in rows)
+    frames = list(frames_in(path, 0, whole))
+    if not frames or frames[-1].end != size:
+        raise Corrupt(_gap(path, frames[-1].end if frames else 0, size), "restore the store from a backup")
+    db.execute(sql.bound(sql.CLEAR_BLOCKS), {"id": id})
+    begins = 0
+    for place, frame in enumerate(frames):
+        if frame.end - begins >= MERGED or place == len(frames) - 1:
+            db.execute(sql.bound(sql.PUT_BLOCK), {"id": id, "begins": begins, "ends": frame.end, "frames": whole[begins : frame.end]})
+            begins = frame.end
+    db.execute(sql.bound(sql.SEAL_SEGMENT), {"id": id})
+    return len(frames)
+
+
+def _stay(of: weakref.ref[PostgresBlocks], writer: int) -> None:
+    """Let a writer look after its lock for as long as it is there."""
+    while (blocks := of()) is not None and blocks.stay(writer):
+        del blocks  # it may go meanwhile
+        time.sleep(STAY_SECONDS)
 
 
 def _size(db: Connection, id: int) -> int:

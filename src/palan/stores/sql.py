@@ -49,39 +49,37 @@ MIGRATED = "insert into palan_migration (number) values (:number)"
 TABLES = "select table_name from information_schema.tables where table_schema = current_schema() and table_type = 'BASE TABLE' and table_name <> 'block' order by 1"
 INDEXES = "select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid where c.relnamespace = current_schema()::regnamespace and not i.indisvalid"
 
-OPEN_SEGMENT = """
-insert into segment (stream) values (:stream)
-returning id, pg_try_advisory_lock(hashtext('palan ' || current_schema()), id)
+NEW_WRITER = "insert into writer default values returning id"
+LOCK_WRITER = "select pg_try_advisory_lock(hashtext('palan ' || current_schema()), :writer::int)"
+FREE_WRITER = "select pg_advisory_unlock_all()"
+# A server that was restarted has forgotten who writes: for a moment, what was opened before is taken to be written still.
+WRITERS = """
+select w.id, w.opened < pg_postmaster_start_time() and pg_postmaster_start_time() > now() - interval '10 s' or exists (
+  select from pg_locks l where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.objid::bigint = w.id
+  and l.classid::bigint = (hashtext('palan ' || current_schema())::bigint & 4294967295)
+  and l.database = (select oid from pg_database where datname = current_database())
+) from writer w where exists (select from segment s where s.writer = w.id and s.stream = :stream and not s.sealed)
 """
-CLOSE_SEGMENT = "select pg_advisory_unlock(hashtext('palan ' || current_schema()), :id::int)"
-CLOSE_SEGMENTS = "select pg_advisory_unlock_all()"
+OPEN_SEGMENT = "insert into segment (writer, stream) values (:writer, :stream) returning id"
 APPEND = """
 with grown as (
   update segment set size = :ends where id = :id and size = :begins and not sealed returning id
 )
 insert into block (segment, begins, ends, frames) select id, :begins::bigint, :ends::bigint, :frames::bytea from grown
 """
-LOCK_SEGMENT = "select pg_try_advisory_lock(hashtext('palan ' || current_schema()), :id::int)"
-SEGMENT_LOCKS = """
-select s.id, exists (
-  select 1 from pg_locks l where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.objid::bigint = s.id
-  and l.classid::bigint = (hashtext('palan ' || current_schema())::bigint & 4294967295)
-  and l.database = (select oid from pg_database where datname = current_database())
-) from segment s where s.stream = :stream and not s.sealed
-"""
 SEGMENT_SIZE = "select size from segment where id = :id"
-SEGMENTS = "select id, size from segment where stream = :stream and size > 0 order by id"
-ALL_SEGMENTS = "select id, stream, size from segment where size > 0 order by stream, id"
+SEGMENTS = "select writer, id, size from segment where stream = :stream and size > 0 order by id"
+ALL_SEGMENTS = "select stream, writer, id, size from segment where size > 0 order by stream, id"
 BLOCKS = """
 select begins, ends, frames from block where segment = :id and ends > :after and begins < :after + :window order by ends
 """
 SHORT_SEGMENTS = """
-select s.id, s.stream, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint from segment s left join block b on b.segment = s.id
+select s.stream, s.writer, s.id, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint from segment s left join block b on b.segment = s.id
 group by s.id having coalesce(sum(octet_length(b.frames)), 0) <> s.size order by s.stream, s.id
 """
 CLOSED_SEGMENTS = """
-select id, size from segment where stream = :stream and not sealed
-and pg_try_advisory_xact_lock(hashtext('palan ' || current_schema()), id) order by id for update skip locked
+select writer, id, size from segment where stream = :stream and not sealed
+and pg_try_advisory_xact_lock(hashtext('palan ' || current_schema()), writer) order by id for update skip locked
 """
 CLEAR_BLOCKS = "delete from block where segment = :id"
 PUT_BLOCK = "insert into block (segment, begins, ends, frames) values (:id, :begins, :ends, :frames)"

@@ -3,9 +3,10 @@ create function entry_is_append_only() returns trigger language plpgsql as
 create trigger entry_is_never_edited before update on entry for each row execute function entry_is_append_only();
 create trigger entry_is_never_removed before delete on entry for each row execute function entry_is_append_only();
 create trigger entry_is_never_emptied before truncate on entry for each statement execute function entry_is_append_only();
+create table writer (id int generated always as identity primary key, opened timestamptz not null default now());
 create table segment (
-  id int generated always as identity primary key, stream text collate "C" not null,
-  size bigint not null default 0, sealed boolean not null default false
+  id int generated always as identity primary key, writer int not null references writer,
+  stream text collate "C" not null, size bigint not null default 0, sealed boolean not null default false
 );
 create index segment_by_stream on segment (stream);
 create table block (
