@@ -58,7 +58,8 @@ class _Writer:
     def close(self) -> None:
         """Take it to the disk, then note its length: never a length that the disk may not hold."""
         os.fsync(self.fd)
-        _note_end(self.path, self.size)
+        with suppress(FileNotFoundError):  # somebody removed the whole folder: there is nothing left to be read
+            _note_end(self.path, self.size)
         os.close(self.fd)
 
 
