@@ -37,7 +37,7 @@ class Run(msgspec.Struct, frozen=True):
     parent: str = ""
 
 
-class Value(msgspec.Struct, frozen=True):
+class Value(msgspec.Struct, frozen=True, gc=False):
     """A parameter or a tag of a run, or what the points of a metric come to: its last value and its extremes.
 
     `text` is what was given; for a metric it is set where the last value is no number (NaN). `number` is the value as a
@@ -56,6 +56,19 @@ class Value(msgspec.Struct, frozen=True):
     count: int = 0
     step: int = 0
     time: int = 0
+
+
+class Shown(msgspec.Struct, frozen=True, gc=False):
+    """What a list of runs shows of a value."""
+
+    TABLE: ClassVar[str] = "value"
+    KEY: ClassVar[tuple[str, ...]] = ("run", "kind", "key")
+
+    run: str
+    kind: Kind
+    key: str
+    text: str | None = None
+    number: float | None = None
 
 
 class Curve(msgspec.Struct, frozen=True):

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from palan.errors import Corrupt
-from palan.runs.search import Condition, Order
+
+if TYPE_CHECKING:
+    from palan.runs.search import Condition, Order
 
 T = TypeVar("T")
 

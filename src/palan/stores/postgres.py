@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from palan.core import stamp
 from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
-from palan.runs.search import Condition, Order
 from palan.stores import sql
 from palan.stores.contract import Blocks, Frame, Lease, Position, Records, Verified
 from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, read_past_damage
@@ -32,6 +31,9 @@ try:
     from psycopg.types.numeric import Int8Dumper
 except ImportError as error:
     raise MissingExtra("psycopg", "postgres", "a store on PostgreSQL") from error
+
+if TYPE_CHECKING:
+    from palan.runs.search import Condition, Order
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -304,7 +306,9 @@ class PostgresRecords(Records):
     def search(
         self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
     ) -> list[tuple[T, list[Any]]]:
-        return sql.searched(self._read, noun, where, order, after, limit)
+        from palan.stores.search import searched  # few commands search
+
+        return searched(self._read, noun, where, order, after, limit)
 
     def add(self, noun: object) -> bool:
         return self._changed(sql.table(type(noun)).insert_new, noun)

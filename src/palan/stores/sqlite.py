@@ -11,13 +11,15 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from palan.core import stamp
 from palan.errors import Conflict, Corrupt, PalanError
-from palan.runs.search import Condition, Order
 from palan.stores import sql
 from palan.stores.contract import Lease, Records
+
+if TYPE_CHECKING:
+    from palan.runs.search import Condition, Order
 
 T = TypeVar("T")
 
@@ -135,7 +137,9 @@ class SQLiteRecords(Records):
     def search(
         self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
     ) -> list[tuple[T, list[Any]]]:
-        return sql.searched(self._rows, noun, where, order, after, limit)
+        from palan.stores.search import searched  # few commands search
+
+        return searched(self._rows, noun, where, order, after, limit)
 
     def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
         with self._lock, self._explained():
