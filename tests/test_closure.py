@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -145,6 +146,93 @@ def test_an_edit_of_what_is_reached_invalidates(file: str, old: str, new: str) -
 )
 def test_an_edit_of_anything_else_does_not(file: str, old: str, new: str) -> None:
     assert edited(old, new, file).digest == of().digest
+
+
+LOCALS = """
+import polars as pl
+
+total = 0
+
+
+def helper(rows, *, start=0):
+    total = start
+    for row in rows:
+        total += row
+    return total
+
+
+class Model:
+    def decide(self, rows):
+        seen = [value for value in rows if value]
+
+        def nested(value):
+            part = value + len(seen)
+            return lambda more: part + more
+
+        try:
+            best = max(seen, key=lambda each: nested(each)(1))
+        except ValueError as error:
+            return error
+        with open("x") as file:
+            return helper(seen, start=best), file, f"rows {rows}"
+
+    def look(self, rows):
+        frame = pl.DataFrame(rows)
+        return pl.sql("select * from frame"), pl.sql(QUERY)
+
+    def log(self, rows):
+        count = len(rows)
+        return f"{count=}", {"height": count}
+
+    def shared(self):
+        state = 1
+
+        def inner():
+            nonlocal state
+            state = 2
+        class Part:
+            size = state
+        return inner, Part
+
+
+QUERY = "select * from frame"
+"""
+
+
+def renamed(**names: str) -> str:
+    text = LOCALS
+    for old, new in names.items():
+        text = re.sub(rf"\b{old}\b", new, text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("names", "same"),
+    [
+        ({"row": "each_row"}, True),
+        ({"seen": "known"}, True),
+        ({"part": "piece"}, True),
+        ({"best": "top"}, True),
+        ({"file": "handle"}, True),
+        ({"seen": "other", "best": "seen", "other": "best"}, True),
+        pytest.param({"start": "begin"}, False, id="a parameter, which a caller names"),
+        pytest.param({"nested": "within"}, False, id="an inner function, which knows its name"),
+        pytest.param({"frame": "table"}, False, id="a frame that SQL finds by its name"),
+        pytest.param({"count": "number"}, False, id="a name that a string shows"),
+        pytest.param({"state": "mode"}, False, id="a name that is shared"),
+        pytest.param({"size": "width"}, False, id="an attribute of an inner class"),
+        pytest.param({"error": "failure"}, False, id="the name of an exception"),
+        pytest.param({"total": "amount"}, False, id="a name of the module as well"),
+    ],
+)
+def test_what_a_local_variable_is_called_does_not_count(names: dict[str, str], same: bool) -> None:
+    before, after = (of({"model.py": text}) for text in (LOCALS, renamed(**names)))
+    assert (after.digest == before.digest) is same
+
+
+def test_an_edit_that_only_looks_like_a_rename_counts() -> None:
+    text = "x = 1\n\n\nclass Model:\n    def decide(self, rows):\n        y, z = rows\n        return {}\n"
+    assert len({of({"model.py": text.format(end)}).digest for end in ("y - z", "z - y", "y - x", "x - y", "locals()", "[y for y in rows]", "[a for a in rows]")}) == 7
 
 
 def test_another_version_of_a_library_invalidates_and_one_that_is_not_used_does_not() -> None:

@@ -2,15 +2,16 @@
 
 The closure of `file.py:Name` is the normalised syntax tree of Name and of all first-party code that it can reach:
 helpers, methods, constants, base classes, decorators, and what the modules on the way do when they are imported.
-Comments, docstrings and layout do not count. Third-party code enters as distribution and version. Where reading cannot
+Comments, docstrings, layout and the names of local variables do not count. Third-party code enters as distribution and version. Where reading cannot
 tell, more is included rather than less.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import msgspec
@@ -20,8 +21,11 @@ from palan.errors import NotFound, PalanError, nearest
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 _BY_NAME = {"globals", "vars", "eval", "exec"}  # reach any name of the module
 _BY_MODULE = {"import_module", "__import__"}  # reach any module
+_READS_FRAMES = {"locals", "vars", "dir", "eval", "exec", "sql", "query", "evaluate", "_getframe", "currentframe", "stack"}
+"""Calls that may look up the caller's variables by their names, as SQL over data frames does."""
 _REGISTERING = ("__init_subclass__", "__subclasses__", "metaclass")  # a class counts without being named
 
 _MODULE, _ALL = "(module)", "*"
@@ -348,6 +352,79 @@ class _Normalise(ast.NodeTransformer):
         return node
 
 
+class _Rename(ast.NodeTransformer):
+    """Calls the local variables of functions by number: what somebody calls them changes nothing.
+
+    Only names that are assigned to and no more; parameters, imports, inner definitions and what a string mentions keep theirs.
+    """
+
+    def __init__(self) -> None:
+        self.kept: set[str] = set()
+        self.depth = 0
+        self.names: dict[str, str] = {}
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        node.id = self.names.get(node.id, node.id)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._function(node, node.body)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self._function(node, node.body)
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        return self._function(node, [node.body])
+
+    def _function(self, node: _Function, body: Sequence[ast.AST]) -> ast.AST:
+        if not self.depth:
+            if any(_READS_FRAMES & set(path) for path in _uses(node)):
+                return node
+            strings = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            self.kept = {word for text in strings for word in re.findall(r"\w+", text)}
+        inside = {id(each) for each in body}
+        for child in ast.iter_child_nodes(node):  # decorators, defaults and annotations belong to the scope around it
+            if id(child) not in inside:
+                self.visit(child)
+        bound, fixed = _locals(node, body)
+        outer = self.names
+        self.names = {name: new for name, new in outer.items() if name not in bound and name not in fixed}
+        self.depth += 1
+        # No name of Python's begins with a digit, so none is taken.
+        self.names |= {name: f"{self.depth}.{place}" for place, name in enumerate(each for each in bound if each not in fixed | self.kept)}
+        for child in body:
+            self.visit(child)
+        self.depth -= 1
+        self.names = outer
+        return node
+
+
+def _locals(function: _Function, body: Sequence[ast.AST]) -> tuple[dict[str, None], set[str]]:
+    """Return the names that a function assigns to, in order, and those in it that mean more than a variable."""
+    bound: dict[str, None] = {}
+    fixed: set[str] = set()
+    for each in ast.walk(function):
+        if isinstance(each, ast.Global | ast.Nonlocal):  # here or further inside: the name is shared
+            fixed.update(each.names)
+        elif isinstance(each, ast.ClassDef):  # what is assigned in it are its attributes
+            fixed.update(inner.id for inner in ast.walk(each) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store))
+    fixed.update(each.arg for each in ast.walk(function.args) if isinstance(each, ast.arg))
+    todo = list(body)
+    while todo:
+        node = todo.pop(0)
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound[node.id] = None
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            fixed.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+        elif isinstance(node, (*_DEFINITIONS, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)):
+            fixed.add(node.name or "")
+        elif isinstance(node, ast.MatchMapping) and node.rest:
+            fixed.add(node.rest)
+        if not isinstance(node, (*_DEFINITIONS, ast.Lambda)):
+            todo.extend(ast.iter_child_nodes(node))
+    return bound, fixed
+
+
 def _dump(node: ast.stmt) -> str:
     copy = ast.parse(ast.unparse(node))  # a copy without positions, comments and redundant brackets
-    return ast.dump(_Normalise().visit(copy))
+    return ast.dump(_Rename().visit(_Normalise().visit(copy)))
