@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ class Serving(msgspec.Struct, frozen=True):
 @contextmanager
 def announced(project: Project, url: str) -> Iterator[None]:
     """Let other processes know the address of this server while the block runs."""
-    mine = msgspec.json.encode(Serving(url, socket.gethostname(), os.getpid()))
+    mine = msgspec.json.encode(Serving(url, os.uname().nodename, os.getpid()))
     with suppress(OSError):  # a full or read-only disk: nobody is told
         write_atomically(_place(project), mine)
     try:
@@ -40,7 +39,7 @@ def address(project: Project) -> str:
     """Return the address of the server that runs for this project, "" where none is known to."""
     try:
         found = msgspec.json.decode(_place(project).read_bytes(), type=Serving)
-        if found.machine == socket.gethostname():
+        if found.machine == os.uname().nodename:
             os.kill(found.process, 0)
     except PermissionError:
         return found.url
