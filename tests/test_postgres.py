@@ -315,14 +315,15 @@ def test_a_lost_answer_is_no_second_record(wire: Wire) -> None:
     records, blocks = PostgresRecords(server), PostgresBlocks(server)
     first = Release("delay", 1, NOON, (Arm("delay@1", "champion", 1.0),))
     step = Step("s1", "r1", "fit", 1, {}, NOON, 0.5)
-    for write in (lambda: records.put(RUN) is None, lambda: records.add(step), lambda: records.swap(first, epoch=0), lambda: records.swap(replace(first, epoch=2), epoch=1)):
+    many = [replace(RUN, id=f"m{number}") for number in range(3)]
+    for write in (lambda: records.put(RUN) is None, lambda: records.put(*many) is None, lambda: records.add(step), lambda: records.swap(first, epoch=0), lambda: records.swap(replace(first, epoch=2), epoch=1)):
         wire.cut_at(b"commit")
         assert write()
     assert not records.add(replace(step, value=2)) and not records.swap(replace(first, epoch=2, reason="another"), epoch=1)
     for number in range(8):  # by the sixth it is a prepared statement
         wire.cut_at(b"payload %d" % number)
         assert blocks.append("s", [b"payload %d" % number]) == 21 * (number + 1)
-    assert wire.cuts == 12
+    assert wire.cuts == 13 and len(records.find(Run)) == 4
     assert data(blocks) == [b"payload %d" % number for number in range(8)]
     token = records.lease("x", "me", timedelta(seconds=9), now=NOON)
     wire.cut_at(b"commit")

@@ -288,17 +288,17 @@ class PostgresRecords(Records):
         self._mine = threading.local()  # the connection of the transaction that this thread is in
 
     def put(self, *nouns: object) -> None:
-        if len(nouns) == 1:
-            of = sql.table(type(nouns[0]))
-            self._write(of.replace, of.row(nouns[0]))
-        elif nouns:
-            with self.transaction(), self._within("while it recorded", "repeat the command"):
-                db = self._held()
-                assert db is not None
-                for kind, some in groupby(nouns, type):
-                    of = sql.table(kind)
-                    with self._server.explained(db), db.cursor() as cursor:
-                        cursor.executemany(sql.bound(of.replace), [of.row(each) for each in some])
+        def put(db: Connection) -> None:
+            for kind, some in groupby(nouns, type):
+                of = sql.table(kind)
+                rows = [of.row(each) for each in some]
+                if len(rows) == 1:
+                    db.execute(sql.bound(of.replace), rows[0])
+                else:
+                    db.cursor().executemany(sql.bound(of.replace), rows)
+
+        if nouns:
+            self._do(put)
 
     def remove(self, noun: type, key: Sequence[str | int]) -> None:
         self._write(sql.table(noun).delete, list(key))
@@ -383,7 +383,7 @@ class PostgresRecords(Records):
 
     def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
         expires = now + ttl
-        rows, _, _ = self._write(sql.TAKE_LEASE, {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)})
+        rows = self._write(sql.TAKE_LEASE, {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)})
         return Lease(name, holder, rows[0][0], expires) if rows else None
 
     def free(self, lease: Lease) -> None:
@@ -416,31 +416,34 @@ class PostgresRecords(Records):
         """Write the noun where that is still right, and tell whether it was."""
         of = sql.table(type(noun))
         row = of.row(noun)
-        _, count, tries = self._write(statement, [*row, row[0], *more] if more else row)
+        values = [*row, row[0], *more] if more else row
+        count, tries = self._do(lambda db: db.execute(sql.bound(statement), values).rowcount)
         # When the first try lost its answer, the row that is in the way may be the one that it wrote.
         return count == 1 or (tries > 1 and self.get(type(noun), row[0]) == noun)
 
-    def _write(self, statement: str, values: Any) -> tuple[Sequence[tuple[Any, ...]], int, int]:
-        """Return the rows that the statement gave, how many it changed, and how often it had to be tried."""
-        tries = 0
-
-        def once(db: Connection) -> tuple[Sequence[tuple[Any, ...]], int, int]:
+    def _write(self, statement: str, values: Any) -> Sequence[tuple[Any, ...]]:
+        def write(db: Connection) -> Sequence[tuple[Any, ...]]:
             cursor = db.execute(sql.bound(statement), values)
-            return (cursor.fetchall() if cursor.description else ()), cursor.rowcount, tries
+            return cursor.fetchall() if cursor.description else ()
 
-        def alone(db: Connection) -> tuple[Sequence[tuple[Any, ...]], int, int]:
+        return self._do(write)[0]
+
+    def _do(self, work: Callable[[Connection], T]) -> tuple[T, int]:
+        """Write in the transaction that this thread is in, or in one beside others; return also how often it had to be tried."""
+        held, tries = self._held(), 0
+
+        def beside(db: Connection) -> T:
             nonlocal tries
             tries += 1
             db.execute(sql.bound(sql.BEGIN_BESIDE), prepare=False)
-            made = once(db)
+            made = work(db)
             db.execute(sql.bound(sql.COMMIT), prepare=False)
             return made
 
-        held = self._held()
         if held is None:
-            return self._server.run(alone)
+            return self._server.run(beside), tries
         with self._within(), self._server.explained(held):
-            return once(held)
+            return work(held), 1
 
 
 def _begin(db: Connection) -> Connection:
