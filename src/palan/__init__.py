@@ -23,6 +23,7 @@ _HOMES = {
     "config": "palan.flows.config",
     "decide": "palan.flows.decide",
     "demo": "palan.flows.demo",
+    "follow": "palan.flows.follow",
     "ingest": "palan.flows.ingest",
     "init": "palan.flows.init",
     "log": "palan.flows.log",

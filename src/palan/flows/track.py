@@ -76,13 +76,14 @@ def start(
     """
     where = project if isinstance(project, Project) else _open(project)
     if resume:
-        run = LiveRun(where, _known(where, resume).id)
+        known = _known(where, resume)
+        run = LiveRun(where, known.id, known.subject)
         run._tell("resume", {})
     else:
         outer = parent.id if isinstance(parent, LiveRun) else parent or (current.id if (current := _current.get()) else "")
-        run = LiveRun(where, new_id(utcnow()))
+        run = LiveRun(where, new_id(utcnow()), experiment or where.config.name)
         about, files = _about(where)
-        run._tell("start", {"experiment": experiment or where.config.name, "about": {"name": name, "parent": outer, **about}, "files": files})
+        run._tell("start", {"experiment": run.experiment, "about": {"name": name, "parent": outer, **about}, "files": files})
     if params:
         run.params(**params)
     if system:
@@ -119,9 +120,11 @@ def _about(project: Project) -> tuple[dict[str, Any], dict[str, tuple[str, int]]
 class LiveRun:
     """A run that is going on. Every call is kept once it returns, whatever happens to the process."""
 
-    def __init__(self, project: Project, id: str) -> None:
+    def __init__(self, project: Project, id: str, experiment: str = "") -> None:
         self.project = project
         self.id = id
+        self.experiment = experiment
+        self.before_end: list[Callable[[], None]] = []
         self._id = id.encode()
         self._append = project.store.blocks.append
         self._step = 0
@@ -230,7 +233,14 @@ class LiveRun:
             raise Invalid(f'"{status}" is no end of a run', "done, failed or killed", field="status", value=status)
         if self._stop is not None:
             self._stop.set()
-        self._tell("end", {"status": status, "reason": reason})
+        try:
+            while self.before_end:
+                self.before_end.pop()()
+        except BaseException as error:
+            status, reason = "failed", f"{type(error).__name__}: {error}"[:1000]
+            raise
+        finally:
+            self._tell("end", {"status": status, "reason": reason})
 
     def __enter__(self) -> LiveRun:
         self._token = _current.set(self)

@@ -26,7 +26,7 @@ _NUMBERS_IN = [
     *("changeColBounds", "changeColsBounds", "changeRowBounds", "changeRowsBounds", "changeObjectiveOffset"),
 ]
 
-_STATUS: dict[Any, Status] = {
+STATUS: dict[Any, Status] = {
     Model.kInfeasible: "infeasible",
     Model.kUnbounded: "unbounded",
     Model.kUnboundedOrInfeasible: "no_solution",
@@ -208,7 +208,7 @@ def _read(highs: Any, lp: Any, whole: np.ndarray[Any, np.dtype[np.bool_]], sense
         "seed": ctx.seed,
     }
     has_plan = info.primal_solution_status == highspy.kSolutionStatusFeasible or told == Model.kModelEmpty
-    status: Status = _STATUS.get(told, "no_solution")
+    status: Status = STATUS.get(told, "no_solution")
     if status == "cancelled" and ctx.remaining() == 0:
         status = "timeout"  # the interrupt was the deadline's, a moment before the solver's own clock
     if not has_plan or status in ("infeasible", "unbounded", "error"):
