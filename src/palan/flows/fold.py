@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from palan.flows.project import Project
+from palan.runs.mlflow import Experiment
 from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Value
 from palan.stores.contract import Frame
 
@@ -63,6 +64,7 @@ def _take(project: Project, frames: Sequence[Frame]) -> None:
     values = _values(project, [event for event, _ in events], blocks)
     nouns: list[Any] = [Keyset(digest.hex(), names) for digest, names in keysets.items()]
     nouns += [Folded(segment, frame.end) for segment, frame in {frame.segment: frame for frame in frames}.items()]
+    nouns += _experiments(project, [run for run in runs.values() if run.flow == TRACK])
     records.put(*nouns, *runs.values(), *values, *_artifacts(event for event, _ in events))
     for event, _ in events:
         if event.verb == "untag":
@@ -94,6 +96,15 @@ def _runs(project: Project, events: Sequence[tuple[Event, str]]) -> dict[str, Ru
         else:
             runs[event.run] = replace(run, status=event.body["status"], ended=time, reason=event.body["reason"])
     return runs
+
+
+def _experiments(project: Project, runs: Sequence[Run]) -> list[Experiment]:
+    """Return the experiments that these runs are the first of."""
+    first = {run.subject: run for run in reversed(runs)}
+    known = {each.name for some in _chunks(list(first)) for each in project.store.records.find(Experiment, name=some)}
+    last = project.store.records.find(Experiment, order="-number", limit=1)
+    new = [run for run in reversed(first.values()) if run.subject not in known]
+    return [Experiment(number, run.subject, run.time, run.time) for number, run in enumerate(new, last[0].number + 1 if last else 1)]
 
 
 def _time(ns: int) -> datetime:

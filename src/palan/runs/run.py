@@ -35,6 +35,7 @@ class Run(msgspec.Struct, frozen=True):
     reason: str = ""
     name: str = ""
     parent: str = ""
+    deleted: datetime | None = None  # put aside by a client of MLflow, which may restore it
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):

@@ -10,7 +10,7 @@ false. The filter strings of MLflow's search are a subset.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NoReturn
 
@@ -93,13 +93,16 @@ class Order(msgspec.Struct, frozen=True):
     descending: bool = False
 
 
-def parse(text: str) -> Condition | None:
+def parse(text: str, attributes: Mapping[str, str] = ATTRIBUTES) -> Condition | None:
     """Return the tree of a search, or None for an empty one.
+
+    Args:
+        attributes: what the things that are searched have by themselves, if they are no runs.
 
     Raises:
         PalanError: the text is not a search; its second line marks the character.
     """
-    reading = _Reading(text)
+    reading = _Reading(text, attributes)
     if reading.token is None:
         return None
     found = reading.any_of()
@@ -108,7 +111,7 @@ def parse(text: str) -> Condition | None:
     return found
 
 
-def parse_order(keys: Sequence[str]) -> list[Order]:
+def parse_order(keys: Sequence[str], attributes: Mapping[str, str] = ATTRIBUTES) -> list[Order]:
     """Return the keys to order by, each "metrics.loss", "params.lr desc" or "start_time ASC".
 
     Raises:
@@ -116,7 +119,7 @@ def parse_order(keys: Sequence[str]) -> list[Order]:
     """
     found = []
     for text in keys:
-        reading = _Reading(text)
+        reading = _Reading(text, attributes)
         field = reading.field()
         direction = reading.take_word("asc", "desc")
         if reading.token is not None:
@@ -134,8 +137,9 @@ class _Token(msgspec.Struct, frozen=True):
 class _Reading:
     """A text, read from left to right, one token ahead."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, attributes: Mapping[str, str]) -> None:
         self.text = text
+        self.attributes = attributes
         self.tokens = self._tokens()
         self.place = 0
 
@@ -301,9 +305,9 @@ class _Reading:
         return self.attribute(key, at or token) if kind == "attribute" else Field(kind, key)
 
     def attribute(self, name: str, token: _Token) -> Field:
-        column = ATTRIBUTES.get(name) or ATTRIBUTES.get(name.lower())
+        column = self.attributes.get(name) or self.attributes.get(name.lower())
         if column is None:
-            self.fail(f'a run has no "{name}"', token.at, nearest(name, ATTRIBUTES) or f"metrics.{name} or params.{name}, or one of {', '.join(dict.fromkeys(ATTRIBUTES.values()))}")
+            self.fail(f'a run has no "{name}"', token.at, nearest(name, self.attributes) or f"metrics.{name} or params.{name}, or one of {', '.join(dict.fromkeys(self.attributes.values()))}")
         return Field("attribute", column)
 
     def name(self) -> str:
