@@ -20,11 +20,11 @@ from palan.ledger import verify as walk
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
 from palan.runs.mlflow import Experiment, Input, LoggedModel, ModelVersion, RegisteredModel
-from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Step, Value
+from palan.runs.run import Artifact, Attempt, Curve, Folded, Keyset, Run, Step, Value
 from palan.stores import sql
 from palan.stores.files import is_digest
 
-NOUNS: tuple[type, ...] = (Run, Step, DataVersion, Quarantine, Version, Evidence, Release, Job, Alarm, Remedy, Entry, Head, Value, Curve, Keyset, Folded, Artifact, Experiment, Input, RegisteredModel, ModelVersion, LoggedModel)
+NOUNS: tuple[type, ...] = (Run, Step, DataVersion, Quarantine, Version, Evidence, Release, Job, Alarm, Remedy, Entry, Head, Value, Curve, Keyset, Folded, Artifact, Experiment, Input, RegisteredModel, ModelVersion, LoggedModel, Attempt)
 """All that is kept as records, but for the leases."""
 
 _ONE = {"blob", "reference", "request", "output"}

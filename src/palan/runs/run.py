@@ -134,3 +134,17 @@ class Step(msgspec.Struct, frozen=True):
     parts: Mapping[str, Any]
     time: datetime
     seconds: float
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """A step, or an effect, that was begun and has not ended: how often in a row, by which run last, and how that went.
+
+    `id` is the step's key. It goes when the step is recorded; of an effect it is the intent.
+    """
+
+    id: str
+    name: str
+    run: str
+    count: int
+    time: datetime
+    reason: str
