@@ -43,10 +43,10 @@ def commands(group: click.Group, prefix: str = "palan") -> Iterator[tuple[str, c
 
 def command_help(name: str, command: click.Command) -> str:
     """Return the help as a terminal of 80 columns shows it."""
-    *_, last = name.split()
+    *above, last = name.split()
     group = cli_group()
     # As a user gets it: the names of the help option are the group's, and its commands inherit them.
-    parent = None if command is group else click.Context(group, info_name="palan", **group.context_settings)
+    parent = None if command is group else click.Context(group, info_name=" ".join(above), **group.context_settings)
     own = {**command.context_settings, "terminal_width": 80, "max_content_width": 80}
     context = click.Context(command, parent=parent, info_name=last, **own)
     lines = click.unstyle(command.get_help(context)).splitlines()

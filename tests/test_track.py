@@ -392,5 +392,5 @@ def test_what_differs_comes_first(project: Project) -> None:
         compare(project, [made[0]])
     with start("a", name="depth 2", project=project):
         pass
-    with pytest.raises(NotFound, match='more than one run is called or begins with "depth 2"'):
+    with pytest.raises(NotFound, match='more than one run is called "depth 2"'):
         compare(project, ["depth 2", made[1]])

@@ -704,6 +704,92 @@ def restore(ctx: click.Context, file: str, into: str, as_json: bool) -> None:
     ctx.exit(ACT if made["findings"] else FINE)
 
 
+class Bare(click.Group):
+    """A group that without the name of a command means its first one: `palan runs` is `palan runs list`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, *ctx.help_option_names):
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
+@cli.group(cls=Bare)
+def runs() -> None:
+    """Look at runs: search all, show one, compare some. Without a command it searches.
+
+    \b
+    Example:  palan runs
+              palan runs "metrics.loss < 0.3 AND params.model = 'trees'" --order metrics.loss
+              palan runs show 4k2m9x7q
+              palan runs compare 4k2m9x7q 8h3t5w1z
+
+    A run is named by its id, the beginning or the end of it, or its name.
+    """
+
+
+@runs.command("list")
+@click.argument("search", required=False, default="")
+@click.option("--order", multiple=True, metavar="KEY", help='Order by, such as "metrics.loss" or "params.lr desc"; may be given again.')
+@click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True, help="How many at the most.")
+@click.option("--after", default="", metavar="TOKEN", help="Go on where the list before ended.")
+@click.option("--flow", default="track", show_default=True, metavar="FLOW", help='What kind of run: "track" (what somebody tracks), "build", "check" …; "" for all.')
+@_json
+@click.pass_context
+def runs_list(ctx: click.Context, search: str, order: tuple[str, ...], limit: int, after: str, flow: str, as_json: bool) -> None:
+    """Search runs; without SEARCH show the newest. Params and metrics that differ come first.
+
+    \b
+    Example:  palan runs list "metrics.loss < 0.3" --order metrics.loss
+              palan runs list --flow build --limit 5
+    """
+    from palan.cli.runs import listed
+    from palan.flows.runs import search as verb
+
+    if search.isidentifier():  # one word is no search, but may be a command that was mistyped
+        raise PalanError(f'palan runs has no command "{search}"', nearest(search, runs.commands) or 'palan runs "metrics.loss < 0.3"')
+    found = verb(_open(ctx, quiet=True), search, order=order, after=after, limit=limit, flow=flow)
+    _print(found, as_json, lambda found: listed(found, search, order, flow, limit))
+
+
+@runs.command()
+@click.argument("run")
+@_json
+@click.pass_context
+def show(ctx: click.Context, run: str, as_json: bool) -> None:
+    """Show everything that is known of RUN: params, metrics with their curves, files, how to repeat it.
+
+    \b
+    Example:  palan runs show 4k2m9x7q
+    """
+    from palan.cli.runs import shown
+    from palan.flows.runs import run_page
+
+    project = _open(ctx, quiet=True)
+    _print(run_page(project, run), as_json, lambda page: shown(project, page))
+
+
+@runs.command()
+@click.argument("which", nargs=-1, required=True, metavar="RUN RUN...")
+@_json
+@click.pass_context
+def compare(ctx: click.Context, which: tuple[str, ...], as_json: bool) -> None:
+    """Put runs side by side, what differs first; with several seeds, how sure the difference is.
+
+    Runs that share every parameter but `seed` are a group, and groups are compared seed by seed.
+
+    \b
+    Example:  palan runs compare 4k2m9x7q 8h3t5w1z
+    """
+    from palan.cli.runs import compared
+    from palan.flows.runs import compare as verb
+
+    project = _open(ctx, quiet=True)
+    _print(verb(project, which), as_json, lambda told: compared(project, told))
+
+
 @cli.command()
 @_json
 @click.pass_context

@@ -131,19 +131,20 @@ def _values(project: Project, events: Sequence[Event], blocks: Mapping[tuple[str
     for event in events:
         if event.verb in ("param", "tag"):
             for key, value in event.body.items():
-                given[event.run, event.verb, key] = Value(event.run, event.verb, key, value, _number(value), time=event.time)  # type: ignore[arg-type]
+                given[event.run, event.verb, key] = Value(event.run, event.verb, key, value, number(value), time=event.time)  # type: ignore[arg-type]
         elif event.verb == "untag":
             for key in event.body:
                 given.pop((event.run, "tag", key), None)
     return [*found.values(), *given.values()]
 
 
-def _number(text: str) -> float | None:
+def number(text: str) -> float | None:
+    """Return what a text is as a number, where it is one."""
     try:
-        number = float(text)
+        found = float(text)
     except ValueError:
         return None
-    return None if number != number else number
+    return None if found != found else found
 
 
 def _joined(run: str, before: Value | None, new: Summary) -> Value:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from palan.core import stamp
+from palan.core import figure, stamp
 from palan.errors import Invalid, NotFound
 from palan.flows.fold import fold
 from palan.flows.project import Project
-from palan.runs.run import Artifact, Curve, Drawn, Keyset, Run, Value
+from palan.runs.beside import columns, repeated
+from palan.runs.run import Artifact, Curve, Drawn, Keyset, Run, Shown, Value
 from palan.runs.search import Both, Compare, Condition, Field, parse, parse_order
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 DRAWN = 1000
 """Points of a curve, or pairs of least and largest, that are sent if no other number is asked for."""
+
+SHORT = 8
+"""Characters at the end of an id that a run is shown and found by: there ids of one moment differ."""
+
+CONFIDENCE = 0.95
 
 
 def search(project: Project, where: str = "", *, order: Sequence[str] = (), after: str = "", limit: int = 50, flow: str = "track") -> dict[str, Any]:
@@ -62,15 +68,15 @@ def _token(place: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(list(place))).decode()
 
 
-def _values(project: Project, ids: Sequence[str]) -> dict[str, list[Value]]:
-    found: dict[str, list[Value]] = {}
+def _values(project: Project, ids: Sequence[str]) -> dict[str, list[Shown]]:
+    found: dict[str, list[Shown]] = {}
     for at in range(0, len(ids), 500):
-        for each in project.store.records.find(Value, run=list(ids[at : at + 500])):
+        for each in project.store.records.find(Shown, run=list(ids[at : at + 500])):
             found.setdefault(each.run, []).append(each)
     return found
 
 
-def told_of(run: Run, values: Sequence[Value]) -> dict[str, Any]:
+def told_of(run: Run, values: Sequence[Value | Shown]) -> dict[str, Any]:
     """Return a run as plain values."""
     return {
         "run": run.id,
@@ -89,22 +95,27 @@ def told_of(run: Run, values: Sequence[Value]) -> dict[str, Any]:
 
 
 def find_run(project: Project, id: str) -> Run:
-    """Return a run by its id, the beginning of one, or its name.
+    """Return a run by its id, the beginning or the end of one, or its name.
 
     Raises:
         NotFound: there is none, or more than one.
     """
     fold(project)
+    return _found(project, id)
+
+
+def _found(project: Project, id: str) -> Run:
     records = project.store.records
     exact = records.get(Run, id)
     if exact is not None:
         return exact
-    wanted = parse(f"name = {_quoted(id)} or id like {_quoted(_literal(id) + '%')}")
+    end = f" or id like {_quoted('%' + _literal(id))}" if len(id) >= SHORT else ""
+    wanted = parse(f"name = {_quoted(id)} or id like {_quoted(_literal(id) + '%')}{end}")
     found = records.search(Run, wanted, limit=2) if id else []
     if len(found) == 1:
         return found[0][0]
     if found:
-        raise NotFound(f'more than one run is called or begins with "{id}"', f"give more of its id: {found[0][0].id} or {found[1][0].id}")
+        raise NotFound(f'more than one run is called "{id}", or has it in its id', f"give more of its id: {found[0][0].id} or {found[1][0].id}")
     raise NotFound(f'no run "{id}"', "palan runs")
 
 
@@ -140,38 +151,59 @@ def run_page(project: Project, id: str) -> dict[str, Any]:
     }
 
 
-def curve(project: Project, id: str, metric: str, *, points: int = DRAWN, after: int = 0) -> dict[str, Any]:
+def curve(project: Project, id: str, metric: str, *, points: int = DRAWN, after: int = 0, low: int | None = None, high: int | None = None) -> dict[str, Any]:
     """Return a metric's curve: {"steps", "values"} with every point where there are no more than `points`; else {"steps", "least",
-    "largest"} of equal stretches, which keep every extreme. `count` is how many points there are: given as `after`, only
-    newer ones come, each of them.
+    "largest"} of equal stretches, which keep every extreme. `low` and `high` are the first and the last step that are asked for.
+    `count` is how many points there are in all: given as `after`, only newer ones come, each of them.
 
     Raises:
         NotFound: no such run, or it has no such metric.
     """
+    found = curves(project, [id], metric, points=points, after=after, low=low, high=high)[0]
+    if not found["count"]:
+        raise NotFound(f'run {found["run"]} has no metric "{metric}"', f"palan runs show {found['run']}")
+    return found
+
+
+def curves(project: Project, ids: Sequence[str], metric: str, *, points: int = DRAWN, after: int = 0, low: int | None = None, high: int | None = None) -> list[dict[str, Any]]:
+    """Return the curves of one metric of many runs, as `curve` has them; of a run without it an empty one.
+
+    Raises:
+        NotFound: no such run.
+    """
+    fold(project)
+    having = {each.id: each for each in project.store.records.find(Keyset) if metric in each.names}
+    return [_curve(project, _found(project, id).id, metric, having, points, after, low, high) for id in ids]
+
+
+def _curve(project: Project, run: str, metric: str, having: Mapping[str, Keyset], points: int, after: int, low: int | None, high: int | None) -> dict[str, Any]:
     import numpy as np
 
-    run = find_run(project, id)
-    keysets = _keysets(project, run.id, metric)
+    from palan.runs.points import Block, coarser, outline
+
+    keysets = _keysets(project, run, having)
     total = sum(part.points for parts in keysets.values() for part in parts)
-    if not total:
-        raise NotFound(f'run {run.id} has no metric "{metric}"', f"palan runs show {run.id}")
-    if total - after <= points or after:
-        blocks = [block for keyset, parts in keysets.items() for block in _blocks(project, run.id, keyset, parts, metric, after if len(keysets) == 1 else 0)]
-        steps, times, values = (np.concatenate([getattr(each, what) for each in blocks], axis=-1) if blocks else np.empty(0) for what in ("steps", "times", "values"))
-        order = np.argsort(steps, kind="stable")
-        fresh = order[after:] if len(keysets) > 1 else order
-        numbers = values[0][fresh] if blocks else values
-        return {"run": run.id, "metric": metric, "count": total, "steps": steps[fresh].tolist(), "times": times[fresh].tolist(), "values": _plain(numbers)}
-    drawn = _outline(keysets, metric, points)
-    return {
-        "run": run.id,
-        "metric": metric,
-        "count": total,
-        "steps": drawn.steps.tolist(),
-        "times": drawn.times.tolist(),
-        "least": _plain(drawn.extremes[0, :, 0]),
-        "largest": _plain(drawn.extremes[0, :, 1]),
-    }
+    told = {"run": run, "metric": metric, "count": total}
+    drawn = _outline(keysets, metric, low, high)
+    if len(drawn.steps) > points and not after:
+        return told | _stretches(coarser(drawn, points))
+    blocks = []
+    for keyset, parts in keysets.items():
+        within = parts if after or low is None or high is None else _within(parts, keyset, low, high)
+        blocks += _blocks(project, run, keyset, within, metric, after if len(keysets) == 1 else 0)
+    steps, times, values = (np.concatenate([getattr(each, what) for each in blocks], axis=-1) if blocks else np.empty((1, 0)) for what in ("steps", "times", "values"))
+    steps, times, numbers = steps.reshape(-1), times.reshape(-1), values.reshape(-1)
+    order = np.argsort(steps, kind="stable")
+    order = order[after:] if len(keysets) > 1 else order
+    if low is not None and high is not None:
+        order = order[(steps[order] >= low) & (steps[order] <= high)]
+    if len(order) > points and not after:
+        return told | _stretches(outline(Block((metric,), steps[order], times[order], numbers[order][None]), -(-len(order) // points)))
+    return told | {"steps": steps[order].tolist(), "times": times[order].tolist(), "values": _plain(numbers[order])}
+
+
+def _stretches(drawn: Outline) -> dict[str, Any]:
+    return {"steps": drawn.steps.tolist(), "times": drawn.times.tolist(), "least": _plain(drawn.extremes[0, :, 0]), "largest": _plain(drawn.extremes[0, :, 1])}
 
 
 def _plain(numbers: Any) -> list[float | None]:
@@ -184,15 +216,27 @@ def _plain(numbers: Any) -> list[float | None]:
 Parts = Sequence[Drawn]
 
 
-def _keysets(project: Project, run: str, metric: str) -> dict[Keyset, Parts]:
+def _keysets(project: Project, run: str, having: Mapping[str, Keyset]) -> dict[Keyset, Parts]:
     """Return the keysets of a run that have the metric, with the parts of their curves."""
-    records = project.store.records
-    having = {each.id: each for each in records.find(Keyset) if metric in each.names}
     found: dict[Keyset, list[Drawn]] = {}
     for at in range(0, len(having), 500):
-        for part in records.find(Drawn, run=run, keyset=list(having)[at : at + 500]):
+        for part in project.store.records.find(Drawn, run=run, keyset=list(having)[at : at + 500]):
             found.setdefault(having[part.keyset], []).append(part)
     return {keyset: sorted(parts, key=lambda each: each.part) for keyset, parts in found.items()}
+
+
+def _within(parts: Parts, keyset: Keyset, low: int, high: int) -> Parts:
+    """Return the parts that may hold points from `low` to `high`: all of them where the steps do not only rise."""
+    import numpy as np
+
+    from palan.runs.points import unpack_outline
+
+    steps = [unpack_outline(each.outline, keyset.names).steps for each in parts]
+    if (np.diff(np.concatenate(steps)) < 0).any():
+        return parts
+    begins = [each[0] for each in steps]
+    ends = [*begins[1:], np.inf]
+    return [part for part, begin, end in zip(parts, begins, ends, strict=True) if begin <= high and end >= low]
 
 
 def _blocks(project: Project, run: str, keyset: Keyset, parts: Parts, metric: str, after: int) -> list[Any]:
@@ -215,7 +259,8 @@ def _blocks(project: Project, run: str, keyset: Keyset, parts: Parts, metric: st
     return found
 
 
-def _outline(keysets: dict[Keyset, Parts], metric: str, buckets: int) -> Outline:
+def _outline(keysets: dict[Keyset, Parts], metric: str, low: int | None, high: int | None) -> Outline:
+    """Return the outline of a metric as it is kept, or the part of it that may hold points from `low` to `high`."""
     import numpy as np
 
     from palan.runs import points
@@ -224,23 +269,30 @@ def _outline(keysets: dict[Keyset, Parts], metric: str, buckets: int) -> Outline
     for keyset, parts in keysets.items():
         row = keyset.names.index(metric)
         drawn += [(each, row) for each in (points.unpack_outline(part.outline, keyset.names) for part in parts)]
+    if not drawn:
+        return points.Outline((metric,), np.empty(0, np.int64), np.empty(0, np.int64), np.empty((1, 0, 2)))
     steps = np.concatenate([each.steps for each, _ in drawn])
     order = np.argsort(steps, kind="stable")
     times = np.concatenate([each.times for each, _ in drawn])[order]
     extremes = np.concatenate([each.extremes[row] for each, row in drawn])[order]
-    return points.coarser(points.Outline((metric,), steps[order], times, extremes[None]), buckets)
+    kept = slice(None)
+    if low is not None and high is not None:  # a stretch is known by its first step: the one before may reach into the range
+        kept = slice(max(0, int(np.searchsorted(steps[order], low, "right")) - 1), int(np.searchsorted(steps[order], high, "right")))
+    return points.Outline((metric,), steps[order][kept], times[kept], extremes[kept][None])
 
 
 def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
-    """Put runs side by side: {"runs", "differ": {"params", "metrics", "tags", "about"}, "same": {...}}, what differs first.
+    """Put runs side by side: {"runs", "differ": {"params", "metrics", "tags", "about"}, "same": {...}, "seeds"}, what differs first.
 
-    Each name has a value for each run, None where a run lacks it.
+    Each name has a value for each run, None where a run lacks it. Runs that share all parameters but `seed` are a group; where
+    there are several, "seeds" says for each metric how much a group's differs from the first one's, paired by seed.
 
     Raises:
         NotFound: no such run.
         Invalid: fewer than two runs.
     """
-    found = [find_run(project, id) for id in dict.fromkeys(ids)]
+    fold(project)
+    found = list({run.id: run for run in (_found(project, id) for id in ids)}.values())
     if len(found) < 2:
         raise Invalid("one run cannot be compared", "palan runs compare RUN RUN", field="runs", value=list(ids))
     values = _values(project, [run.id for run in found])
@@ -255,4 +307,61 @@ def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
                 differ[part][name] = row
             else:
                 same[part][name] = row[0]
-    return {"runs": [{name: each[name] for name in ("run", "name", "experiment", "status", "started", "ended")} for each in told], "differ": differ, "same": same}
+    return {
+        "runs": [{name: each[name] for name in ("run", "name", "experiment", "status", "started", "ended")} for each in told],
+        "differ": differ,
+        "same": same,
+        "seeds": by_seed(told),
+    }
+
+
+def by_seed(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return how the metrics of repeated runs differ between groups, paired by the seeds that both have.
+
+    Each is {"metric", "group", "against", "seeds", "mean", "low", "high", "p", "text"}: the mean difference with its interval, and
+    the chance of one as large by luck, adjusted for how many are compared (Holm). `low` and `high` are None with too few seeds.
+    """
+    groups = repeated(told)
+    if len(groups) < 2:
+        return []
+    from math import isfinite
+
+    from palan.gates.paired import FEWEST_BLOCKS, holm, interval, t_cdf
+
+    found: list[dict[str, Any]] = []
+    first = groups[0]
+    for group in groups[1:]:
+        seeds = [seed for seed in group.runs if seed in first.runs]
+        if len(seeds) < 2:
+            continue
+        names = [name.removeprefix("metrics.") for name in columns([run for seed in seeds for run in (group.runs[seed], first.runs[seed])]) if name.startswith("metrics.")]
+        for name in names:
+            pairs = [(group.runs[seed]["metrics"].get(name), first.runs[seed]["metrics"].get(name)) for seed in seeds]
+            differences = [a - b for a, b in pairs if a is not None and b is not None and isfinite(a) and isfinite(b)]
+            if len(differences) < 2:
+                continue
+            apart = interval(differences, confidence=CONFIDENCE)
+            enough = len(differences) >= FEWEST_BLOCKS
+            p = 1.0 if not enough else float(apart.mean == 0) if apart.error == 0 else 2 * (1 - t_cdf(abs(apart.mean) / apart.error, apart.freedom))
+            found.append({
+                "metric": name, "group": dict(group.params), "against": dict(first.params), "seeds": len(differences), "mean": apart.mean,
+                "low": apart.low if enough else None, "high": apart.high if enough else None, "p": p,
+            })  # fmt: skip
+    for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
+        each["p"] = p
+        each["text"] = _difference(each)
+    return found
+
+
+def _difference(each: Mapping[str, Any]) -> str:
+    """Say a difference: "lower by 0.012 (0.004 to 0.02) over 5 seeds"."""
+    over = f"over {each['seeds']} seeds"
+    way = "lower" if each["mean"] < 0 else "higher"
+    if each["low"] is None:
+        return f"{way} by {figure(abs(each['mean']))} {over}: too few seeds to tell it from chance"
+    if each["mean"] == each["low"] == each["high"] == 0:
+        return f"the same {over}"
+    low, high = sorted((each["low"], each["high"]), key=abs) if each["low"] * each["high"] > 0 else (each["low"], each["high"])
+    if each["p"] < 1 - CONFIDENCE:
+        return f"{way} by {figure(abs(each['mean']))} ({figure(abs(low))} to {figure(abs(high))}) {over}"
+    return f"no sure difference {over}: {figure(each['mean'])} ({figure(each['low'])} to {figure(each['high'])})"
