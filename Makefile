@@ -5,6 +5,7 @@
 #   make test    the checks, then the tests
 #   make check   lint, types, layers, dependencies, dead code
 #   make bench   the benchmarks, with their figures
+#   make crash   kill a thousand writers at random instants, and look whether anything is lost
 #   make docs    write the generated pages of docs/reference again
 #   make ui      the page of the demo's project, served from where the demo left it
 
@@ -23,7 +24,7 @@ RUNS := $(VENV)/.installed-demo-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: help demo test check bench docs ui setup clean
+.PHONY: help demo test check bench crash docs ui setup clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +67,9 @@ check: $(DEV)
 
 bench: $(DEV)
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+crash: $(DEV)
+	@$(BIN)/python tests/crash.py $(ARGS)
 
 docs: $(DEV)
 	@$(BIN)/python docs/generate.py
