@@ -13,6 +13,9 @@ import pytest
 from rich.cells import cell_len
 
 from palan.cli.runs import spark
+from palan.flows.build import build
+from palan.flows.ingest import ingest
+from palan.flows.init import init
 from palan.flows.project import Project, open_project
 from palan.flows.track import start
 from palan.runs.beside import columns, repeated
@@ -183,3 +186,16 @@ def test_runs_that_share_all_but_the_seed_are_a_group() -> None:
     groups = repeated([told(a="1", b="x", seed="0"), told(a="2", b="x", seed="0"), told(a="1", b="x", seed="1"), told(a="1", b="x")])
     assert [(dict(each.params), list(each.runs)) for each in groups] == [({"a": "1"}, ["0", "1"]), ({"a": "2"}, ["0"])]
     assert repeated([]) == []
+
+
+def test_what_the_verbs_did_is_found_the_same_way(tmp_path: Path) -> None:
+    init(tmp_path, kind="estimator")
+    made = open_project(tmp_path)
+    ingest(made)
+    built = build(made, "rentals", params={"ridge": 0.25})
+    name, value = next(iter(built["metrics"].items()))
+    assert "rentals" in palan(made, "--flow", "build", f"metrics.`{name}` <= {value + 1e-6} AND params.ridge = 0.25")
+    assert "no run is like that" in palan(made, "--flow", "build", f"metrics.`{name}` < {value - 1e-3}")
+    assert "no run is tracked yet" in palan(made)
+    id = json.loads(palan(made, "--flow", "build", "--json"))["runs"][0]["run"]
+    assert json.loads(palan(made, "show", id, "--json"))["params"]["ridge"] == "0.25"
