@@ -7,6 +7,7 @@ by a thread; only its holder may record, so a process that was stopped and thawe
 from __future__ import annotations
 
 import os
+import random
 import socket
 import threading
 import time
@@ -21,13 +22,18 @@ import msgspec
 from msgspec.structs import replace
 
 from palan.core import canonical, digest_of, new_id, utcnow
-from palan.errors import Conflict, Corrupt, LeaseLost, PalanError
+from palan.errors import Conflict, Corrupt, Dead, LeaseLost, ModelFailed, NotFound, PalanError, nearest
 from palan.flows.fold import number
-from palan.flows.project import Project
-from palan.runs.run import Run, Step, Value
+from palan.flows.project import Project, record
+from palan.runs.run import Attempt, Run, Step, Value
 from palan.stores.contract import Lease
 
 T = TypeVar("T")
+
+MOST = 5
+"""How often in a row a step is tried that fails, or dies with its process."""
+
+DIED = "its process ended without a word"
 
 LEASE = timedelta(seconds=6)
 """How long a killed process's work waits before somebody else may take it over."""
@@ -80,13 +86,66 @@ def recorded(step: Step) -> Any:
     return kept["value"]
 
 
+def dead(project: Project) -> list[Attempt]:
+    """Return the steps that are not tried any more, the newest first."""
+    return [each for each in project.store.records.find(Attempt, order="-time", count=MOST) if not _is_tried_now(project, each)]
+
+
+def _is_tried_now(project: Project, attempt: Attempt, mine: str = "") -> bool:
+    """Tell whether another run than `mine` is at this attempt: it has neither failed nor died with its process."""
+    if attempt.reason != DIED or attempt.run == mine:
+        return False
+    run = project.store.records.get(Run, attempt.run)
+    return run is not None and run.status == "running" and not _died(run.holder)
+
+
+def retry(project: Project, step: str) -> dict[str, Any]:
+    """Let a dead step be tried again: its next attempt counts as the first.
+
+    Raises:
+        NotFound: no step of this name is dead.
+    """
+    given_up = dead(project)
+    chosen = [each for each in given_up if each.name == step]
+    if not chosen:
+        raise NotFound(f'no step "{step}" is dead', nearest(step, [each.name for each in given_up]) or "palan status")
+    with project.store.records.transaction(durable=True):
+        for each in chosen:
+            # Not removed: of an effect it says that it may have been done.
+            project.store.records.put(replace(each, count=0))
+        record(project, "retried", step, chosen[0].reason)
+    return {"step": step, "reasons": [each.reason for each in chosen]}
+
+
+def _plain(value: T) -> T:
+    """Return a value as it will be read back: the first time gives what every later time gives."""
+    again: T = msgspec.json.decode(canonical(value))
+    return again
+
+
+def _same(step: Step, value: Any) -> None:
+    """Refuse a step that gives another value than the one it recorded."""
+    before = recorded(step)
+    if value == before:
+        return
+    where = ""
+    if isinstance(value, dict) and isinstance(before, dict):
+        where = " at " + ", ".join(sorted(str(key) for key in {*value, *before} if value.get(key) != before.get(key)))
+    raise PalanError(
+        f'the step "{step.name}" gives another value than it recorded{where}',
+        "it depends on what palan does not know: time, chance without ctx.seed, a file that is no data of palan.toml",
+    )
+
+
 class Journal:
     """The steps of one run."""
 
-    def __init__(self, project: Project, run: Run, lease: Lease) -> None:
+    def __init__(self, project: Project, run: Run, lease: Lease, *, verify: float = 0.0) -> None:
         self.project = project
         self.run = run
         self.lease = lease
+        self.verify = verify
+        """The share of recorded steps that are done again, to see whether they give the same."""
         self.executed: list[str] = []
         self.replayed: list[str] = []
 
@@ -97,24 +156,92 @@ class Journal:
 
         Raises:
             LeaseLost: another process has taken this run over; nothing was recorded.
+            Dead: the model failed, or the process died, MOST times in a row.
         """
         key = digest_of([name, parts])
         records = self.project.store.records
         found = records.get(Step, key)
         if found is not None:
             self.replayed.append(name)
+            if self.verify and random.random() < self.verify:
+                _same(found, _plain(work()))
             return recorded(found)  # type: ignore[no-any-return]
+        before, attempt = self._begin(key, name)
         started = time.perf_counter()
-        # As it will be read back: the first time gives what every later time gives.
-        value: T = msgspec.json.decode(canonical(work()))
-        seconds = time.perf_counter() - started
-        with records.transaction():
-            self.fence()
-            new = records.add(Step(key, self.run.id, name, {"value": value, "digest": digest_of(value)}, dict(parts), self.project.clock(), seconds))
-            if not new:  # another run did the same at the same time: what stands is what it recorded
-                value = recorded(records.find(Step, id=key)[0])
+        try:
+            value: T = _plain(work())
+        except ModelFailed as error:
+            self._failed(attempt, error)
+            raise
+        except BaseException:  # what a user puts right, or Ctrl-C: no attempt of the step's own
+            records.put(before or replace(attempt, count=0))
+            raise
+        value = self._record(key, name, parts, value, time.perf_counter() - started)
         self.executed.append(name)
         return value
+
+    def effect(self, name: str, parts: Mapping[str, Any], do: Callable[[str], T], check: Callable[[str], T | None]) -> T:
+        """Do something to the world outside once, whatever dies: note the intent, do it, record that it was done.
+
+        `do` is given an idempotency key, to be sent along. An intent without its end is asked for by `check`: it
+        returns what `do` would have returned, or None where it was not done.
+
+        Raises:
+            LeaseLost: another process has taken this run over; nothing was done.
+            Conflict: another process is about to do it.
+            Dead: it failed, or the process died, MOST times in a row.
+        """
+        key = digest_of([name, parts])
+        records = self.project.store.records
+        with records.transaction(durable=True):
+            self.fence()
+            found = records.get(Step, key)
+            before, attempt = (None, None) if found else self._begin(key, name)
+            if before is not None and _is_tried_now(self.project, before, self.run.id):
+                raise Conflict(f'another process is at "{name}"', "wait for it: palan status")
+        if attempt is None:
+            self.replayed.append(name)
+            return recorded(records.find(Step, id=key)[0])  # type: ignore[no-any-return]
+        started = time.perf_counter()
+        try:
+            done = check(key) if before is not None else None
+            value: T = _plain(do(key) if done is None else done)
+        except Exception as error:  # whether it was done is open: the intent stays
+            self._failed(attempt, error)
+            raise
+        value = self._record(key, name, parts, value, time.perf_counter() - started, durable=True)
+        self.executed.append(name)
+        return value
+
+    def _begin(self, key: str, name: str) -> tuple[Attempt | None, Attempt]:
+        """Write down that this is tried; return the last attempt of it that did not come to its end, and this one."""
+        records = self.project.store.records
+        before = records.get(Attempt, key)
+        count = before.count if before else 0
+        if before and count >= MOST:
+            raise Dead(f'the step "{name}" is dead after {count} attempts: {before.reason}', f'put that right, then: palan retry "{name}"')
+        if not (before and _is_tried_now(self.project, before, self.run.id)):  # what another process does now has not failed
+            count += 1
+        attempt = Attempt(key, name, self.run.id, count, self.project.clock(), DIED)
+        records.put(attempt)
+        return before, attempt
+
+    def _failed(self, attempt: Attempt, error: Exception) -> None:
+        reason = (error.what if isinstance(error, PalanError) else f"{type(error).__name__}: {error}")[:500]
+        records = self.project.store.records
+        if records.get(Attempt, attempt.id) == attempt:  # a successor's own attempt is not ours to end
+            records.put(replace(attempt, reason=reason))
+        if attempt.count >= MOST:
+            self.project.tell(f'the step "{attempt.name}" is dead after {attempt.count} attempts; palan retry "{attempt.name}"')
+
+    def _record(self, key: str, name: str, parts: Mapping[str, Any], value: T, seconds: float, *, durable: bool = False) -> T:
+        records = self.project.store.records
+        with records.transaction(durable=durable):
+            self.fence()
+            new = records.add(Step(key, self.run.id, name, {"value": value, "digest": digest_of(value)}, dict(parts), self.project.clock(), seconds))
+            records.remove(Attempt, (key,))
+            # Where another run did the same at the same time, what it recorded stands.
+            return value if new else recorded(records.find(Step, id=key)[0])
 
     def fence(self) -> None:
         """Extend the lease, or refuse: to be called in the transaction that records something."""
@@ -132,7 +259,7 @@ class Journal:
 
 @contextmanager
 def running(
-    project: Project, flow: str, subject: str, *, exclusive: str = "", wait: float = 0.0, **fields: Any
+    project: Project, flow: str, subject: str, *, exclusive: str = "", wait: float = 0.0, verify: float = 0.0, **fields: Any
 ) -> Iterator[Journal]:
     """Open a run under a lease on `exclusive` (default: the flow and its subject), and end it whatever happens.
 
@@ -149,7 +276,7 @@ def running(
     run = Run(new_id(now), flow, subject, "running", now, holder=me, token=lease.token, **fields)
     with records.transaction():
         records.put(run)
-    journal = Journal(project, run, lease)
+    journal = Journal(project, run, lease, verify=verify)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(project, lease, stop), name=f"lease {name}", daemon=True)
     beat.start()
@@ -190,7 +317,7 @@ def _bury(project: Project, flow: str, subject: str) -> None:
     """Whoever holds the lease knows that earlier runs of the same thing are dead: say so."""
     for run in project.store.records.find(Run, flow=flow, subject=subject, status="running"):
         project.store.records.put(
-            replace(run, status="killed", ended=project.clock(), reason="its process ended without a word")
+            replace(run, status="killed", ended=project.clock(), reason=DIED)
         )
 
 
