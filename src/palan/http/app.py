@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from palan.flows.mlflow import Tracking
 from palan.flows.serve import Site
-from palan.http import api
+from palan.http import api, mlflow
 from palan.http.decide import hot
 from palan.http.guard import Door, Guard
 
@@ -36,10 +37,14 @@ def build(site: Site, pages: Sequence[BaseRoute] = (), not_there: NotThere | Non
 
     rest = Starlette(routes=[*api.routes(site), *pages], exception_handlers={HTTPException: missing})
     rest.router.redirect_slashes = False
+    wire = mlflow.Wire(Tracking(site.project))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (handler := hot(site.deciders, scope)):
             await handler(scope, receive, send)
+            return
+        if scope["type"] == "http" and mlflow.PREFIX.match(scope["path"]):
+            await wire(scope, receive, send)
             return
         await rest(scope, receive, send)
 
