@@ -394,3 +394,17 @@ def test_what_differs_comes_first(project: Project) -> None:
         pass
     with pytest.raises(NotFound, match='more than one run is called "depth 2"'):
         compare(project, ["depth 2", made[1]])
+
+
+def test_damage_hides_only_what_it_hit(project: Project) -> None:
+    for number in range(3):
+        writer = python(project, f"import palan\nwith palan.start('routes', number={number}) as run:\n    for step in range(50):\n        run.log(loss=float(step))\n")
+        assert writer.communicate(timeout=60)[1] == ""
+    segments = sorted((project.folder / "blocks" / "runs").glob("*.seg"))
+    data = bytearray(segments[1].read_bytes())
+    data[len(data) // 2] ^= 1
+    segments[1].write_bytes(data)
+    found = search(project, order=["params.number"])["runs"]
+    assert [each["params"]["number"] for each in found] == ["0", "1", "2"]
+    counts = [curve(project, each["run"], "loss")["count"] for each in found]
+    assert (counts[0], counts[2]) == (50, 50) and counts[1] == 49

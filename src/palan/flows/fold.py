@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from palan.errors import Corrupt
 from palan.flows.project import Project
 from palan.runs.mlflow import Experiment
 from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Value
@@ -32,16 +33,23 @@ KILLED = "its process ended without a word"
 
 
 def fold(project: Project) -> int:
-    """Bring records up to date with what was logged; return how many frames were new."""
+    """Bring records up to date with what was logged; return how many frames were new.
+
+    What is damaged is passed over, so that one bad disk sector does not hide all runs; `palan verify` names it.
+    """
     store = project.store
+
+    def damaged(damage: Corrupt) -> None:
+        project.tell(f"{damage.what}: passed over; palan verify")
+
     writers = store.blocks.writers(STREAM)  # first: of a process that ended later nothing is said yet
     count = 0
     while True:
-        if next(store.blocks.scan(STREAM, _places(project)), None) is None:
+        if next(store.blocks.scan(STREAM, _places(project), damaged), None) is None:
             break
         with store.records.transaction():
-            frames = list(islice(store.blocks.scan(STREAM, _places(project)), AT_ONCE))
-            _take(project, frames)
+            frames = list(islice(store.blocks.scan(STREAM, _places(project), damaged), AT_ONCE))
+            take(project, frames)
         count += len(frames)
         if len(frames) < AT_ONCE:
             break
@@ -53,7 +61,8 @@ def _places(project: Project) -> dict[str, int]:
     return {each.segment: each.reached for each in project.store.records.find(Folded)}
 
 
-def _take(project: Project, frames: Sequence[Frame]) -> None:
+def take(project: Project, frames: Sequence[Frame]) -> None:
+    """Bring frames into the records; one that stands in no segment ends at 0."""
     from palan.runs import points
 
     records = project.store.records
@@ -63,7 +72,7 @@ def _take(project: Project, frames: Sequence[Frame]) -> None:
     runs = _runs(project, events)
     values = _values(project, [event for event, _ in events], blocks)
     nouns: list[Any] = [Keyset(digest.hex(), names) for digest, names in keysets.items()]
-    nouns += [Folded(segment, frame.end) for segment, frame in {frame.segment: frame for frame in frames}.items()]
+    nouns += [Folded(segment, frame.end) for segment, frame in {frame.segment: frame for frame in frames}.items() if frame.end]
     nouns += _experiments(project, [run for run in runs.values() if run.flow == TRACK])
     records.put(*nouns, *runs.values(), *values, *_artifacts(event for event, _ in events))
     for event, _ in events:

@@ -7,7 +7,7 @@ keeps it in the table of the same name. Fields are text, numbers, booleans, awar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -50,6 +50,11 @@ class Verified(msgspec.Struct, frozen=True):
     frames: int
     bytes: int
     damage: tuple[str, ...]
+
+
+def refuse(damage: Corrupt) -> None:
+    """Raise: whoever did not say that damage is passed over gets nothing from behind it."""
+    raise damage
 
 
 class Records(ABC):
@@ -142,10 +147,11 @@ class Blocks(ABC):
         """Write all frames (one byte each at least), in the kernel before it returns; with `durable`, on the disk. Return the offset."""
 
     @abstractmethod
-    def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
+    def scan(self, stream: str, after: Position | None = None, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Frame]:
         """Yield whole frames past `after`, each segment in order of writing.
 
-        The torn tail of a segment whose writer was killed ends it silently.
+        The torn tail of a segment whose writer was killed ends it silently. `damaged` is told of what cannot be read: it
+        raises, or what is whole behind the damage comes next.
 
         Raises:
             Corrupt: a frame before the tail does not match its checksum; the byte range is named. Or a closed segment is

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from palan.core import stamp
 from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
 from palan.stores import sql
-from palan.stores.contract import Blocks, Frame, Lease, Position, Records, Verified
-from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, read_past_damage
+from palan.stores.contract import Blocks, Frame, Lease, Position, Records, Verified, refuse
+from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, past_damage, read_past_damage
 
 try:
     import psycopg
@@ -528,23 +528,23 @@ class PostgresBlocks(Blocks):
         self._open[stream] = known
         return known
 
-    def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
+    def scan(self, stream: str, after: Position | None = None, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Frame]:
         after = after or {}
         for writer, id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
             path = self._path(stream, writer, id)
             at = after.get(path.stem, 0)
             for begins, ends, data in self._blocks(id, at, size):
                 if begins > at:
-                    raise Corrupt(_gap(path, at, begins), "restore the store from a backup")
-                for frame in frames_in(path, begins, data):
+                    damaged(Corrupt(_gap(path, at, begins), "restore the store from a backup"))
+                for frame in past_damage(path, begins, data, damaged):
                     begins = frame.end
                     if frame.end > at:
                         yield frame
                 if begins != ends:
-                    raise Corrupt(_gap(path, begins, ends), "restore the store from a backup")
+                    damaged(Corrupt(_gap(path, begins, ends), "restore the store from a backup"))
                 at = ends
             if at < size:
-                raise Corrupt(_gap(path, at, size), "restore the store from a backup")
+                damaged(Corrupt(_gap(path, at, size), "restore the store from a backup"))
 
     def _blocks(self, id: int, at: int, size: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield the rows of a segment that end after `at`, in order, a few in memory at a time."""

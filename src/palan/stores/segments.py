@@ -19,13 +19,13 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from palan.core import new_id, utcnow
 from palan.errors import Corrupt, PalanError
-from palan.stores.contract import Blocks, Frame, Position, Verified
+from palan.stores.contract import Blocks, Frame, Position, Verified, refuse
 from palan.stores.files import sync_folder, write_atomically
 
 _PREFIX = struct.Struct("<II")
@@ -174,17 +174,17 @@ class SegmentBlocks(Blocks):
                 finally:
                     os.close(fd)
 
-    def scan(self, stream: str, after: Position | None = None) -> Iterator[Frame]:
+    def scan(self, stream: str, after: Position | None = None, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Frame]:
         folder = self._folder(stream)
         if not folder.is_dir():
             return
         after = after or {}
         try:
-            yield from self._scan(folder, after)
+            yield from self._scan(folder, after, damaged)
         except OSError as error:
             raise PalanError(f"{error.filename or folder} cannot be read: {error.strerror}", f"chmod -R u+rX {self.root}") from error
 
-    def _scan(self, folder: Path, after: Position) -> Iterator[Frame]:
+    def _scan(self, folder: Path, after: Position, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
         ends = _ends(folder)  # first: a segment that is closed from now on is not judged
         # A compaction may move segments while we read. It writes its file before it removes theirs, so segments are
         # listed first, and for one that is gone the compacted files are looked at again.
@@ -204,12 +204,12 @@ class SegmentBlocks(Blocks):
                 yield from self._compacted(folder, after, read, done)
                 continue
             done.add(path.stem)
-            yield from frames_in(path, after.get(path.stem, 0), data)
+            yield from past_damage(path, after.get(path.stem, 0), data, damaged)
             if path.stem in ends and (what := _shorter(path, ends[path.stem], after.get(path.stem, 0) + len(data))):
-                raise Corrupt(what, "restore the file from a backup")
+                damaged(Corrupt(what, "restore the file from a backup"))
         for name in sorted(ends.keys() - done):
             if what := _gone(folder, name, ends[name]):
-                raise Corrupt(what, "restore the file from a backup")
+                damaged(Corrupt(what, "restore the file from a backup"))
 
     def _compacted(self, folder: Path, after: Position, read: set[Path], done: set[str]) -> Iterator[Frame]:
         """Yield what compacted files hold of segments that are not `done`; the files go to `read`, the segments to `done`."""
@@ -426,6 +426,20 @@ def frames_in(path: Path, start: int, data: bytes) -> Iterator[Frame]:
             )
         yield Frame(path.stem, start + end, payload)
         at = end
+
+
+def past_damage(path: Path, start: int, data: bytes, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
+    """Yield the frames of `data`, which begins at byte `start` of the segment; those behind a damage if `damaged` lets it pass."""
+    at = 0
+    while True:
+        try:
+            for frame in frames_in(path, start + at, data[at:] if at else data):
+                at = frame.end - start
+                yield frame
+            return
+        except Corrupt as error:
+            damaged(error)
+            at = _next_whole(data, at)
 
 
 def read_past_damage(path: Path, data: bytes) -> Verified:

@@ -291,8 +291,9 @@ def build(noun: type, of: Table, row: Sequence[Any], restore: str = "palan.db") 
                 values[place] = of.decoders[place](row[place])
             return noun(*values)
         values = []
-        for column, decode, value in zip(of.columns, of.decoders, row, strict=True):
-            values.append(decode(value))
+        for place, value in enumerate(row):
+            column = of.columns[place]
+            values.append(of.decoders[place](value))
         found = noun(*values)
         of.sound.add(kinds)
         return found
