@@ -26,7 +26,11 @@ def utcnow() -> datetime:
 
 def new_id(time: datetime, random: Callable[[int], bytes] = os.urandom) -> str:
     """Return 26 characters that sort by time: 48 bits of milliseconds and 80 random bits (the ULID layout)."""
-    number = int(time.timestamp() * 1000) << 80 | int.from_bytes(random(10), "big")
+    return id_from(int(time.timestamp() * 1000) << 80 | int.from_bytes(random(10), "big"))
+
+
+def id_from(number: int) -> str:
+    """Return 128 bits as the 26 characters of an id."""
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 

@@ -13,6 +13,7 @@ from palan.cli.show import ACT, FINE, model_lines, plain, tell, where
 from palan.cli.show import print_value as _print
 from palan.cli.show import status as show_status
 from palan.cli.show import verdict as _verdict
+from palan.core import counted
 from palan.errors import PalanError, nearest
 
 if TYPE_CHECKING:
@@ -788,6 +789,55 @@ def compare(ctx: click.Context, which: tuple[str, ...], as_json: bool) -> None:
 
     project = _open(ctx, quiet=True)
     _print(verb(project, which), as_json, lambda told: compared(project, told))
+
+
+@runs.command("export")
+@click.argument("file", metavar="FILE")
+@click.argument("search", required=False, default="")
+@_json
+@click.pass_context
+def runs_export(ctx: click.Context, file: str, search: str, as_json: bool) -> None:
+    """Write runs to one FILE, with their curves and artefacts: all that have ended, or those that SEARCH finds.
+
+    \b
+    Example:  palan runs export best.zip "metrics.loss < 0.3"
+    """
+    from palan.flows.carry import export_runs as verb
+
+    def show(made: dict[str, Any]) -> None:
+        click.echo(f"{made['file']}: {counted(made['runs'], 'run')}, {counted(made['blobs'], 'blob')}, {made['bytes']:,} bytes")
+        if made["running"]:
+            click.echo(f"{counted(made['running'], 'run')} left out: still running")
+        click.echo(f"next: palan runs import {made['file']}   (in another project)")
+
+    _print(verb(_open(ctx, quiet=as_json), file, search), as_json, show)
+
+
+@runs.command("import")
+@click.argument("source", metavar="FILE")
+@_json
+@click.pass_context
+def runs_import(ctx: click.Context, source: str, as_json: bool) -> None:
+    """Bring in the runs of a FILE that was exported, or of an MLflow store: its database or its folder.
+
+    Runs that are here already are left as they are. Nothing is imported of a file that was damaged.
+
+    \b
+    Example:  palan runs import best.zip
+              palan runs import sqlite:///mlflow.db
+              palan runs import mlruns/
+    """
+    from palan.flows.carry import import_runs as verb
+
+    def show(made: dict[str, Any]) -> None:
+        click.echo(f"{made['source']}: {counted(made['runs'], 'new run')}, {counted(made['blobs'], 'blob')}; {made['known']:,} were here already")
+        if made["deleted"]:
+            click.echo(f"{counted(made['deleted'], 'run')} left out: deleted there")
+        if made["missing"]:
+            click.echo(f"{counted(made['missing'], 'run')} without artefacts: they lie where this machine cannot read them")
+        click.echo("next: palan runs")
+
+    _print(verb(_open(ctx, quiet=as_json), source), as_json, show)
 
 
 @cli.command()
