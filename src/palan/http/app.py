@@ -43,7 +43,7 @@ def build(site: Site, pages: Sequence[BaseRoute] = (), not_there: NotThere | Non
         if scope["type"] == "http" and (handler := hot(site.deciders, scope)):
             await handler(scope, receive, send)
             return
-        if scope["type"] == "http" and mlflow.PREFIX.match(scope["path"]):
+        if scope["type"] == "http" and mlflow.is_mlflow(scope["path"]):
             await wire(scope, receive, send)
             return
         await rest(scope, receive, send)

@@ -36,6 +36,7 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]{0,5})?")
+_FILES = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
 _OPEN = ("/healthz", "/v2/health/live", "/v2/health/ready")
 """What a load balancer may ask without a token: nothing of the project is told."""
 
@@ -65,13 +66,14 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = {bytes(name): bytes(value).decode("latin-1") for name, value in scope["headers"]}
-        refusal = refuse(scope["path"], headers, self.door, hosts=sum(name == b"host" for name, _ in scope["headers"]))
+        refusal = refuse(scope["path"], headers, self.door, hosts=sum(name == b"host" for name, _ in scope["headers"]), method=scope["method"])
         if refusal:
             await _refused(send, receive, headers, *refusal)
             return
         parts: list[bytes] = []
         received = 0
-        more = scope["method"] not in ("GET", "HEAD")
+        streamed = is_streamed(scope["method"], scope["path"])
+        more = scope["method"] not in ("GET", "HEAD") and not streamed
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -85,7 +87,7 @@ class Guard:
         rest: list[Message] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
 
         async def read() -> Message:
-            return rest.pop() if rest else await receive()
+            return rest.pop() if rest and not streamed else await receive()
 
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -101,7 +103,12 @@ async def body(receive: Receive) -> bytes:
     return bytes((await receive()).get("body", b""))
 
 
-def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1) -> tuple[int, str, str] | None:
+def is_streamed(method: str, path: str) -> bool:
+    """Tell whether the body is a file of any size, which is taken in piece by piece."""
+    return method == "PUT" and path.startswith(_FILES)
+
+
+def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1, method: str = "POST") -> tuple[int, str, str] | None:
     """Return (status, what, hint) for a request that may not pass, else None.
 
     The Host list stops DNS rebinding: a page of evil.example that resolves to 127.0.0.1 still says its own name. A
@@ -116,6 +123,8 @@ def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1) 
         return 403, f'requests from the site "{origin}" are not let in', "call from your own page, or without a browser"
     if door.token and path not in _OPEN and not _carries(headers.get(b"authorization", ""), door.token):
         return 401, "this server asks for a token", 'send the header "Authorization: Bearer <token>"'
+    if is_streamed(method, path):
+        return None
     try:
         whole(headers.get(b"content-length") or "0", "content-length", 0, door.body_bytes)
     except Invalid:

@@ -16,13 +16,21 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from palan.errors import Busy, Conflict, Corrupt, Invalid, NotFound, PalanError
+from palan.flows import mlflow_artifacts as artifacts
 from palan.flows.mlflow import MOST_RUNS, Metric, Pair, Tracking, invalid, millis, missing, page_place, page_token
+from palan.http import mlflow_artifacts
 from palan.http.answers import respond, told
 from palan.http.guard import body
 from palan.runs.mlflow import Experiment, Input
 from palan.runs.run import Run, Value
 
 PREFIX = re.compile(r"/(?:ajax-)?api/[23]\.0/mlflow(?=/)")
+
+
+def is_mlflow(path: str) -> bool:
+    """Tell whether a path is one of MLflow's."""
+    return PREFIX.match(path) is not None or mlflow_artifacts.PREFIX.match(path) is not None
+
 
 Answer = Mapping[str, Any]
 Work = Callable[[Any], Answer]
@@ -127,7 +135,13 @@ class Wire:
         self.patterns = [(method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), each) for (method, path), each in self.routes.items() if "{" in path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request of which `PREFIX` says that it is MLflow's."""
+        """Answer a request of which `is_mlflow` says that it is one."""
+        if mlflow_artifacts.PREFIX.match(scope["path"]):
+            try:
+                await mlflow_artifacts.proxy(self.tracking.project, scope, receive, send)
+            except Exception as error:  # noqa: BLE001 - as below
+                await refuse(send, error)
+            return
         method, path = scope["method"], PREFIX.sub("", scope["path"], count=1)
         found, named = self._find(method, path)
         if found is None:
@@ -357,6 +371,12 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
         found, following = tracking.search_experiments(asked.filter, _view(asked.view_type), asked.max_results, asked.order_by, asked.page_token)
         return {"experiments": [_experiment(each) for each in found], "next_page_token": following or None}
 
+    def list_artifacts(asked: Fields) -> Answer:
+        run = tracking.run(asked.run_id)
+        path = artifacts.sound(asked.path)
+        root = artifact_uri(tracking.experiment_named(run.subject).number, run.id)
+        return {"root_uri": root, "files": mlflow_artifacts.files(artifacts.listed(tracking.project, run.id, path))}
+
     def info(_asked: Fields) -> Answer:
         return {"store_type": "SqlStore", "workspaces_enabled": False, "multipart_uploads_enabled": False, "multipart_downloads_enabled": False}
 
@@ -387,6 +407,7 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
         ("POST", "/runs/log-model"): route(Fields, log_model, "run_id"),
         ("GET", "/metrics/get-history"): route(History, history, "run_id", "metric_key"),
         ("GET", "/metrics/get-history-bulk-interval"): route(History, interval, "metric_key"),
+        ("GET", "/artifacts/list"): route(Fields, list_artifacts, "run_id"),
         ("GET", "/server-info"): route(Fields, info),
     }
 
