@@ -103,8 +103,9 @@ class Wire:
     """What lies between a store and its server. It can be cut, once, when a statement was sent: its answer never comes."""
 
     def __init__(self, database: Database, folder: Path) -> None:
+        database.own()
         self.folder = tempfile.mkdtemp(prefix="palan-wire-")  # the name of a socket has to be short
-        self.address = database.own().of(folder).replace(str(database.server.pgdata), self.folder)
+        self.address = database.of(folder).replace(str(database.server.pgdata), self.folder)
         self._server = f"{database.server.pgdata}/.s.PGSQL.5432"
         self._cut_at = b""
         self.cuts = 0
