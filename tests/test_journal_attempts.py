@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from palan.errors import Conflict, Dead, LeaseLost, ModelFailed, NotFound, PalanError
+from palan.cli import main
+from palan.errors import Conflict, LeaseLost, ModelFailed, NotFound, PalanError
 from palan.flows import journal as journals
 from palan.flows.journal import DIED, MOST, dead, retry, running
 from palan.flows.log import log
@@ -72,6 +73,27 @@ def fails(reason: str) -> str:
     raise ModelFailed(reason, status="timeout")
 
 
+def test_status_and_why_tell_of_what_is_given_up(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    def palan(*arguments: str) -> tuple[object, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["--project", str(project.root), *arguments])
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out + printed.err
+
+    for _ in range(MOST):
+        assert palan("status")[0] == 0
+        with pytest.raises(ModelFailed), running(project, "try", "it") as journal:
+            journal.step("fit", {"n": 1}, lambda: fails("it took 60 s"))
+    code, text = palan("status")
+    assert code == 1 and 'step fit is dead after 5 attempts: it took 60 s\n    palan retry "fit"\n' in text
+    code, text = palan("why", "fit")
+    assert code == 0 and "tried: 5 times in a row without an end" in text and 'palan retry "fit"' in text
+    assert palan("retry", "fit") == (0, "fit will be tried again; before: it took 60 s\n")
+    assert palan("status")[0] == 0
+    assert palan("retry", "fit") == (2, 'no step "fit" is dead\nhint: palan status\n')
+
+
 def test_a_model_that_fails_in_a_row_is_given_up_and_another_step_is_not(project: Project) -> None:
     told: list[str] = []
     project.tell = told.append
@@ -80,7 +102,7 @@ def test_a_model_that_fails_in_a_row_is_given_up_and_another_step_is_not(project
             journal.step("fit", {"n": 1}, lambda number=number: fails(f"too slow {number}"))
     assert told == [f'the step "fit" is dead after {MOST} attempts; palan retry "fit"']
     called: list[str] = []
-    with pytest.raises(Dead, match=f"too slow {MOST - 1}"), running(project, "try", "it") as journal:
+    with pytest.raises(PalanError, match=f"dead after .* too slow {MOST - 1}"), running(project, "try", "it") as journal:
         journal.step("fit", {"n": 1}, lambda: called.append("again"))
     assert called == []
     with running(project, "try", "it") as journal:  # other data, other code: another step
@@ -260,7 +282,7 @@ def test_an_effect_given_up_is_still_asked_for_when_it_is_tried_again(project: P
         with pytest.raises(ConnectionError), running(project, "try", "it") as journal:
             journal.effect("tell", {}, do, unknown)
         assert len(sent) == 1, number
-    with pytest.raises(Dead), running(project, "try", "it") as journal:
+    with pytest.raises(PalanError, match="is dead after"), running(project, "try", "it") as journal:
         journal.effect("tell", {}, do, unknown)
     retry(project, "tell")
     with running(project, "try", "it") as journal:

@@ -35,6 +35,7 @@ _HOMES = {
     "release": "palan.flows.release",
     "replay": "palan.flows.replay",
     "restore": "palan.flows.backup",
+    "retry": "palan.flows.journal",
     "search": "palan.flows.runs",
     "serve": "palan.flows.serve",
     "start": "palan.flows.track",

@@ -38,10 +38,6 @@ class LeaseLost(Conflict):
     """The lease has passed to another holder: nothing more may be recorded under it."""
 
 
-class Dead(PalanError):
-    """A step that failed, or died with its process, too often in a row: it is not tried again by itself."""
-
-
 class NotAdmitted(PalanError):
     """Nothing is broken: the gates, or the lack of their evidence, do not let a version pass. Exit code 1."""
 

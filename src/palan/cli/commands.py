@@ -198,11 +198,12 @@ def _param(text: str) -> tuple[str, Any]:
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Override a parameter of palan.toml.")
 @click.option("--since", metavar="DATE", help="Learn only from rows since then.")
 @click.option("--seed", default=0, show_default=True, help="Seed of everything random.")
+@click.option("--verify", default=None, metavar="SHARE", help='Do this share of the recorded steps again ("5%"), to see whether they give the same.')
 @click.option("--reason", default="", help="Why, for the ledger.")
 @_json
 @click.pass_context
 def build(
-    ctx: click.Context, model: str, params: tuple[str, ...], since: str | None, seed: int, reason: str, as_json: bool
+    ctx: click.Context, model: str, params: tuple[str, ...], since: str | None, seed: int, verify: str | None, reason: str, as_json: bool
 ) -> None:
     """Make a version of MODEL from its code and the newest data; go on where a killed build stopped.
 
@@ -219,7 +220,7 @@ def build(
         click.echo(f"next: palan check {made['version']}")
 
     values = dict(_param(each) for each in params)
-    made = verb(_open(ctx, quiet=as_json), model, params=values, since=_time(since), seed=seed, reason=reason)
+    made = verb(_open(ctx, quiet=as_json), model, params=values, since=_time(since), seed=seed, reason=reason, verify=_config_value("share", verify) or 0.0)
     _print(made, as_json, show)
 
 
@@ -267,7 +268,7 @@ def _config_value(read: str, text: str | None) -> Any:
     try:
         return getattr(reading, read)(text)
     except reading.Wrong as error:
-        raise PalanError(f'"{text}" is not {error}', "palan release --help") from error
+        raise PalanError(f'"{text}" is not {error}', f"{click.get_current_context().command_path} --help") from error
 
 
 @cli.command()
@@ -527,6 +528,21 @@ def tick(ctx: click.Context, as_json: bool) -> None:
     done = verb(_open(ctx, quiet=True))
     _print(done, as_json, show)
     ctx.exit(ACT if any("hint" in each for each in done) else FINE)
+
+
+@cli.command()
+@click.argument("step")
+@_json
+@click.pass_context
+def retry(ctx: click.Context, step: str, as_json: bool) -> None:
+    """Let STEP be tried again, which was given up because it failed, or died with its process, too often in a row.
+
+    \b
+    Example:  palan retry "fit delay"
+    """
+    from palan.flows.journal import retry as verb
+
+    _print(verb(_open(ctx, quiet=True), step), as_json, lambda made: click.echo(f"{made['step']} will be tried again; before: {made['reasons'][0]}"))
 
 
 @cli.command()

@@ -101,7 +101,7 @@ def status(project: Project, as_json: bool = False) -> int:
 
     home = verb(project)
     print_value(home, as_json, _home)
-    return ACT if any(each["verdict"] == "wrong" for each in (*home["models"], *home["data"])) else FINE
+    return ACT if home["dead"] or any(each["verdict"] == "wrong" for each in (*home["models"], *home["data"])) else FINE
 
 
 def _home(home: Mapping[str, Any]) -> None:
@@ -110,6 +110,9 @@ def _home(home: Mapping[str, Any]) -> None:
         _line(each["verdict"], f"  data {each['name']}: {each['why']}")
         if each["command"]:
             say(f"    {each['command']}")
+    for each in home["dead"]:
+        _line("wrong", f"  step {each['step']} is dead after {each['attempts']} attempts: {each['why']}")
+        say(f"    {each['command']}")
     if home["command"]:
         say(f"next: {home['command']}")
 

@@ -42,16 +42,18 @@ def build(
     since: datetime | None = None,
     seed: int = 0,
     reason: str = "",
+    verify: float = 0.0,
 ) -> dict[str, Any]:
     """Make a version: package the code and, where the model has fit(), what it learns from the newest data.
 
     Every step is recorded under what it depends on: a build that was killed goes on where it was, and one that changes
     nothing returns the version that there is. `since` bounds the rows that it learns from; `params` override palan.toml.
+    `verify` is the share of recorded steps that are done again, for proof that they still give the same.
 
     Raises:
         NotFound: no such model, file, class or data.
         Invalid: a seed that is no whole number of 32 bits, or a parameter that cannot be kept.
-        PalanError: what the user has to put right in code, data or palan.toml.
+        PalanError: what the user has to put right in code, data or palan.toml; or a step that is dead, or gives another value when it is done again.
         ModelFailed: the model's own code raised.
         Conflict: another process builds the same model.
     """
@@ -61,7 +63,7 @@ def build(
     if not 0 <= seed < 2**32:  # what numpy, and every library that builds on it, takes
         raise Invalid(f"the seed is {seed:,}" if abs(seed) < 2**64 else "the seed is beyond 64 bits", f"a whole number from 0 to {2**32 - 1}", field="seed", value=seed)
     check_plain(dict(params or {}), "params")
-    with running(project, "build", model, tags={"reason": reason} if reason else {}) as journal:
+    with running(project, "build", model, verify=verify, tags={"reason": reason} if reason else {}) as journal:
         version, new = make(project, model, journal, params=params or {}, since=since, seed=seed, reason=reason)
     return {
         "version": version.ref,
@@ -131,7 +133,7 @@ def make(
         "contract": digest_of(project.data(config.data).table) if config.data else "",
         "seed": seed,
     }
-    learnt: dict[str, Any] = {"state": {}, "rows": 0, "seconds": 0.0, "since": "", "until": ""}
+    learnt: dict[str, Any] = {"state": {}, "rows": 0, "since": "", "until": ""}
     if "fit" in about["verbs"] and data is None:
         raise PalanError(f"{config.model} has fit(), but {model} names no data", f'in palan.toml: [models.{model}] data = "..."')
     if data is not None and "fit" in about["verbs"]:
@@ -227,24 +229,19 @@ def fit(
     until: datetime | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Let a worker learn from the rows of `since <= time < until`; return the state as blobs, rows and seconds."""
-    from time import perf_counter
-
+    """Let a worker learn from the rows of `since <= time < until`; return the state as blobs, and the rows it learnt from."""
     from palan.data.verdict import read_time
 
     rows = tables.training(project, model, data, repairs=repairs, since=since, until=until)
     if not rows.height:
         raise NotFound(f"there are no rows for {model} to learn from", f"palan ingest   (then: palan build {model})")
     project.tell(f"{model} learns from {rows.height:,} rows")
-    started = perf_counter()
     state = worker.fit(rows, seed=seed)
-    seconds = perf_counter() - started
     time = tables.contract_of(project, data.data).time
     newest = rows.select(read_time(time, rows.schema[time])).to_series().max() if time else None
     return {
         "state": {name: project.store.blobs.put(file) for name, file in state.items()},
         "rows": rows.height,
-        "seconds": seconds,
         "since": stamp(since) if since else "",
         "until": stamp(newest) if isinstance(newest, datetime) else "",
     }

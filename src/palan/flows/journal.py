@@ -7,7 +7,6 @@ by a thread; only its holder may record, so a process that was stopped and thawe
 from __future__ import annotations
 
 import os
-import random
 import socket
 import threading
 import time
@@ -22,7 +21,7 @@ import msgspec
 from msgspec.structs import replace
 
 from palan.core import canonical, digest_of, new_id, utcnow
-from palan.errors import Conflict, Corrupt, Dead, LeaseLost, ModelFailed, NotFound, PalanError, nearest
+from palan.errors import Conflict, Corrupt, LeaseLost, ModelFailed, NotFound, PalanError, nearest
 from palan.flows.fold import number
 from palan.flows.project import Project, record
 from palan.runs.run import Attempt, Run, Step, Value
@@ -156,14 +155,14 @@ class Journal:
 
         Raises:
             LeaseLost: another process has taken this run over; nothing was recorded.
-            Dead: the model failed, or the process died, MOST times in a row.
+            PalanError: it is dead: the model failed, or the process died, MOST times in a row.
         """
         key = digest_of([name, parts])
         records = self.project.store.records
         found = records.get(Step, key)
         if found is not None:
             self.replayed.append(name)
-            if self.verify and random.random() < self.verify:
+            if self.verify and int.from_bytes(os.urandom(7), "big") < self.verify * 2**56:
                 _same(found, _plain(work()))
             return recorded(found)  # type: ignore[no-any-return]
         before, attempt = self._begin(key, name)
@@ -189,7 +188,7 @@ class Journal:
         Raises:
             LeaseLost: another process has taken this run over; nothing was done.
             Conflict: another process is about to do it.
-            Dead: it failed, or the process died, MOST times in a row.
+            PalanError: it is dead: it failed, or the process died, MOST times in a row.
         """
         key = digest_of([name, parts])
         records = self.project.store.records
@@ -219,7 +218,7 @@ class Journal:
         before = records.get(Attempt, key)
         count = before.count if before else 0
         if before and count >= MOST:
-            raise Dead(f'the step "{name}" is dead after {count} attempts: {before.reason}', f'put that right, then: palan retry "{name}"')
+            raise PalanError(f'the step "{name}" is dead after {count} attempts: {before.reason}', f'put that right, then: palan retry "{name}"')
         if not (before and _is_tried_now(self.project, before, self.run.id)):  # what another process does now has not failed
             count += 1
         attempt = Attempt(key, name, self.run.id, count, self.project.clock(), DIED)

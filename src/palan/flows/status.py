@@ -25,6 +25,7 @@ from palan.errors import Corrupt, NotFound, PalanError
 from palan.flows.address import address
 from palan.flows.config import ModelConfig
 from palan.flows.deliveries import REFUSED, failure, silence
+from palan.flows.journal import dead
 from palan.flows.log import as_dict, chain
 from palan.flows.project import Project
 from palan.flows.windows import MUCH, ended_windows, first_window
@@ -75,6 +76,7 @@ def status(project: Project, url: str = "") -> dict[str, Any]:
         "models": _without_idle_steps([_model_line(project, each, newest, url) for each in project.config.models.values()]),
         "data": [_data_line(project, name) for name in project.config.data],
         "ledger": [_entry_line(each) for each in newest[:LATELY]],
+        "dead": [{"step": each.name, "why": each.reason, "attempts": each.count, "command": f'palan retry "{each.name}"'} for each in dead(project)],
         "command": command if project.config.models else "palan init --into my-project",
     }
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from palan.core import Version, digest_of, figure, is_whole, stamp
+from palan.data.nouns import DataVersion
 from palan.drift.nouns import Alarm
 from palan.errors import NotFound, PalanError, nearest
+from palan.flows.journal import MOST
 from palan.flows.project import Project
 from palan.ledger import Entry
 from palan.models.contract import SHAPE
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
-from palan.runs.run import Step
+from palan.runs.run import Attempt, Step
+
+ALIKE = 50
+"""Among how many of its newest records a step is compared with the one that is most alike."""
 
 
 def why(project: Project, subject: str) -> dict[str, Any]:
     """Explain a subject: the id of an alarm or a decision, a version ("delay@3"), a model, data, or the name of a step.
 
-    For a version or a step: which part of its key differs from the one before it. For a model also what its version
+    For a version: which part of it differs from the one before it. For a step: from the recorded one that is most alike,
+    how often it failed, and whether it is given up. For a model also what its version
     depends on, and what a build of now would find changed. For an alarm: the diagnosis, and
     what was tried. For a decision: which version answered, under which release, with which inputs.
 
@@ -39,9 +45,10 @@ def why(project: Project, subject: str) -> dict[str, Any]:
         return explain(project, subject)
     if "@" in subject or subject in project.config.models:
         return _version(project, subject)
-    steps = records.find(Step, order="-time", name=subject, limit=2)
-    if steps:
-        return {"kind": "step", "step": subject, "runs": [each.run for each in steps], "changed": _changed(steps)}
+    steps = records.find(Step, order="-time", name=subject, limit=ALIKE)
+    attempts = records.find(Attempt, order="-time", name=subject)
+    if steps or attempts:
+        return _step(project, subject, steps, attempts)
     decision = _decision(project, subject)
     if decision is not None:
         return decision
@@ -249,11 +256,29 @@ def _said(part: str, name: str, old: Any, new: Any, *, show: bool) -> str:
     return f"{part}: {name} " + (f"{old} -> {new}" if show else "was edited")
 
 
-def _changed(steps: list[Step]) -> list[str]:
-    if len(steps) < 2:
-        return ["it ran once"]
-    new, old = steps
-    return _unlike("", old.parts, new.parts) or ["nothing that it depends on"]
+def _step(project: Project, name: str, steps: Sequence[Step], attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Say why a step was done and not taken as it was recorded: how it differs from the one before it that is most alike."""
+    found: dict[str, Any] = {"kind": "step", "step": name}
+    if steps:
+        new, *earlier = [{**each.parts, **_named(project, each.parts)} for each in steps]
+        changes = [_unlike("", each, new) for each in earlier]
+        nearest = min(range(len(changes)), key=lambda place: len(changes[place]), default=None)
+        found["runs"] = [steps[0].run] + ([] if nearest is None else [steps[nearest + 1].run])
+        found["changed"] = ["it ran once"] if nearest is None else changes[nearest]
+    if attempts:
+        last = attempts[0]
+        found["tried"] = f"{last.count} times in a row without an end, last at {stamp(last.time)}: {last.reason}" if last.count else f"let go on by palan retry; before: {last.reason}"
+        if last.count >= MOST:
+            found["to do"] = f'it is not tried any more; put that right, then: palan retry "{name}"'
+    return found
+
+
+def _named(project: Project, parts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parts that are the id of a data version or a version by the name that a person knows."""
+    find, given = project.store.records.find, {name: value for name, value in parts.items() if isinstance(value, str)}
+    known: dict[str, list[DataVersion] | list[Version]] = {name: find(DataVersion, id=given[name]) for name in ("data", "rows") if name in given}
+    known |= {"version": find(Version, id=given["version"])} if "version" in given else {}
+    return {name: found[0].ref for name, found in known.items() if found}
 
 
 def _unlike(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -266,7 +291,8 @@ def _unlike(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
             found += _unlike(name, before, after)
         else:  # of code the digests tell nothing; a version or a value does
             shown = part != "code" or name.startswith("distribution ")
-            found.append(_said(part, name, before, after, show=shown) if part else f"{name}: {before!r} -> {after!r}")
+            told = part or all(len(str(each)) < 60 for each in (before, after))
+            found.append(_said(part, name, before, after, show=shown) if part else f"{name}: {before} -> {after}" if told else f"{name}: was edited")
     return found
 
 

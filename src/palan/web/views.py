@@ -131,6 +131,15 @@ class DataLine(TypedDict):
     command: str  # the next thing to type, "" when there is none
 
 
+class DeadStep(TypedDict):
+    """A step that is given up: why, and the command that lets it be tried again."""
+
+    step: str
+    why: str
+    attempts: int
+    command: str
+
+
 class Home(TypedDict):
     """GET / and `palan status --json`."""
 
@@ -138,6 +147,7 @@ class Home(TypedDict):
     models: list[ModelLine]
     data: list[DataLine]
     ledger: list[EntryLine]  # the last few entries, newest first
+    dead: list[DeadStep]  # what failed so often that it is not tried any more
     command: str  # what fills an empty project: "palan init"
 
 
@@ -406,6 +416,93 @@ class JobPage(TypedDict):
     plan: Any  # the output, shown as text and cut when long; None while there is none
     command: str  # how to fetch it: "curl ...", ""
     actions: list[Action]  # stop, while it runs
+
+
+# -- runs: GET /runs, GET /runs/{id}, GET /runs/compare ----------------------------------------------------------------------------
+
+
+class RunLine(TypedDict):
+    """One run in a list; `values` are those of the page's columns, in their order."""
+
+    run: str
+    name: str
+    experiment: str
+    status: str  # running | done | failed | killed
+    started: str
+    values: list[float | str | None]
+
+
+class RunColumn(TypedDict):
+    """A column of a list: "metrics.loss". `order` is the address that orders by it, `direction` how it is ordered now."""
+
+    name: str
+    title: str
+    order: str
+    direction: Literal["", "up", "down"]
+
+
+class Choice(TypedDict):
+    """A box to tick."""
+
+    value: str
+    label: str
+    chosen: bool
+
+
+class RunsPage(TypedDict):
+    """GET /runs. Whatever is chosen stands in the address."""
+
+    frame: Frame
+    runs: list[RunLine]
+    columns: list[RunColumn]
+    choices: list[Choice]  # the columns that one may choose
+    q: str
+    order: str  # keys, separated by commas
+    flow: str
+    flows: list[str]
+    wrong: str  # what is wrong with the search, marked at its character, ""
+    next: str  # addresses, "" where there is none
+    first: str
+    compare: str
+    csv: str
+    json: str
+    poll: str  # where fresh rows of running runs come from
+
+
+class Drawing(TypedDict):
+    """A chart: `svg` is what is seen without JavaScript, `source` where its points come from."""
+
+    metric: str
+    svg: str
+    source: str
+    names: list[str]  # of its lines, in the order of their colours; [] for a single one
+
+
+class RunPage(TypedDict):
+    """GET /runs/{id}: `run` is what `palan runs show --json` prints."""
+
+    frame: Frame
+    run: dict[str, Any]
+    drawings: list[Drawing]
+    more: list[str]  # metrics whose curve is not drawn: ?metric= asks for it
+    csv: str
+    json: str
+    poll: str  # "" when it has ended
+
+
+class ComparePage(TypedDict):
+    """GET /runs/compare: rows are names, or runs where there are many."""
+
+    frame: Frame
+    runs: list[dict[str, Any]]
+    sections: list[tuple[str, dict[str, list[Any]]]]  # ("params", name -> a value for each run), only what differs
+    left: int  # names that differ and are only in CSV and JSON
+    same: dict[str, dict[str, Any]]
+    seeds: list[dict[str, Any]]
+    drawings: list[Drawing]
+    more: list[tuple[str, str]]  # (metric, address that draws it)
+    csv: str
+    json: str
 
 
 # -- asking first: GET /ui/{do}/{subject} ----------------------------------------------------------------------------------------
