@@ -18,7 +18,8 @@ from starlette.types import Receive, Scope, Send
 from palan.errors import Busy, Conflict, Corrupt, Invalid, NotFound, PalanError
 from palan.flows import mlflow_artifacts as artifacts
 from palan.flows.mlflow import MOST_RUNS, Metric, Pair, Tracking, invalid, millis, missing, page_place, page_token
-from palan.http import mlflow_artifacts
+from palan.flows.mlflow_registry import Registry
+from palan.http import mlflow_artifacts, mlflow_models
 from palan.http.answers import respond, told
 from palan.http.guard import body
 from palan.runs.mlflow import Experiment, Input
@@ -131,7 +132,8 @@ class Wire:
 
     def __init__(self, tracking: Tracking) -> None:
         self.tracking = tracking
-        self.routes = _tracking(tracking)
+        models = {at: route(asked, work, *needed) for at, (asked, work, needed) in mlflow_models.routes(Registry(tracking)).items()}
+        self.routes = {**_tracking(tracking), **models}
         self.patterns = [(method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), each) for (method, path), each in self.routes.items() if "{" in path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
