@@ -19,12 +19,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from loop_project import LIVE, Loop, World, celsius, ledger, live, living, opened
-from palan.core import Version
+from palan.core import Version, unstamp
 from palan.flows import up as upping
 from palan.flows.log import log
-from palan.flows.tick import tick
+from palan.flows.tick import MADE_UP, slots, tick
 from palan.flows.watch import frames
 from palan.runs.run import Run, Step
 
@@ -36,7 +37,7 @@ import json, sys, time
 from datetime import datetime
 from pathlib import Path
 from loop_project import opened
-from palan.flows.tick import tick
+from palan.flows.tick import MADE_UP, slots, tick
 project = opened(Path(sys.argv[1]), datetime.fromisoformat(sys.argv[2]))
 print("ready", flush=True)
 sys.stdin.readline()
@@ -142,6 +143,55 @@ def test_two_that_tick_at_the_same_time_do_each_duty_once(loop: Loop) -> None:
     assert verbs["ingested"] == 2  # the first delivery, and the one that was due
     assert len(frames(loop.project, "eta")) == len(list(loop.project.store.blocks.scan("watch/eta"))) == 2
     assert log(loop.project, verify=True)["breaks"] == []
+
+
+@pytest.mark.parametrize(
+    ("now", "done", "missed", "due"),
+    [
+        pytest.param("06-03T07:00", None, "latest", ["03"], id="the first time"),
+        pytest.param("06-03T06:29", "02", "all", [], id="not yet"),
+        pytest.param("06-03T06:30", "02", "skip", ["03"], id="at once"),
+        pytest.param("06-03T18:00", "02", "skip", ["03"], id="late, in the first half"),
+        pytest.param("06-03T18:30", "02", "skip", [], id="missed by half a day, and skipped"),
+        pytest.param("06-06T07:00", "02", "latest", ["06"], id="the latest for all"),
+        pytest.param("06-06T07:00", "02", "all", ["03", "04", "05", "06"], id="each"),
+        pytest.param("06-06T07:00", "02", "skip", ["06"], id="only the one that is now"),
+        pytest.param("06-06T07:00", "06", "all", [], id="done already"),
+        pytest.param("06-01T07:00", "06", "all", [], id="a clock that was put back"),
+    ],
+)
+def test_slots_that_nobody_called_for_obey_the_policy(now: str, done: str | None, missed: str, due: list[str]) -> None:
+    at, day = timedelta(hours=6, minutes=30), timedelta(days=1)
+    found = slots(unstamp(f"2026-{now}"), day, at, unstamp(f"2026-06-{done}T06:30") if done else None, missed)
+    assert found == [unstamp(f"2026-06-{each}T06:30") for each in due]
+
+
+def test_slots_go_on_when_their_pace_was_changed_and_not_for_ever_back() -> None:
+    hours = timedelta(hours=6)
+    found = slots(unstamp("2026-06-02T13:00"), hours, timedelta(0), unstamp("2026-06-01T06:30"), "all")
+    assert [each.isoformat()[8:13] for each in found] == ["01T18", "02T00", "02T06", "02T12"]
+    assert len(slots(unstamp("2026-06-02"), hours, timedelta(0), unstamp("2000-01-01"), "all")) == MADE_UP + 1
+
+
+@pytest.mark.parametrize(("missed", "made_up"), [("latest", 1), ("all", 3), ("skip", 0)])
+def test_a_tick_makes_up_for_missed_days_as_the_policy_says(loop: Loop, missed: str, made_up: int) -> None:
+    project = loop.project
+    model = project.config.models["eta"]
+    project.config = replace(project.config, models={"eta": replace(model, watch=replace(model.watch, missed=missed))})
+
+    def seen() -> list[str]:
+        return sorted(each.parts["slot"] for each in project.store.records.find(Step, name="tick watch eta"))
+
+    midnight = project.clock().replace(hour=0, minute=0)
+    project.clock = lambda: midnight + timedelta(minutes=5)
+    tick(project)
+    first = seen()
+    assert len(first) == 1
+    project.clock = lambda: midnight + timedelta(days=3, hours=15)
+    tick(project)
+    assert len(seen()) == 1 + made_up
+    assert tick(project) == [] and len(seen()) == 1 + made_up
+    assert log(project, verify=True)["breaks"] == []
 
 
 @pytest.mark.parametrize("after", [0.15, 0.6])

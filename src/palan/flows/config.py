@@ -81,6 +81,20 @@ def _window(value: object) -> timedelta:
     return found
 
 
+def _slot(value: object) -> timedelta:
+    found = duration(value)
+    if found < timedelta(minutes=1):
+        raise Wrong("a duration of 1m at least")
+    return found
+
+
+def _time_of_day(value: object) -> timedelta:
+    found = re.fullmatch(r"([01]\d|2[0-3]):([0-5]\d)", str(value))
+    if not found:
+        raise Wrong('a time of day in UTC, such as "06:30"')
+    return timedelta(hours=int(found[1]), minutes=int(found[2]))
+
+
 def _budget(value: object) -> timedelta:
     found = re.fullmatch(r"1 per (.+)", str(value))
     if not found:
@@ -160,6 +174,9 @@ class WatchPolicy(msgspec.Struct, frozen=True):
     window: Annotated[timedelta, Option(_window, "length of the windows that are compared")] = timedelta(days=7)
     false_pages: Annotated[timedelta, Option(_budget, 'the alarm budget: "1 per 180d"')] = timedelta(days=180)
     reference: Annotated[timedelta, Option(_positive, "history before the release that is called normal")] = timedelta(days=120)
+    every: Annotated[timedelta | None, Option(_slot, "how often tick watches; else once a day, or once a window where that is shorter")] = None
+    at: Annotated[timedelta, Option(_time_of_day, 'when in UTC the first slot of the day begins: "06:30"')] = timedelta(0)
+    missed: Annotated[str, Option(_one_of("latest", "all", "skip"), "slots in which nobody ticked: make up for the latest, for all, or skip them")] = "latest"
     unit: Annotated[str, Option(_text, "what the loss counts, for the sentences: minutes, euros")] = ""
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from palan.core import digest_of, stamp
+from msgspec.structs import replace
+
+from palan.core import digest_of, stamp, unstamp
 from palan.drift.nouns import Alarm
 from palan.errors import Conflict, PalanError
-from palan.flows.journal import Journal, running
+from palan.flows.journal import MOST, Journal, running
 from palan.flows.project import Project
 from palan.flows.windows import ANCHOR
 from palan.releases.nouns import Release
-from palan.runs.run import Step
+from palan.runs.run import Attempt, Step
 
 SLOT = timedelta(days=1)
 """The watch looks again at least this often, because outcomes come late; windows shorter than it set the pace."""
+
+MADE_UP = 366
+"""How many missed slots are made up for at the most."""
 
 
 def tick(project: Project) -> list[dict[str, Any]]:
@@ -39,7 +44,7 @@ def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
     duties += [_ingest(project, name) for name, config in project.config.data.items() if config.source and _delivered(project, name)]
     for name in project.config.models:
         if project.store.records.get(Release, name) is not None:
-            duties += [_watch(project, journal, name), _react(project, name)]
+            duties += [*_watch(project, journal, name), _react(project, name)]
     return [each for each in duties if each is not None and each["text"]]
 
 
@@ -53,19 +58,45 @@ def _ingest(project: Project, name: str) -> dict[str, Any]:
     return _told(f"ingest {name}", work)
 
 
-def _watch(project: Project, journal: Journal, name: str) -> dict[str, Any] | None:
-    """Watch a model once in each slot, whoever is first."""
+def _watch(project: Project, journal: Journal, name: str) -> list[dict[str, Any]]:
+    """Watch a model once in each slot that is due, whoever is first."""
+    policy = project.config.models[name].watch
+    newest = project.store.records.find(Step, order="-time", limit=MADE_UP, name=f"tick watch {name}")
+    done = max((unstamp(each.parts["slot"]) for each in newest), default=None)
+    due = slots(project.clock(), policy.every or min(policy.window, SLOT), policy.at, done, policy.missed)
+    return [report for slot in due if (report := _watch_in(project, journal, name, slot))]
+
+
+def _watch_in(project: Project, journal: Journal, name: str, slot: datetime) -> dict[str, Any] | None:
+    """Watch a model in one slot; what fails is tried again at the next tick, and left when it is dead."""
     from palan.flows.watch import watch
 
-    pace = min(project.config.models[name].watch.window, SLOT)
-    slot = ANCHOR + (project.clock() - ANCHOR) // pace * pace
-    what, parts = f"tick watch {name}", {"model": name, "slot": stamp(slot)}
-    if project.store.records.get(Step, digest_of([what, parts])) is not None:
+    what, parts, records = f"tick watch {name}", {"model": name, "slot": stamp(slot)}, project.store.records
+    key = digest_of([what, parts])
+    attempt = records.get(Attempt, key)
+    if records.get(Step, key) is not None or (attempt and attempt.count >= MOST):
         return None
-    report = _told(f"watch {name}", lambda: _news(watch(project, name)[0]))
-    if "hint" not in report:  # what failed is tried again at the next tick
-        journal.step(what, parts, lambda: report["text"])
-    return report
+    # A slot that is made up for sees what it would have seen, had anybody ticked in time.
+    then = replace(project, clock=lambda: slot) if project.config.models[name].watch.missed == "all" else project
+    return _told(f"watch {name}", lambda: journal.step(what, parts, lambda: _news(watch(then, name)[0])))
+
+
+def slots(now: datetime, every: timedelta, at: timedelta, done: datetime | None, missed: str) -> list[datetime]:
+    """Return the slots that are due, oldest first. They begin `at` after a Monday's midnight in UTC, and then `every` so often.
+
+    Of those that nobody called for since the last that was `done`, `missed` says: "latest" does one for all, "all" each,
+    "skip" none; a slot is missed once half of it has passed.
+    """
+    newest = ANCHOR + at + (now - ANCHOR - at) // every * every
+    if done is not None and newest <= done:
+        return []
+    if missed == "skip":
+        return [newest] if now - newest < every / 2 else []
+    if missed == "latest" or done is None:
+        return [newest]
+    first = max(done + every, newest - MADE_UP * every)
+    first = ANCHOR + at + -(-(first - ANCHOR - at) // every) * every  # `every` may have been another one
+    return [first + place * every for place in range((newest - first) // every + 1)]
 
 
 def _news(report: dict[str, Any]) -> str:
