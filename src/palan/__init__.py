@@ -25,6 +25,7 @@ _HOMES = {
     "demo": "palan.flows.demo",
     "export_runs": "palan.flows.carry",
     "follow": "palan.flows.follow",
+    "gc": "palan.flows.gc",
     "import_runs": "palan.flows.carry",
     "ingest": "palan.flows.ingest",
     "init": "palan.flows.init",

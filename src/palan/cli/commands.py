@@ -721,6 +721,34 @@ def restore(ctx: click.Context, file: str, into: str, as_json: bool) -> None:
     ctx.exit(ACT if made["findings"] else FINE)
 
 
+@cli.command("gc")
+@click.option("--dry-run", is_flag=True, help="List what would go; change nothing.")
+@click.option("--older-than", default="1d", show_default=True, metavar="TIME", help="Sweep only what was last put longer ago; longer than your longest build.")
+@_json
+@click.pass_context
+def gc_command(ctx: click.Context, dry_run: bool, older_than: str, as_json: bool) -> None:
+    """Sweep what nothing needs: blobs that nothing names, left-over temporary files; and join small segments.
+
+    It may run beside everything else. Nothing that a run, a version, a data version or a job names is ever taken.
+
+    \b
+    Example:  palan gc --dry-run
+    """
+    from palan.flows.gc import gc as verb
+
+    def show(found: dict[str, Any]) -> None:
+        would = "would go" if dry_run else "gone"
+        for each in [*found["blobs"], *found["files"]][: LISTED if dry_run else 0]:
+            click.echo(f"  {each.get('blob') or each['file']}  {each['bytes']:,} bytes")
+        click.echo(f"{counted(len(found['blobs']), 'blob')} and {counted(len(found['files']), 'temporary file')} {would}: {found['bytes']:,} bytes")
+        for each in found["streams"]:
+            click.echo(f"{counted(each['segments'], 'segment')} of {each['stream']} {'would be' if dry_run else 'are'} one file")
+        if found["kept"]:
+            click.echo(found["kept"])
+
+    _print(verb(_open(ctx, quiet=as_json), dry_run=dry_run, older_than=_config_value("duration", older_than)), as_json, show)
+
+
 class Bare(click.Group):
     """A group that without the name of a command means its first one: `palan runs` is `palan runs list`."""
 

@@ -88,7 +88,7 @@ def record(project: Project, verb: str, subject: str, reason: str = "", **detail
         newest = records.find(Entry, order="-seq", limit=1)
         last, head = newest[0] if newest else None, records.get(Head, "ledger")
         fault = loose_end(last, head, sealed=head is None or _bears(head, secret))
-        if not fault and last is None and (project.folder / "blocks").exists():
+        if not fault and last is None and _was_serving(project):
             fault = "the ledger is empty, but decisions were logged"
         if fault:
             project.tell(f"the ledger was changed behind palan's back: {fault}; palan log --verify")
@@ -96,6 +96,11 @@ def record(project: Project, verb: str, subject: str, reason: str = "", **detail
         entry = _append(project, last, verb, subject, reason, detail)
         records.put(Head("ledger", entry.seq, entry.digest, _seal(secret, entry.seq, entry.digest)))
     return entry
+
+
+def _was_serving(project: Project) -> bool:
+    """Tell whether anything lies in the log but runs, which are tracked before there is anything to tell of in the ledger."""
+    return any(each.name != "runs" for each in (project.folder / "blocks").glob("*"))
 
 
 def _append(project: Project, last: Entry | None, verb: str, subject: str, reason: str, detail: Mapping[str, Any]) -> Entry:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from palan.core import new_id, utcnow
@@ -120,8 +122,7 @@ class FileBlobs(Blobs):
     def _put(self, data: bytes | Path) -> str:
         if isinstance(data, bytes):
             key = hashlib.sha256(data).hexdigest()
-            if not is_sound(self, key):
-                write_atomically(self.place(key), data)
+            self._keep(key, lambda: write_atomically(self.place(key), data))
             return key
         self.root.mkdir(parents=True, exist_ok=True)
         temp = self.root / f".{new_id(utcnow())}.tmp"
@@ -134,12 +135,47 @@ class FileBlobs(Blobs):
                 file.flush()
                 os.fsync(file.fileno())
             path = self.place(sha.hexdigest())
-            if not is_sound(self, sha.hexdigest()):
-                _make_folder(path.parent)
-                _settle(temp, path)
+            _make_folder(path.parent)
+            self._keep(sha.hexdigest(), lambda: _settle(temp, path))
         finally:
             temp.unlink(missing_ok=True)
         return sha.hexdigest()
+
+    def _keep(self, key: str, write: Callable[[], None]) -> None:
+        """Write the blob, or have it count as put now: whoever puts one that is there is not yet heard of, but about to name it."""
+        with self._locked(fcntl.LOCK_SH):
+            if is_sound(self, key):
+                with suppress(PermissionError):  # another user's: it is written anew, as one's own
+                    os.utime(self.place(key))
+                    return
+            write()
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        """Hold the blobs: shared by those who put one, alone to remove one."""
+        _make_folder(self.root)
+        lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, how)
+            yield
+        finally:
+            os.close(lock)
+
+    def unused_since(self, key: str, before: datetime) -> int | None:
+        """Return the size of a blob that was last put before then, None of one that was put since, or is gone."""
+        try:
+            found = self.place(key).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_size if found.st_mtime < before.timestamp() else None
+
+    def remove(self, key: str, before: datetime) -> int | None:
+        """Remove a blob that nothing names, unless it was put since `before`; return how many bytes are gone, None if it stays."""
+        with self._locked(fcntl.LOCK_EX):  # nobody is about to put it
+            size = self.unused_since(key, before)
+            if size is not None:
+                self.place(key).unlink()
+        return size
 
     def get(self, key: str, into: Path | None = None) -> bytes:
         with self._explained(key, into):

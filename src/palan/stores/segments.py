@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import json
 import os
 import re
 import struct
@@ -32,6 +33,8 @@ _PREFIX = struct.Struct("<II")
 HEADER = struct.Struct("<III")
 SEGMENT_BYTES = 64 << 20
 SYNC_SECONDS = 0.02
+ENDS = "ends"
+"""Under what a compacted file keeps where its segments ended: whoever has read so far need not read it again."""
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+(/[A-Za-z0-9_.@-]+)*")
 
 
@@ -215,6 +218,10 @@ class SegmentBlocks(Blocks):
         """Yield what compacted files hold of segments that are not `done`; the files go to `read`, the segments to `done`."""
         for path in sorted(set(folder.glob("*.parquet")) - read):
             read.add(path)
+            ends = _moved(path) if after else {}
+            if ends and all(after.get(segment, 0) >= end for segment, end in ends.items()):
+                done.update(ends)  # it was read to its end before
+                continue
             frames = [frame for frame in _read_compacted(path) if frame.segment not in done]
             done.update(frame.segment for frame in frames)
             yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
@@ -297,7 +304,8 @@ class SegmentBlocks(Blocks):
                     }
                 )
                 buffer = io.BytesIO()
-                table.write_parquet(buffer, compression="zstd")
+                ends = {frame.segment: frame.end for frame in frames}
+                table.write_parquet(buffer, compression="zstd", metadata={ENDS: json.dumps(ends)})
                 # The name holds the digest of the content: every read is checked against it.
                 digest = hashlib.sha256(buffer.getvalue()).hexdigest()
                 write_atomically(folder / f"{closed[-1].stem}.{digest}.parquet", buffer.getvalue())
@@ -464,6 +472,16 @@ def _next_whole(data: bytes, at: int) -> int:
         if length and end <= len(data) and zlib.crc32(data[begin : begin + _PREFIX.size]) == header_crc and zlib.crc32(data[begin + HEADER.size : end]) == crc:
             return begin
     return len(data)
+
+
+def _moved(path: Path) -> dict[str, int]:
+    """Return where the segments end that a compacted file was made of, without reading it; nothing where it does not say so."""
+    import polars as pl
+
+    try:
+        return dict(json.loads(pl.read_parquet_metadata(path).get(ENDS, "{}")))
+    except (pl.exceptions.PolarsError, ValueError, FileNotFoundError):
+        return {}  # then it is read, and what is wrong with it is told
 
 
 def _read_compacted(path: Path) -> list[Frame]:

@@ -1,0 +1,119 @@
+"""`palan gc`: sweep what nothing names, left-over temporary files, and small segments into large ones.
+
+A blob is put before the record that names it, so one that nothing names may belong to work that still goes on: only those
+that were last put longer ago than a grace time are swept. Putting one that is there counts, and none is removed while another
+process puts one. Each removal stands alone: a sweep that was killed has removed less.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from palan.errors import Corrupt
+from palan.flows.fold import STREAM, fold
+from palan.flows.project import Project, record
+from palan.flows.verify import NOUNS, blobs_of
+from palan.runs.run import Curve, Drawn, Folded, Keyset
+from palan.stores.files import FileBlobs
+from palan.stores.segments import SegmentBlocks
+
+GRACE = timedelta(days=1)
+"""How long ago a blob must have been put; longer than the longest build lasts."""
+
+WRITING = timedelta(hours=1)
+"""How long a temporary file may stand unchanged while somebody writes it."""
+
+SEGMENTS = 16
+"""Closed segments of a stream that are worth a compaction."""
+
+_DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_WITHOUT = (Curve, Drawn, Keyset, Folded)  # numbers and names of metrics
+
+
+def gc(project: Project, *, dry_run: bool = False, older_than: timedelta = GRACE) -> dict[str, Any]:
+    """Sweep the store, beside whoever works with it; with `dry_run` say what would go.
+
+    Raises:
+        Corrupt: records are damaged: what they name cannot be known, and nothing is swept.
+    """
+    now = project.clock()
+    before = now - older_than
+    blobs = project.store.blobs
+    kept = project.config.blobs
+    swept = {} if not isinstance(blobs, FileBlobs) else _blobs(project, blobs, before, dry_run)
+    files = _files(project.folder, min(before, now - WRITING), dry_run)
+    streams = _streams(project, dry_run)
+    found = {
+        "dry_run": dry_run,
+        "blobs": [{"blob": key, "bytes": size} for key, size in swept.items()],
+        "files": [{"file": str(path), "bytes": size} for path, size in files.items()],
+        "streams": [{"stream": name, "segments": segments, "frames": frames} for name, segments, frames in streams],
+        "bytes": sum(swept.values()) + sum(files.values()),
+        "kept": f"blobs in {kept} are left to the bucket: nothing there tells when one was put last" if kept else "",
+    }
+    if not dry_run and (swept or files or streams):
+        told = {"blobs": len(swept), "files": len(files), "bytes": found["bytes"], "segments": sum(segments for _, segments, _ in streams)}
+        record(project, "gc", "store", f"nothing named them for {older_than.total_seconds() / 3600:g} hours", **told)
+    return found
+
+
+def _blobs(project: Project, blobs: FileBlobs, before: datetime, dry_run: bool) -> dict[str, int]:
+    old = {key: size for key in blobs.names() if (size := blobs.unused_since(key, before)) is not None}
+    fold(project)  # what processes logged names blobs too
+    named = _named(project)  # after the blobs were listed: whatever was named meanwhile is seen
+    loose = {key: size for key, size in old.items() if key not in named}
+    if dry_run:
+        return loose
+    project.tell(f"{len(loose):,} of {len(old):,} blobs are named by nothing")
+    return {key: size for key in loose if (size := blobs.remove(key, before)) is not None}
+
+
+def _named(project: Project) -> set[str]:
+    """Return every digest that stands anywhere in the records: rather keep a blob too many."""
+    named: set[str] = set()
+    for noun in NOUNS:
+        for each in project.store.records.walk(noun) if noun not in _WITHOUT else ():
+            if isinstance(each, Corrupt):
+                raise Corrupt(f"nothing was swept, for it cannot be known what is needed: {each.what}", "palan verify")
+            named |= blobs_of(each) | {found.decode() for found in _DIGEST.findall(msgspec.json.encode(each))}
+    return named
+
+
+def _files(folder: Path, before: datetime, dry_run: bool) -> dict[Path, int]:
+    """Sweep what processes that were killed had begun to write: `.….tmp`, and segments that never got their name."""
+    found = {}
+    for path in [*folder.rglob(".*.tmp"), *(folder / "blocks").rglob("*.new")]:
+        try:
+            about = path.stat()
+            if path.is_file() and about.st_mtime < before.timestamp():
+                found[path] = about.st_size
+                if not dry_run:
+                    path.unlink()
+        except FileNotFoundError:  # its writer was faster
+            found.pop(path, None)
+    return found
+
+
+def _streams(project: Project, dry_run: bool) -> list[tuple[str, int, int]]:
+    """Compact streams with many closed segments; return for each how many, and the frames that were moved."""
+    blocks = project.store.blocks
+    if not isinstance(blocks, SegmentBlocks):
+        return []  # a server's are compacted where they lie
+    found = []
+    for stream, segments in _closed(blocks.root):
+        # Of the stream of runs a segment also tells who is alive, and its frames were folded: they are never read again.
+        if stream != STREAM and segments >= SEGMENTS:
+            found.append((stream, segments, 0 if dry_run else blocks.compact(stream)))
+    return found
+
+
+def _closed(root: Path) -> Iterator[tuple[str, int]]:
+    for folder in sorted({path.parent for path in root.rglob("*.end")}):
+        ends = {path.name.partition(".")[0] for path in folder.glob("*.end")}
+        yield folder.relative_to(root).as_posix(), sum(path.stem in ends for path in folder.glob("*.seg"))
