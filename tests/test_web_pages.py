@@ -484,7 +484,7 @@ def test_every_page_is_whole_and_keeps_to_the_policy(name: str) -> None:
     assert set(page.refs) <= set(page.ids)
     assert [address for address in page.addresses if not address.startswith(("/", "#")) or address.startswith("//")] == []
     static = {address.removeprefix("/static/") for address in page.addresses if address.startswith("/static/")}
-    assert static == set(pages.STATIC)
+    assert static == {asset for asset in pages.STATIC if asset.startswith(("palan-", "live-", "icon-"))}
     assert all(field.get("type") == "hidden" or field.get("id") in page.labelled for field in page.inputs)
 
 
@@ -496,7 +496,8 @@ def test_every_view_has_the_declared_shape(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_with_all_it_needs_stays_under_150_kilobytes(name: str) -> None:
-    assert len(PAGES[name][0].encode()) + sum(len(asset.data) for asset in pages.STATIC.values()) < 150_000
+    html = PAGES[name][0]
+    assert len(html.encode()) + sum(len(asset.data) for asset in pages.STATIC.values() if asset.name in html) < 150_000
 
 
 @pytest.mark.parametrize("name", PAGES)

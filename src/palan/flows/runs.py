@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +30,12 @@ SHORT = 8
 """Characters at the end of an id that a run is shown and found by: there ids of one moment differ."""
 
 CONFIDENCE = 0.95
+
+MOST = 10_000
+"""Runs that one answer holds at the most."""
+
+COMPARED = 200
+"""Runs that are put side by side at the most."""
 
 
 def search(project: Project, where: str = "", *, order: Sequence[str] = (), after: str = "", limit: int = 50, flow: str = "track") -> dict[str, Any]:
@@ -149,6 +158,28 @@ def run_page(project: Project, id: str) -> dict[str, Any]:
         "data": dict(run.data),
         "environment": dict(run.environment),
     }
+
+
+def artifact(project: Project, id: str, path: str) -> Path:
+    """Return a file that a run kept as a new file of the temporary folder, proven; whoever asks removes it.
+
+    Raises:
+        NotFound: no such run, or it kept no file of this path.
+        Corrupt: the bytes are not those that were kept.
+    """
+    run = find_run(project, id)
+    found = project.store.records.find(Artifact, run=run.id, path=path)
+    if not found:
+        raise NotFound(f'run {run.id} kept no file "{path}"', f"palan runs show {run.id}")
+    handle, name = tempfile.mkstemp(prefix="palan-")
+    os.close(handle)
+    file = Path(name)
+    try:
+        project.store.blobs.get(found[0].blob, into=file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file
 
 
 def curve(project: Project, id: str, metric: str, *, points: int = DRAWN, after: int = 0, low: int | None = None, high: int | None = None) -> dict[str, Any]:
@@ -281,6 +312,11 @@ def _outline(keysets: dict[Keyset, Parts], metric: str, low: int | None, high: i
     return points.Outline((metric,), steps[order][kept], times[kept], extremes[kept][None])
 
 
+def chosen(project: Project, ids: Sequence[str], where: str = "", *, order: Sequence[str] = (), flow: str = "track") -> list[str]:
+    """Return the runs to put side by side: those that are named, or else the first that a search finds."""
+    return list(ids) or [each["run"] for each in search(project, where, order=order, limit=COMPARED, flow=flow)["runs"]]
+
+
 def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
     """Put runs side by side: {"runs", "differ": {"params", "metrics", "tags", "about"}, "same": {...}, "seeds"}, what differs first.
 
@@ -293,6 +329,8 @@ def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
     """
     fold(project)
     found = list({run.id: run for run in (_found(project, id) for id in ids)}.values())
+    if len(found) > COMPARED:
+        raise Invalid(f"{len(found)} runs are too many to compare", f"at most {COMPARED}; palan runs --order metrics.loss --limit {COMPARED}", field="runs", value=len(found))
     if len(found) < 2:
         raise Invalid("one run cannot be compared", "palan runs compare RUN RUN", field="runs", value=list(ids))
     values = _values(project, [run.id for run in found])

@@ -10,20 +10,22 @@ from importlib import import_module
 from typing import Any
 
 import msgspec
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from palan.core import Field, Schema, Version, stamp, utc, whole
 from palan.data.inputs import check_plain
-from palan.errors import Busy, Invalid, NotFound, nearest
-from palan.flows import jobs
+from palan.errors import Busy, Invalid, NotFound, PalanError, nearest
+from palan.flows import jobs, runs
 from palan.flows.decide import Serving
+from palan.flows.project import Project
 from palan.flows.release import summary
 from palan.flows.serve import Site
 from palan.http import inference
-from palan.http.answers import answered
+from palan.http.answers import answered, told
 from palan.releases.nouns import Release
 
 VERBS: Mapping[str, str] = {
@@ -95,6 +97,32 @@ def routes(site: Site) -> list[Route]:
     async def stop(request: Request) -> Any:
         return await run_in_threadpool(jobs.stop, project, request.path_params["id"], request.query_params.get("reason", ""))
 
+    async def list_runs(request: Request) -> Any:
+        asked = request.query_params
+        limit = whole(asked.get("limit", "50"), "limit", 1, runs.MOST)
+        return await run_in_threadpool(partial(runs.search, project, asked.get("q", ""), order=asked.getlist("order"), after=asked.get("after", ""), limit=limit, flow=asked.get("flow", "track")))
+
+    async def run(request: Request) -> Any:
+        return await run_in_threadpool(runs.run_page, project, request.path_params["id"])
+
+    async def compare(request: Request) -> Any:
+        return await run_in_threadpool(lambda: runs.compare(project, _chosen(project, request)))
+
+    async def curve(request: Request) -> Any:
+        return await run_in_threadpool(partial(runs.curve, project, request.path_params["id"], **_range(request)))
+
+    async def curves(request: Request) -> Any:
+        return {"curves": await run_in_threadpool(lambda: runs.curves(project, _chosen(project, request)[: runs.COMPARED], **_range(request)))}
+
+    async def artifact(request: Request) -> Response:
+        try:
+            file = await run_in_threadpool(runs.artifact, project, request.path_params["id"], request.path_params["path"])
+        except PalanError as error:
+            return JSONResponse(told(error)[1], told(error)[0])
+        name = request.path_params["path"].rpartition("/")[2]
+        # Whatever somebody kept is never shown as a page of this server: it is saved.
+        return FileResponse(file, media_type="application/octet-stream", filename=name, background=BackgroundTask(file.unlink, missing_ok=True))
+
     async def verb(request: Request) -> Any:
         return await run_in_threadpool(call, site, request.path_params["verb"], await request.body())
 
@@ -142,6 +170,12 @@ def routes(site: Site) -> list[Route]:
         Route("/v1/jobs", answering(list_jobs), methods=["GET"]),
         Route("/v1/jobs/{id}", answering(job), methods=["GET"]),
         Route("/v1/jobs/{id}/stop", answering(stop), methods=["POST"]),
+        Route("/v1/runs", answering(list_runs), methods=["GET"]),
+        Route("/v1/runs/compare", answering(compare), methods=["GET"]),
+        Route("/v1/runs/curves", answering(curves), methods=["GET"]),
+        Route("/v1/runs/{id}", answering(run), methods=["GET"]),
+        Route("/v1/runs/{id}/curve", answering(curve), methods=["GET"]),
+        Route("/v1/runs/{id}/artifacts/{path:path}", artifact, methods=["GET"]),
         Route("/v2", answering(server), methods=["GET"]),
         Route("/v2/health/live", answering(live), methods=["GET"]),
         Route("/v2/health/ready", answering(ready), methods=["GET"]),
@@ -233,6 +267,29 @@ def _seconds(text: str) -> float:
         raise Invalid(f'time_limit is "{text}"', "seconds, such as 30", field="time_limit", value=text) from None
 
 
+def _chosen(project: Project, request: Request) -> list[str]:
+    """Return the runs that a request names by `run`, or by a search."""
+    asked = request.query_params
+    return runs.chosen(project, asked.getlist("run"), asked.get("q", ""), order=asked.getlist("order"), flow=asked.get("flow", "track"))
+
+
+def _range(request: Request) -> dict[str, Any]:
+    """Return which part of which curve is asked for.
+
+    Raises:
+        Invalid: no metric is named, or a number is none.
+    """
+    asked = request.query_params
+    if not asked.get("metric"):
+        raise Invalid("no metric is named", "?metric=loss", field="metric")
+    found: dict[str, Any] = {"metric": asked["metric"], "points": whole(asked.get("points", str(runs.DRAWN)), "points", 1, 100_000), "after": whole(asked.get("after", "0"), "after", 0, 2**62)}
+    for name in ("low", "high"):
+        if name in asked:
+            sign = -1 if asked[name].startswith("-") else 1
+            found[name] = sign * whole(asked[name].removeprefix("-"), name, 0, 2**62)
+    return found
+
+
 # --- models --------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +349,12 @@ _READ = {
     "/v1/models/{model}": "One model: release, versions, inputs",
     "/v1/jobs": "The newest jobs",
     "/v1/jobs/{id}": "One job with its incumbents",
+    "/v1/runs": "Search runs: q, order, after, limit, flow",
+    "/v1/runs/compare": "Runs side by side: run, given for each, or q, order, flow",
+    "/v1/runs/curves": "One metric of many runs: metric, and what compare takes",
+    "/v1/runs/{id}": "One run: params, metrics, files, how to repeat it",
+    "/v1/runs/{id}/curve": "A curve: metric, points, low, high, after",
+    "/v1/runs/{id}/artifacts/{path}": "A file that a run kept",
 }
 _ERROR = {
     "type": "object",

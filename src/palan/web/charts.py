@@ -7,15 +7,17 @@ a telephone, around an inner `<svg>` that stretches, whose strokes do not. Colou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from html import escape
 from itertools import pairwise
+from typing import Any
 
 from palan.core import figure, unstamp
 from palan.web.views import IncumbentLine, Loss, Mark, Series
 
 _WIDTH = 1000  # of the inner drawing, in its own units
+_FEW = 20  # lines up to which each is drawn with its extremes
 _LANE = 16  # pixels of one line of labels over a chart
 _LANES = 5
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
@@ -74,7 +76,7 @@ def time_ticks(first: datetime, last: datetime) -> list[tuple[datetime, str]]:
     return [(max(at, first), label) for at, label in found if at >= first - span * 0.01]
 
 
-def _paths(points: Sequence[tuple[float, float] | None]) -> list[str]:
+def _paths(points: Sequence[tuple[float, float] | None], digits: int = 1) -> list[str]:
     """Return one path per unbroken stretch; a lonely point becomes a dash that can be seen."""
     paths: list[str] = []
     stretch: list[tuple[float, float]] = []
@@ -85,7 +87,7 @@ def _paths(points: Sequence[tuple[float, float] | None]) -> list[str]:
             if len(stretch) == 1:
                 x, y = stretch[0]
                 stretch = [(x - 1, y), (x + 1, y)]
-            paths.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in stretch))
+            paths.append("M" + "L".join(f"{x:.{digits}f} {y:.{digits}f}" for x, y in stretch))
             stretch = []
     return paths
 
@@ -356,6 +358,48 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     for (_, before), (at, after) in pairwise(points):
         corners += [(at, before), (at, after)]
     return [*corners, (float(_WIDTH), points[-1][1])]
+
+
+def curves(found: Sequence[Mapping[str, Any]], *, key: str, title: str, height: int = 150) -> str:
+    """Return curves over steps, each {"steps", "values"} or {"steps", "least", "largest"}; lines beyond the eighth share colours."""
+    lines = [_zigzag(each) if len(found) < _FEW else _middle(each) for each in found]
+    known = [value for line in lines for _, value in line if value is not None]
+    if not known:
+        return ""
+    every = [step for line in lines for step, _ in line]
+    first, last = min(every), max(every)
+    low, high = _range([min(known), max(known)], 0.06)
+
+    def x(step: float) -> float:
+        return (step - first) / ((last - first) or 1.0)
+
+    levels, moments = ticks(low, high, 3), ticks(first, last, 4)
+    grid = "".join(f'<line class="grid" x1="0" x2="100%" y1="{8 + _y(tick, low, high, height):.1f}" y2="{8 + _y(tick, low, high, height):.1f}"/>' for tick in levels)
+    axis = "".join(f'<text class="tick" x="{x(tick):.2%}" y="{height + 24}" text-anchor="{_anchor(x(tick))}">{label}</text>' for tick, label in zip(moments, labels(moments), strict=True))
+    css: dict[str, list[str]] = {}
+    for place, line in enumerate(lines):
+        points = [None if value is None else (x(step) * _WIDTH, _y(value, low, high, height)) for step, value in line]
+        css.setdefault(f"line c{place % 8}", []).extend(_paths(points, 1 if len(lines) < _FEW else 0))
+    paths = [_draw(each, name) for name, each in css.items()]
+    description = f"{len(lines)} curves" if len(lines) > 1 else "A curve"
+    description += f" over the steps {number(first)} to {number(last)}, between {number(min(known))} and {number(max(known))}."
+    scale = _axis([(8 + _y(tick, low, high, height), label) for tick, label in zip(levels, labels(levels), strict=True)], height + 30)
+    return f"<div class=\"plot-area\">{scale}{_open('line-chart', height + 30, key, title, description)}{grid}{_inner(8, height, ''.join(paths))}{axis}</svg></div>"
+
+
+def _zigzag(curve: Mapping[str, Any]) -> list[tuple[float, float | None]]:
+    """Return a curve as points; of a stretch its least and its largest."""
+    if "values" in curve:
+        return list(zip(curve["steps"], curve["values"], strict=True))
+    return [(step, value) for step, low, high in zip(curve["steps"], curve["least"], curve["largest"], strict=True) for value in (low, high)]
+
+
+def _middle(curve: Mapping[str, Any]) -> list[tuple[float, float | None]]:
+    """Return a curve as points; of a stretch the middle between its least and its largest: among many lines no extreme is seen."""
+    if "values" in curve:
+        return _zigzag(curve)
+    both = zip(curve["steps"], curve["least"], curve["largest"], strict=True)
+    return [(step, None if low is None or high is None else (low + high) / 2) for step, low, high in both]
 
 
 def span(values: Iterable[float | None]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from palan.web import charts
 from palan.web.charts import number
 from palan.web.views import (
     AlarmPage,
+    ComparePage,
     Confirm,
     DataLine,
     EntryLine,
@@ -30,6 +31,8 @@ from palan.web.views import (
     Loss,
     ModelLine,
     ModelPage,
+    RunPage,
+    RunsPage,
 )
 
 
@@ -51,6 +54,9 @@ _ASSETS = {
     "style": _asset("palan.css", "text/css; charset=utf-8"),
     "script": _asset("live.js", "text/javascript; charset=utf-8"),
     "icon": _asset("icon.svg", "image/svg+xml"),
+    "runs": _asset("runs.js", "text/javascript; charset=utf-8"),
+    "uplot": _asset("uplot.js", "text/javascript; charset=utf-8"),
+    "uplot_style": _asset("uplot.css", "text/css; charset=utf-8"),
 }
 STATIC: Mapping[str, Asset] = {asset.name: asset for asset in _ASSETS.values()}
 """Name -> file, for `/static/{name}`."""
@@ -339,6 +345,7 @@ _environment.filters.update(
         "worst_first": worst_first,
         "by_day": by_day,
         "parts": command_parts,
+        "cell": lambda item: cell(item),
         "path": lambda text: quote(str(text), safe="@"),
     }
 )
@@ -377,6 +384,31 @@ def jobs(view: JobsPage) -> str:
 def job(view: JobPage) -> str:
     """One solve: its best answers so far, its bound, its plan."""
     return _page("job.html", view)
+
+
+def runs(view: RunsPage) -> str:
+    """Every run that a search finds."""
+    return _page("runs.html", view)
+
+
+def run_rows(view: RunsPage) -> str:
+    """The rows of some runs, for a list that is open."""
+    return _page("run_rows.html", view)
+
+
+def run(view: RunPage) -> str:
+    """One run: what it was given, what it measured, what it made, how to repeat it."""
+    return _page("run.html", view)
+
+
+def compare(view: ComparePage) -> str:
+    """Runs side by side, what differs first."""
+    return _page("compare.html", view)
+
+
+def cell(item: Any) -> str:
+    """Return what a run has, in a table: a parameter stays as it was given."""
+    return number(item, 4) if isinstance(item, float) else "–" if item is None else value(str(item), 40)
 
 
 def confirm(view: Confirm) -> str:

@@ -28,6 +28,7 @@ from palan.ledger import Entry
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
 from palan.web import pages, views
+from palan.web import runs as runs_pages
 
 PAGE_ENTRIES = 50
 
@@ -74,6 +75,25 @@ def routes(site: Site) -> list[Route]:
     def job(request: Request) -> str:
         return pages.job(job_view(site, request.path_params["id"]))
 
+    def run_list(request: Request) -> str:
+        return pages.runs(runs_pages.runs_view(project, _frame(site), request.query_params))
+
+    def run_rows(request: Request) -> str:
+        return pages.run_rows(runs_pages.rows_view(project, _frame(site), request.query_params))
+
+    def run(request: Request) -> str:
+        return pages.run(runs_pages.run_view(project, _frame(site), request.path_params["id"], request.query_params))
+
+    def compare(request: Request) -> str:
+        return pages.compare(runs_pages.compare_view(project, _frame(site), request.query_params))
+
+    def csv(build: Callable[[Request], str], name: str) -> Page:
+        async def endpoint(request: Request) -> Response:
+            headers = {"content-disposition": f'attachment; filename="{name}.csv"'}
+            return await _answered(site, lambda: run_in_threadpool(lambda: Response(build(request), media_type="text/csv", headers=headers)))
+
+        return endpoint
+
     async def static(request: Request) -> Response:
         asset = pages.STATIC.get(request.path_params["name"])
         if asset is None:
@@ -92,6 +112,13 @@ def routes(site: Site) -> list[Route]:
         Route("/models/{model}", page(model), methods=["GET"]),
         Route("/alarms/{id}", page(alarm), methods=["GET"]),
         Route("/ledger", page(ledger), methods=["GET"]),
+        Route("/runs", page(run_list), methods=["GET"]),
+        Route("/runs.csv", csv(lambda request: runs_pages.runs_csv(project, request.query_params), "runs"), methods=["GET"]),
+        Route("/runs/rows", page(run_rows), methods=["GET"]),
+        Route("/runs/compare", page(compare), methods=["GET"]),
+        Route("/runs/compare.csv", csv(lambda request: runs_pages.compare_csv(project, request.query_params), "compare"), methods=["GET"]),
+        Route("/runs/{id}", page(run), methods=["GET"]),
+        Route("/runs/{id}/values.csv", csv(lambda request: runs_pages.run_csv(project, request.path_params["id"]), "run"), methods=["GET"]),
         Route("/jobs", page(job_list), methods=["GET"]),
         Route("/jobs/{id}", page(job), methods=["GET"]),
         Route("/static/{name}", static, methods=["GET"]),
