@@ -13,7 +13,6 @@ from palan.cli.show import ACT, FINE, model_lines, plain, tell, where
 from palan.cli.show import print_value as _print
 from palan.cli.show import status as show_status
 from palan.cli.show import verdict as _verdict
-from palan.core import counted
 from palan.errors import PalanError, nearest
 
 if TYPE_CHECKING:
@@ -734,6 +733,7 @@ def gc_command(ctx: click.Context, dry_run: bool, older_than: str, as_json: bool
     \b
     Example:  palan gc --dry-run
     """
+    from palan.core import counted
     from palan.flows.gc import gc as verb
 
     def show(found: dict[str, Any]) -> None:
@@ -846,6 +846,7 @@ def runs_export(ctx: click.Context, file: str, search: str, as_json: bool) -> No
     \b
     Example:  palan runs export best.zip "metrics.loss < 0.3"
     """
+    from palan.core import counted
     from palan.flows.carry import export_runs as verb
 
     def show(made: dict[str, Any]) -> None:
@@ -871,6 +872,7 @@ def runs_import(ctx: click.Context, source: str, as_json: bool) -> None:
               palan runs import sqlite:///mlflow.db
               palan runs import mlruns/
     """
+    from palan.core import counted
     from palan.flows.carry import import_runs as verb
 
     def show(made: dict[str, Any]) -> None:
