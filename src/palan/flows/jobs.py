@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,6 +24,9 @@ from palan.releases.nouns import Release
 from palan.stores.contract import Lease
 
 POLL_SECONDS = 0.25
+SHORT = 4096
+"""Bytes of an output that lies in the job itself; a longer one is a blob."""
+
 IDLE_SECONDS = 60.0
 """How long a worker is kept for the next job of the same version."""
 
@@ -87,7 +90,7 @@ def job(project: Project, id: str) -> dict[str, Any]:
     """
     found = _get(project, id)
     result = dict(found.result)
-    output = result.pop("output", "")
+    blob, answer = result.pop("output", ""), result.pop("answer", "")
     request = msgspec.json.decode(project.store.blobs.get(found.request))
     limit = project.model(found.model).time_limit if found.model in project.config.models else None
     return {
@@ -96,7 +99,7 @@ def job(project: Project, id: str) -> dict[str, Any]:
         "ended": stamp(found.ended) if found.ended else None,
         "time_limit": request["time_limit"] or (limit.total_seconds() if limit else None),
         "incumbents": incumbents(project, id),
-        "outputs": msgspec.json.decode(project.store.blobs.get(output)) if output else None,
+        "outputs": msgspec.json.decode(project.store.blobs.get(blob) if blob else answer or b"null"),
         "result": result,
         "decision": found.decision,
         "reason": found.reason,
@@ -275,8 +278,16 @@ class Runner:
     def _solve(self, job: Job, lease: Lease) -> None:
         project = self.project
         stream = f"jobs/{job.id}"
+        opening = [msgspec.msgpack.encode({"attempt": True})]
+
+        def write(frame: dict[str, Any]) -> None:
+            project.store.blocks.append(stream, [*opening, msgspec.msgpack.encode(frame)])
+            opening.clear()
+
         # A job that was taken over begins again: what an earlier attempt found is not shown as this one's.
-        project.store.blocks.append(stream, [msgspec.msgpack.encode({"attempt": True})])
+        if any(True for _ in project.store.blocks.scan(stream)):
+            project.store.blocks.append(stream, opening)
+            opening.clear()
         job = self._record(lease, job.id, fate="running", started=project.clock(), ended=None, objective=None, bound=None)
         watch = _Watch()
         keeper = threading.Thread(target=self._keep, args=(job.id, lease, watch), name=f"lease {lease.name}", daemon=True)
@@ -285,8 +296,7 @@ class Runner:
 
         def found(each: Incumbent) -> None:
             best.append(each)
-            frame = {"seconds": each.seconds, "objective": each.objective, "bound": each.bound}
-            project.store.blocks.append(stream, [msgspec.msgpack.encode(frame)])
+            write({"seconds": each.seconds, "objective": each.objective, "bound": each.bound})
 
         request = msgspec.json.decode(project.store.blobs.get(job.request))
         try:
@@ -307,9 +317,9 @@ class Runner:
             self._record(lease, job.id, fate="queued", started=None)
             return
         asked = Request(rows=1, instance=request["instance"], keys=tuple(request["keys"]))
-        self._finish(lease, job, asked, answered, stopped=watch.stop)
+        self._finish(lease, job, asked, answered, write, stopped=watch.stop)
 
-    def _finish(self, lease: Lease, job: Job, asked: Request, answered: Answered, *, stopped: bool) -> None:
+    def _finish(self, lease: Lease, job: Job, asked: Request, answered: Answered, write: Callable[[dict[str, Any]], None], *, stopped: bool) -> None:
         project = self.project
         now = project.clock()
         result: dict[str, Any] = {**job.result, **answered.result, "seconds": answered.seconds, "violations": [msgspec.to_builtins(each) for each in answered.violations]}
@@ -318,10 +328,11 @@ class Runner:
         seen = incumbents(project, job.id)
         if last["bound"] is not None and (not seen or {**seen[-1], "seconds": 0} != {**last, "seconds": 0}):
             # The proof often comes after the best answer: without this the chart would end with the gap still open.
-            project.store.blocks.append(f"jobs/{job.id}", [msgspec.msgpack.encode(last)])
+            write(last)
         decision = ""
         if answered.outputs is not None:
-            result["output"] = project.store.blobs.put(msgspec.json.encode(answered.outputs))
+            output = msgspec.json.encode(answered.outputs)
+            result |= {"answer": output.decode()} if len(output) <= SHORT else {"output": project.store.blobs.put(output)}
             decision = new_id(now)
         fate = "failed" if answered.error else "cancelled" if stopped else "done"
         reason = answered.error.what if answered.error else answered.degraded
