@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from palan import __version__
+from palan.core import new_id
 from palan.errors import Conflict, Corrupt, NotFound, PalanError
 from palan.flows.fold import AT_ONCE, fold, take
 from palan.flows.mlflow_store import Foreign, Told, artifacts_of, id_of, is_mlflow, opened
@@ -206,13 +207,24 @@ def _from_file(project: Project, path: Path, packed: zipfile.ZipFile) -> dict[st
     for id in new:
         needed |= _checked(path, id, _read(packed, id), manifest)
     for digest in sorted(needed):
-        with tempfile.TemporaryDirectory(prefix="palan-") as folder, packed.open(BLOBS + digest) as member:
-            with (Path(folder) / digest).open("wb") as out:
-                while chunk := member.read(CHUNK):
-                    out.write(chunk)
-            project.store.blobs.put(Path(folder) / digest)
+        _lay_down(project, packed, digest)
     taken = _take(project, new, lambda id: _read(packed, id), path.name)
     return {"source": str(path), "runs": taken, "known": len(ids) - taken, "blobs": len(needed), "missing": 0, "deleted": 0}
+
+
+def _lay_down(project: Project, packed: zipfile.ZipFile, digest: str) -> None:
+    """Store a blob of the file; what an import that was killed left behind is swept by its name."""
+    project.folder.mkdir(parents=True, exist_ok=True)
+    temp = project.folder / f".{new_id(project.clock())}.tmp"
+    try:
+        with packed.open(BLOBS + digest) as member, temp.open("wb") as out:
+            while chunk := member.read(CHUNK):
+                out.write(chunk)
+        project.store.blobs.put(temp)
+    except OSError as error:
+        raise PalanError(f"{temp.parent} cannot be written: {error.strerror or error}", f"check space and rights: df {temp.parent}") from error
+    finally:
+        temp.unlink(missing_ok=True)
 
 
 def _proven(path: Path, packed: zipfile.ZipFile) -> Manifest:
