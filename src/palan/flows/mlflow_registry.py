@@ -21,6 +21,9 @@ from palan.runs.search import Field
 
 STAGES = ("None", "Staging", "Production", "Archived")
 _HINT = "see docs/how-to/use-mlflow-clients.md"
+_PROMPT = "mlflow.prompt.is_prompt"
+"""Clients ask for models without this tag as for those where it is not 'true'."""
+
 _ALIAS = re.compile(r"[\w\-]+")
 
 MODEL = {"name": "name", "creation_timestamp": "created", "last_updated_timestamp": "updated", "timestamp": "updated"}
@@ -286,13 +289,13 @@ def _tagged(tags: Mapping[str, str], key: str, value: str | None) -> dict[str, s
 
 def _of_model(each: RegisteredModel, field: Field) -> str | float | None:
     if field.kind == "tag":
-        return each.tags.get(field.key)
+        return each.tags.get(field.key, "false" if field.key == _PROMPT else None)
     return {"name": each.name, "created": millis(each.time), "updated": millis(each.updated)}.get(field.key)
 
 
 def _of_version(each: ModelVersion, field: Field) -> str | float | None:
     if field.kind == "tag":
-        return each.tags.get(field.key)
+        return each.tags.get(field.key, "false" if field.key == _PROMPT else None)
     found: dict[str, str | float | None] = {
         "name": each.model, "version_number": each.number, "run_id": each.run, "source": each.source, "created": millis(each.time), "updated": millis(each.updated),
     }  # fmt: skip

@@ -50,9 +50,10 @@ def search(project: Project, where: str = "", *, order: Sequence[str] = (), afte
     """
     fold(project)
     told = parse(where)
-    kind = Compare(Field("attribute", "flow"), "=", (flow,)) if flow else None
-    both: Condition | None = Both((kind, told), every=True) if kind and told else kind or told
-    found = project.store.records.search(Run, both, parse_order(order), after=_place(after), limit=limit + 1)
+    parts: list[Condition] = [Compare(Field("attribute", "deleted"), "null")]  # nothing that was put aside
+    parts += [Compare(Field("attribute", "flow"), "=", (flow,))] if flow else []
+    parts += [told] if told else []
+    found = project.store.records.search(Run, Both(tuple(parts), every=True), parse_order(order), after=_place(after), limit=limit + 1)
     shown = found[:limit]
     values = _values(project, [run.id for run, _ in shown])
     return {
