@@ -139,12 +139,14 @@ def _same(step: Step, value: Any) -> None:
 class Journal:
     """The steps of one run."""
 
-    def __init__(self, project: Project, run: Run, lease: Lease, *, verify: float = 0.0) -> None:
+    def __init__(self, project: Project, run: Run, lease: Lease, *, verify: float = 0.0, careful: bool = False) -> None:
         self.project = project
         self.run = run
         self.lease = lease
         self.verify = verify
         """The share of recorded steps that are done again, to see whether they give the same."""
+        self.careful = careful
+        """Whether each attempt is written down before it is made: the run before this one died, nobody knows in which step."""
         self.executed: list[str] = []
         self.replayed: list[str] = []
 
@@ -165,7 +167,7 @@ class Journal:
             if self.verify and int.from_bytes(os.urandom(7), "big") < self.verify * 2**56:
                 _same(found, _plain(work()))
             return recorded(found)  # type: ignore[no-any-return]
-        before, attempt = self._begin(key, name)
+        before, attempt = self._begin(key, name, write=self.careful)
         started = time.perf_counter()
         try:
             value: T = _plain(work())
@@ -173,9 +175,10 @@ class Journal:
             self._failed(attempt, error)
             raise
         except BaseException:  # what a user puts right, or Ctrl-C: no attempt of the step's own
-            records.put(before or replace(attempt, count=0))
+            if before or self.careful:
+                records.put(before or replace(attempt, count=0))
             raise
-        value = self._record(key, name, parts, value, time.perf_counter() - started)
+        value = self._record(key, name, parts, value, time.perf_counter() - started, attempted=bool(before) or self.careful)
         self.executed.append(name)
         return value
 
@@ -195,7 +198,7 @@ class Journal:
         with records.transaction(durable=True):
             self.fence()
             found = records.get(Step, key)
-            before, attempt = (None, None) if found else self._begin(key, name)
+            before, attempt = (None, None) if found else self._begin(key, name, write=True)
             if before is not None and _is_tried_now(self.project, before, self.run.id):
                 raise Conflict(f'another process is at "{name}"', "wait for it: palan status")
         if attempt is None:
@@ -208,12 +211,12 @@ class Journal:
         except Exception as error:  # whether it was done is open: the intent stays
             self._failed(attempt, error)
             raise
-        value = self._record(key, name, parts, value, time.perf_counter() - started, durable=True)
+        value = self._record(key, name, parts, value, time.perf_counter() - started, attempted=True, durable=True)
         self.executed.append(name)
         return value
 
-    def _begin(self, key: str, name: str) -> tuple[Attempt | None, Attempt]:
-        """Write down that this is tried; return the last attempt of it that did not come to its end, and this one."""
+    def _begin(self, key: str, name: str, *, write: bool) -> tuple[Attempt | None, Attempt]:
+        """Write down that this is tried, where it has to be; return the last attempt of it that did not come to its end, and this one."""
         records = self.project.store.records
         before = records.get(Attempt, key)
         count = before.count if before else 0
@@ -222,23 +225,25 @@ class Journal:
         if not (before and _is_tried_now(self.project, before, self.run.id)):  # what another process does now has not failed
             count += 1
         attempt = Attempt(key, name, self.run.id, count, self.project.clock(), DIED)
-        records.put(attempt)
+        if before or write:
+            records.put(attempt)
         return before, attempt
 
     def _failed(self, attempt: Attempt, error: Exception) -> None:
         reason = (error.what if isinstance(error, PalanError) else f"{type(error).__name__}: {error}")[:500]
         records = self.project.store.records
-        if records.get(Attempt, attempt.id) == attempt:  # a successor's own attempt is not ours to end
+        if records.get(Attempt, attempt.id) in (None, attempt):  # a successor's own attempt is not ours to end
             records.put(replace(attempt, reason=reason))
         if attempt.count >= MOST:
             self.project.tell(f'the step "{attempt.name}" is dead after {attempt.count} attempts; palan retry "{attempt.name}"')
 
-    def _record(self, key: str, name: str, parts: Mapping[str, Any], value: T, seconds: float, *, durable: bool = False) -> T:
+    def _record(self, key: str, name: str, parts: Mapping[str, Any], value: T, seconds: float, *, attempted: bool, durable: bool = False) -> T:
         records = self.project.store.records
         with records.transaction(durable=durable):
             self.fence()
             new = records.add(Step(key, self.run.id, name, {"value": value, "digest": digest_of(value)}, dict(parts), self.project.clock(), seconds))
-            records.remove(Attempt, (key,))
+            if attempted:
+                records.remove(Attempt, (key,))
             # Where another run did the same at the same time, what it recorded stands.
             return value if new else recorded(records.find(Step, id=key)[0])
 
@@ -270,12 +275,12 @@ def running(
     me = f"{holder()}:{new_id(utcnow())}"
     _release_the_dead(project, flow, subject, name)
     lease = _take(project, name, me, wait)
-    _bury(project, flow, subject)
+    careful = _bury(project, flow, subject)
     now = project.clock()
     run = Run(new_id(now), flow, subject, "running", now, holder=me, token=lease.token, **fields)
     with records.transaction():
         records.put(run)
-    journal = Journal(project, run, lease, verify=verify)
+    journal = Journal(project, run, lease, verify=verify, careful=careful)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(project, lease, stop), name=f"lease {name}", daemon=True)
     beat.start()
@@ -312,12 +317,14 @@ def _release_the_dead(project: Project, flow: str, subject: str, name: str) -> N
             project.store.records.free(Lease(name, run.holder, run.token, run.time))
 
 
-def _bury(project: Project, flow: str, subject: str) -> None:
-    """Whoever holds the lease knows that earlier runs of the same thing are dead: say so."""
-    for run in project.store.records.find(Run, flow=flow, subject=subject, status="running"):
+def _bury(project: Project, flow: str, subject: str) -> bool:
+    """Whoever holds the lease knows that earlier runs of the same thing are dead: say so, and tell whether there were any."""
+    found = project.store.records.find(Run, flow=flow, subject=subject, status="running")
+    for run in found:
         project.store.records.put(
             replace(run, status="killed", ended=project.clock(), reason=DIED)
         )
+    return bool(found)
 
 
 def _beat(project: Project, lease: Lease, stop: threading.Event) -> None:
