@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 from palan.errors import Corrupt
+from palan.flows.mlflow import Tracking
 from palan.flows.project import Project, open_project
 from palan.flows.runs import run_page, search
 from palan.flows.track import start
+from palan.http.mlflow import Wire
 from palan.runs.run import Artifact
 
 pytest.importorskip("mlflow", reason="no client of MLflow: pip install mlflow-skinny")
@@ -422,3 +424,9 @@ def test_versions_that_are_registered_at_the_same_time_have_different_numbers(cl
     with serving(project.root) as other, ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda n: MlflowClient((server, other)[n % 2]).create_model_version("raced", f"{run.artifact_uri}/m", run.run_id).version, range(24)))
     assert sorted(map(int, made)) == list(range(1, 25))
+
+
+def test_every_route_is_documented(project: Project) -> None:
+    reference = (Path(__file__).parents[1] / "docs" / "reference" / "http.md").read_text(encoding="utf-8")
+    for method, path in Wire(Tracking(project)).routes:
+        assert any(f"`/mlflow{path}`" in line and method in line for line in reference.splitlines()), (method, path)
