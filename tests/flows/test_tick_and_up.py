@@ -22,8 +22,10 @@ import pytest
 from msgspec.structs import replace
 
 from loop_project import LIVE, Loop, World, celsius, ledger, live, living, opened
-from palan.core import Version, unstamp
+from palan.core import Version, stamp, unstamp
+from palan.errors import ModelFailed
 from palan.flows import up as upping
+from palan.flows.journal import MOST, running
 from palan.flows.log import log
 from palan.flows.tick import MADE_UP, slots, tick
 from palan.flows.watch import frames
@@ -192,6 +194,21 @@ def test_a_tick_makes_up_for_missed_days_as_the_policy_says(loop: Loop, missed: 
     assert len(seen()) == 1 + made_up
     assert tick(project) == [] and len(seen()) == 1 + made_up
     assert log(project, verify=True)["breaks"] == []
+
+
+def test_a_watch_that_fails_too_often_is_left_until_its_next_slot(loop: Loop) -> None:
+    project = loop.project
+    slot = slots(project.clock(), timedelta(days=1), timedelta(0), None, "latest")[0]
+
+    def fails() -> str:
+        raise ModelFailed("score() raised")
+
+    for _ in range(MOST):
+        with pytest.raises(ModelFailed), running(project, "tick", project.config.name) as journal:
+            journal.step("tick watch eta", {"model": "eta", "slot": stamp(slot)}, fails)
+    assert [each["what"] for each in tick(project)] == ["ingest trips"]
+    project.clock = lambda: slot + timedelta(days=1, minutes=5)
+    assert [each["what"] for each in tick(project)] == ["watch eta"]
 
 
 @pytest.mark.parametrize("after", [0.15, 0.6])
