@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from palan.core import stamp
 from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
 from palan.stores import sql
-from palan.stores.contract import Blocks, Frame, Lease, Position, Records, Verified, refuse
+from palan.stores.contract import Blocks, Frame, Lease, Position, Verified, refuse
 from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, past_damage, read_past_damage
 
 try:
@@ -33,7 +33,7 @@ except ImportError as error:
     raise MissingExtra("psycopg", "postgres", "a store on PostgreSQL") from error
 
 if TYPE_CHECKING:
-    from palan.runs.search import Condition, Order
+    pass
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -275,7 +275,7 @@ def _close_all(connections: list[Connection], pid: int) -> None:
         connections.pop().close()
 
 
-class PostgresRecords(Records):
+class PostgresRecords(sql.SqlRecords):
     """A transaction holds the store's one lock, so it is alone; a write outside of any shares that lock with its like."""
 
     def __init__(self, server: Server) -> None:
@@ -285,6 +285,7 @@ class PostgresRecords(Records):
     def begin(self) -> None:
         """Begin outside of any transaction."""
         _forked.add(self)
+        self.kept_in = self._server.name
         self._mine = threading.local()  # the connection of the transaction that this thread is in
 
     def put(self, *nouns: object) -> None:
@@ -303,52 +304,8 @@ class PostgresRecords(Records):
     def remove(self, noun: type, key: Sequence[str | int]) -> None:
         self._write(sql.table(noun).delete, list(key))
 
-    def search(
-        self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
-    ) -> list[tuple[T, list[Any]]]:
-        from palan.stores.search import searched  # few commands search
-
-        return searched(self._read, noun, where, order, after, limit)
-
     def add(self, noun: object) -> bool:
         return self._changed(sql.table(type(noun)).insert_new, noun)
-
-    def get(self, noun: type[T], key: str | int) -> T | None:
-        where: dict[str, Any] = {sql.table(noun).key: key}
-        found = self.find(noun, limit=1, **where)
-        return found[0] if found else None
-
-    def find(
-        self,
-        noun: type[T],
-        *,
-        order: str = "",
-        limit: int | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        **where: object,
-    ) -> list[T]:
-        of = sql.table(noun)
-        statement, values = sql.find(of, where, order, limit, since, until)
-        return [sql.build(noun, of, row, self._server.name) for row in self._read(statement, values)]
-
-    def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
-        of = sql.table(noun)
-        after: tuple[Any, ...] = ()
-        while True:
-            try:
-                rows = self._read(*sql.page(of, after))
-            except Corrupt as error:  # pages of the table, and nobody knows which rows were on them
-                yield Corrupt(f"{of.name}: {error.what}", error.hint)
-                return
-            for row in rows:
-                try:
-                    yield sql.build(noun, of, row, self._server.name)
-                except Corrupt as error:
-                    yield error
-            if len(rows) < sql.PAGE:
-                return
-            after = rows[-1]
 
     def verify(self) -> list[str]:
         """As the contract says. Blocks are left to their own verify, which reads them anyway."""

@@ -5,16 +5,23 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from palan.core import stamp, unstamp
 from palan.errors import Corrupt
+from palan.stores.contract import Records
+
+if TYPE_CHECKING:
+    from palan.runs.search import Condition, Order
+
+T = TypeVar("T")
 
 TAKE_LEASE = """
 insert into lease (name, holder, token, expires) values (:name, :holder, 1, :expires)
@@ -299,3 +306,57 @@ def build(noun: type, of: Table, row: Sequence[Any], restore: str = "palan.db") 
         return found
     except (ValueError, TypeError, AttributeError) as error:
         raise Corrupt(f'the {of.name} "{row[0]}" is damaged at {column}: {error}', f"restore {restore} from a backup") from error
+
+
+class SqlRecords(Records):
+    """What both databases read in the same way."""
+
+    kept_in = "palan.db"  # what a damaged row is restored from
+
+    @abstractmethod
+    def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        """Return the rows that a statement finds."""
+
+    def get(self, noun: type[T], key: str | int) -> T | None:
+        where: dict[str, Any] = {table(noun).key: key}
+        found = self.find(noun, limit=1, **where)
+        return found[0] if found else None
+
+    def find(
+        self,
+        noun: type[T],
+        *,
+        order: str = "",
+        limit: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **where: object,
+    ) -> list[T]:
+        of = table(noun)
+        statement, values = find(of, where, order, limit, since, until)
+        return [build(noun, of, row, self.kept_in) for row in self._read(statement, values)]
+
+    def search(
+        self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
+    ) -> list[tuple[T, list[Any]]]:
+        from palan.stores.search import searched  # few commands search
+
+        return searched(self._read, noun, where, order, after, limit)
+
+    def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
+        of = table(noun)
+        after: tuple[Any, ...] = ()
+        while True:
+            try:
+                rows = self._read(*page(of, after))
+            except Corrupt as error:  # pages of the table, and nobody knows which rows were on them
+                yield Corrupt(f"{of.name}: {error.what}", error.hint)
+                return
+            for row in rows:
+                try:
+                    yield build(noun, of, row, self.kept_in)
+                except Corrupt as error:
+                    yield error
+            if len(rows) < PAGE:
+                return
+            after = rows[-1]

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from palan.core import stamp
 from palan.errors import Conflict, Corrupt, PalanError
 from palan.stores import sql
-from palan.stores.contract import Lease, Records
+from palan.stores.contract import Lease
 
 if TYPE_CHECKING:
-    from palan.runs.search import Condition, Order
+    pass
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ WAIT_SECONDS = 30.0
 """How long a write waits for another program's lock before it says so."""
 
 
-class SQLiteRecords(Records):
+class SQLiteRecords(sql.SqlRecords):
     """One connection, shared by this process's threads under a lock.
 
     Commits survive any death of the process; `transaction(durable=True)` also survives a loss of power.
@@ -134,14 +134,7 @@ class SQLiteRecords(Records):
                 with self._lock, self._explained():
                     self._db.executemany(of.replace, [of.row(each) for each in some])
 
-    def search(
-        self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
-    ) -> list[tuple[T, list[Any]]]:
-        from palan.stores.search import searched  # few commands search
-
-        return searched(self._rows, noun, where, order, after, limit)
-
-    def _rows(self, statement: str, values: Sequence[Any]) -> list[Any]:
+    def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
         with self._lock, self._explained():
             return self._db.execute(statement, values).fetchall()
 
@@ -151,43 +144,6 @@ class SQLiteRecords(Records):
 
     def remove(self, noun: type, key: Sequence[str | int]) -> None:
         self._run(sql.table(noun).delete, list(key))
-
-    def get(self, noun: type[T], key: str | int) -> T | None:
-        where: dict[str, Any] = {sql.table(noun).key: key}
-        found = self.find(noun, limit=1, **where)
-        return found[0] if found else None
-
-    def find(
-        self,
-        noun: type[T],
-        *,
-        order: str = "",
-        limit: int | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        **where: object,
-    ) -> list[T]:
-        of = sql.table(noun)
-        statement, values = sql.find(of, where, order, limit, since, until)
-        return [sql.build(noun, of, row) for row in self._rows(statement, values)]
-
-    def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
-        of = sql.table(noun)
-        after: tuple[Any, ...] = ()
-        while True:
-            try:
-                rows = self._rows(*sql.page(of, after))
-            except Corrupt as error:  # pages of the file, and nobody knows which rows were on them
-                yield Corrupt(f"{of.name}: {error.what}", error.hint)
-                return
-            for row in rows:
-                try:
-                    yield sql.build(noun, of, row)
-                except Corrupt as error:
-                    yield error
-            if len(rows) < sql.PAGE:
-                return
-            after = rows[-1]
 
     def verify(self) -> list[str]:
         try:
