@@ -153,12 +153,13 @@ def home() -> views.Home:
             {"name": "planes", "version": 1, "rows": 3322, "added": 0, "time": at(1), "quarantined": 0, "verdict": "right", "why": "Every row holds.", "command": ""},
         ],
         "ledger": entries()[:5],
+        "dead": [],
         "command": "palan init",
     }
 
 
 def empty_home() -> views.Home:
-    return {"frame": frame(project="new", simulated=False, ledger_ok=None, ledger_entries=0, open_alarms=0), "models": [], "data": [], "ledger": [], "command": "palan init --model estimator"}
+    return {"frame": frame(project="new", simulated=False, ledger_ok=None, ledger_entries=0, open_alarms=0), "models": [], "data": [], "ledger": [], "dead": [], "command": "palan init --model estimator"}
 
 
 def fresh_home() -> views.Home:
@@ -180,6 +181,7 @@ def fresh_home() -> views.Home:
         "models": [model],
         "data": [{"name": "orders", "version": None, "rows": 0, "added": 0, "time": None, "quarantined": 0, "verdict": "empty", "why": "Nothing came in yet.", "command": "palan ingest orders"}],
         "ledger": [],
+        "dead": [],
         "command": "palan init",
     }
 
@@ -189,7 +191,8 @@ def crowded_home() -> views.Home:
     name = "expected_revenue_of_the_next_twelve_months_by_customer_segment"
     step: views.Step = {"text": f"Retrain `{name}`", "reason": "it wins a little; " * 20, "command": f"palan react {name} --approve --reason because", "actions": [{"do": "approve", "subject": name, "label": f"Approve {name}"}]}
     models = [line(f"{name}_{index}", "estimator", "attention", f"{name} is off. " * 4, loss=delay_loss(30), next=step, last={"time": at(index), "text": f"released {name}@{index}", "actor": "ana"}, decisions=10**9) for index in range(12)]
-    return {**home(), "frame": frame(project=name), "models": models}
+    dead: list[views.DeadStep] = [{"step": f"watch {name}_{index}", "why": "ModelFailed: no answer within 5 s " * 20, "attempts": 5, "command": f'palan retry "watch {name}_{index}"'} for index in range(2)]
+    return {**home(), "frame": frame(project=name), "models": models, "dead": dead}
 
 
 def gate(name: str, verdict: str, text: str, against: str = "", **figures: Any) -> views.GateLine:

@@ -22,6 +22,7 @@ from palan.web.views import (
     ComparePage,
     Confirm,
     DataLine,
+    DeadStep,
     EntryLine,
     Frame,
     Home,
@@ -196,8 +197,12 @@ def known(series: Loss) -> list[tuple[str, float]]:
     return [(time, item) for time, item in zip(series["times"], series["values"], strict=True) if item is not None]
 
 
-def headline(models: Sequence[ModelLine], data: Sequence[DataLine] = ()) -> tuple[str, str]:
+def headline(models: Sequence[ModelLine], data: Sequence[DataLine] = (), dead: Sequence[DeadStep] = ()) -> tuple[str, str]:
     """Answer "is everything right in production?": the worst verdict, and a sentence."""
+    if dead:
+        worst, text = headline(models, data)
+        given_up = _names([each["step"] for each in dead])
+        return "wrong", f"{given_up} failed too often, and {'is' if len(dead) == 1 else 'are'} not tried any more. {'The models are right.' if worst == 'right' else text}"
     failed = [line["name"] for line in data if line["verdict"] == "wrong"]
     if failed:
         worst, text = headline(models)
