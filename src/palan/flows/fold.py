@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from palan.errors import Corrupt
 from palan.flows.project import Project
 from palan.runs.mlflow import Experiment
-from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Value
+from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Value, number
 from palan.stores.contract import Frame
 
 if TYPE_CHECKING:
@@ -146,14 +146,6 @@ def _values(project: Project, events: Sequence[Event], blocks: Mapping[tuple[str
                 given.pop((event.run, "tag", key), None)
     return [*found.values(), *given.values()]
 
-
-def number(text: str) -> float | None:
-    """Return what a text is as a number, where it is one."""
-    try:
-        found = float(text)
-    except ValueError:
-        return None
-    return None if found != found else found
 
 
 def _joined(run: str, before: Value | None, new: Summary) -> Value:

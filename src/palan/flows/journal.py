@@ -7,7 +7,6 @@ by a thread; only its holder may record, so a process that was stopped and thawe
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +21,8 @@ from msgspec.structs import replace
 
 from palan.core import canonical, digest_of, new_id, utcnow
 from palan.errors import Conflict, Corrupt, LeaseLost, ModelFailed, NotFound, PalanError, nearest
-from palan.flows.fold import number
 from palan.flows.project import Project, record
-from palan.runs.run import Attempt, Run, Step, Value
+from palan.runs.run import Attempt, Run, Step, Value, number
 from palan.stores.contract import Lease
 
 T = TypeVar("T")
@@ -47,7 +45,7 @@ def holder() -> str:
 def _machine() -> str:
     """Name what process numbers are unique in: the machine, and the container where there is one."""
     room = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()}/{room.readlink().name.strip('pid:[]')}" if room.is_symlink() else socket.gethostname()
+    return f"{os.uname().nodename}/{room.readlink().name.strip('pid:[]')}" if room.is_symlink() else os.uname().nodename
 
 
 def _died(holder: str) -> bool:

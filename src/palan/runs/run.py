@@ -148,3 +148,12 @@ class Attempt(msgspec.Struct, frozen=True):
     count: int
     time: datetime
     reason: str
+
+
+def number(text: str) -> float | None:
+    """Return what a text is as a number, where it is one."""
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return None if found != found else found

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
-import json
 import os
 import re
 import struct
@@ -23,6 +22,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+
+import msgspec
 
 from palan.core import new_id, utcnow
 from palan.errors import Corrupt, PalanError
@@ -305,7 +306,7 @@ class SegmentBlocks(Blocks):
                 )
                 buffer = io.BytesIO()
                 ends = {frame.segment: frame.end for frame in frames}
-                table.write_parquet(buffer, compression="zstd", metadata={ENDS: json.dumps(ends)})
+                table.write_parquet(buffer, compression="zstd", metadata={ENDS: msgspec.json.encode(ends).decode()})
                 # The name holds the digest of the content: every read is checked against it.
                 digest = hashlib.sha256(buffer.getvalue()).hexdigest()
                 write_atomically(folder / f"{closed[-1].stem}.{digest}.parquet", buffer.getvalue())
@@ -479,8 +480,8 @@ def _moved(path: Path) -> dict[str, int]:
     import polars as pl
 
     try:
-        return dict(json.loads(pl.read_parquet_metadata(path).get(ENDS, "{}")))
-    except (pl.exceptions.PolarsError, ValueError, FileNotFoundError):
+        return msgspec.json.decode(pl.read_parquet_metadata(path).get(ENDS, "{}"), type=dict[str, int])
+    except (pl.exceptions.PolarsError, msgspec.MsgspecError, ValueError, FileNotFoundError):
         return {}  # then it is read, and what is wrong with it is told
 
 
