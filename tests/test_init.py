@@ -42,8 +42,7 @@ def test_template_runs_as_its_own_last_line_says(kind: str, tmp_path: Path) -> N
     verdicts = [part.split()[0] for part in done.stdout.splitlines() if part.startswith("  ") and part.split()[:1] in (["pass"], ["fail"])]
     assert "fail" not in verdicts
     assert verdicts.count("pass") >= 2, done.stdout
-    # how fast it answers is a matter of the machine that the tests run on
-    open_questions = [part for part in done.stdout.splitlines() if part.startswith("  cannot tell") and "latency:" not in part]
+    open_questions = [part for part in done.stdout.splitlines() if part.startswith("  cannot tell")]
     assert all("there is no champion" in part for part in open_questions), open_questions
     answered = done.stdout[done.stdout.rindex("next: palan status") :].partition("\n")[2]
     assert json.loads(answered), answered

@@ -123,6 +123,27 @@ def search(folder: Path) -> Iterator[Worker]:
         yield worker
 
 
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="only Linux tells how long a process had no processor")
+def test_what_other_processes_take_is_told_apart_from_what_the_model_takes(mean: Worker) -> None:
+    mean.decide(ROWS)
+    before = mean.queued()
+    assert mean.pid is not None
+    one = min(os.sched_getaffinity(mean.pid))
+    every = os.sched_getaffinity(mean.pid)
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        for pid in (busy.pid, mean.pid):
+            os.sched_setaffinity(pid, {one})
+        until = time.monotonic() + 20
+        while mean.queued() < before + 0.001 and time.monotonic() < until:
+            mean.decide(ROWS)
+    finally:
+        busy.kill()
+        busy.wait()
+        os.sched_setaffinity(mean.pid, every)
+    assert mean.queued() >= before + 0.001
+
+
 def test_a_fitted_model_moves_to_another_process_as_data(folder: Path, mean: Worker) -> None:
     state = mean.fit(DATA)
     assert set(state) == {"state.json"}

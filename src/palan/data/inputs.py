@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from itertools import chain
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -81,9 +81,9 @@ class Inputs:
         extra: list[tuple[str, Any, Any]] = [(self._key_field, str | int | None, None)] if self._key_field else []
         self._row = _struct("Row", [*members, *extra])
         # A column that may be null may also be left out; it is then null in every row.
-        columns = [(name, list[kind], msgspec.NODEFAULT if default is msgspec.NODEFAULT else None) for name, kind, default in [*members, *extra]]  # type: ignore[valid-type]
+        columns = [(name, _list_of(kind), msgspec.NODEFAULT if default is msgspec.NODEFAULT else None) for name, kind, default in [*members, *extra]]
         self._columns = _struct("Columns", [(name, kind if default is msgspec.NODEFAULT else kind | None, default) for name, kind, default in columns])
-        self._decode_rows = msgspec.json.Decoder(list[self._row])  # type: ignore[name-defined]
+        self._decode_rows = msgspec.json.Decoder(_list_of(self._row))
         self._decode_columns = msgspec.json.Decoder(self._columns)
 
     def read(self, body: bytes) -> Request:
@@ -124,7 +124,7 @@ class Inputs:
                 check_plain(value, name)
                 msgspec.convert(value, self._instance)
                 return Request(rows=1, instance=value, keys=tuple(keys) if keys else None)
-            kind = self._columns if isinstance(value, dict) else list[self._row]  # type: ignore[name-defined]
+            kind = self._columns if isinstance(value, dict) else _list_of(self._row)
             request = self._request(msgspec.convert(value, kind), keys)
         except (msgspec.ValidationError, RecursionError) as error:
             raise self._explained(value, name, error) from None
@@ -287,6 +287,10 @@ def _member(each: Field, *, kept: bool) -> tuple[str, Any, Any]:
     return each.name, _type(each, kept=kept), None if each.nullable else msgspec.NODEFAULT
 
 
+def _list_of(kind: Any) -> Any:
+    return GenericAlias(list, (kind,))
+
+
 def _type(each: Field, *, kept: bool) -> Any:
     """Return what a decoder holds values against. `kept` says that they go on as they were sent, not as they were decoded."""
     kind: Any
@@ -304,11 +308,11 @@ def _type(each: Field, *, kept: bool) -> Any:
     elif each.type == "str":
         kind = Literal[each.values] if each.values else str
     elif each.type == "list":
-        kind = list[_type(each.item, kept=kept)] if each.item else list[Any]  # type: ignore[misc]
+        kind = _list_of(_type(each.item, kept=kept)) if each.item else list[Any]
     elif each.type == "map" and (each.fields or not each.item):
         kind = _struct("Map", [_member(member, kept=kept) for member in each.fields]) if each.fields else dict[str, Any]
     elif each.type == "map" and each.item:
-        kind = dict[str, _type(each.item, kept=kept)]  # type: ignore[misc]
+        kind = GenericAlias(dict, (str, _type(each.item, kept=kept)))
     else:
         kind = {"bool": bool, "time": datetime, "date": date, "any": Any}[each.type]
     return kind | None if each.nullable and kind is not Any else kind

@@ -98,6 +98,14 @@ class Worker:
         """The child's process id, or None when there is none now."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
+    def queued(self) -> float:
+        """Return for how many seconds in all the child and this thread were ready to run and had no processor. 0 where only Linux would know."""
+        try:
+            files = [Path(f"/proc/{pid}/schedstat") for pid in (f"self/task/{threading.get_native_id()}", self.pid) if pid]
+            return sum(int(each.read_bytes().split()[1]) for each in files) / 1e9
+        except OSError:
+            return 0.0
+
     @property
     def log(self) -> str:
         """The last lines that the model printed."""
