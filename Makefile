@@ -36,7 +36,7 @@ $(BIN)/python:
 
 define install
 	@echo "== installing palan[$(1)] and what it needs into $(VENV)"
-	@if command -v uv >/dev/null; then uv pip install --python $(BIN)/python -e '.[$(1)]'; else $(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -e '.[$(1)]'; fi
+	@if command -v uv >/dev/null; then uv pip install --compile-bytecode --python $(BIN)/python -e '.[$(1)]'; else $(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -e '.[$(1)]'; fi
 endef
 
 $(DEV): | $(BIN)/python
@@ -47,13 +47,20 @@ $(RUNS): | $(BIN)/python
 	$(call install,demo)
 	@touch $(RUNS)
 
+# Where Python is told to write no bytecode, every start of palan would compile it anew.
+define compile
+	@$(BIN)/python -m compileall -q src
+endef
+
 setup: $(DEV)
 
 demo: $(RUNS)
+	$(call compile)
 	@echo "== palan demo $(ARGS)"
 	@$(BIN)/palan demo $(ARGS)
 
 test: check
+	$(call compile)
 	@echo "== tests"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
 
@@ -66,9 +73,11 @@ check: $(DEV)
 	@echo "== checks are clean"
 
 bench: $(DEV)
+	$(call compile)
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
 crash: $(DEV)
+	$(call compile)
 	@$(BIN)/python tests/crash.py $(ARGS)
 
 docs: $(DEV)
