@@ -570,14 +570,16 @@ class BlocksSuite:
 
     def test_nothing_is_lost_that_was_closed(self, tmp_path: Path) -> None:
         blocks = self.open(tmp_path)
-        assert blocks.lost() == []
+        assert blocks.lost() == [] and blocks.streams() == []
         blocks.append("a", [b"one"])
         blocks.append("b/c", [b"two", b"three"])
+        assert blocks.streams() == ["a", "b/c"]
         assert blocks.lost() == []
         getattr(blocks, "close", lambda: None)()
         assert blocks.lost() == self.open(tmp_path).lost() == []
         blocks.append("a", [b"four"])
         assert blocks.compact("b/c") == 2
+        assert blocks.streams() == ["a", "b/c"]
         assert blocks.lost() == [] and [frame.data for frame in blocks.scan("b/c")] == [b"two", b"three"]
 
     def test_all_that_is_whole_is_verified(self, tmp_path: Path) -> None:

@@ -159,6 +159,10 @@ class Blocks(ABC):
         """
 
     @abstractmethod
+    def streams(self) -> list[str]:
+        """Return the names of all streams that hold anything, in order."""
+
+    @abstractmethod
     def writers(self, stream: str) -> dict[str, bool]:
         """Tell of each process that wrote the stream whether it may still do so. Its name begins those of its segments,
         up to a `_`. One whose segments were all compacted is left out."""

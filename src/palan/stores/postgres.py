@@ -338,6 +338,17 @@ class PostgresRecords(sql.SqlRecords):
             self._mine.db = None
             self._server.give(db)
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read the records as of one moment, while others go on writing them. It ends with the connection."""
+        db = self._server.run(_freeze, keep=True)
+        self._mine.db = db
+        try:
+            yield
+        finally:
+            self._mine.db = None
+            self._server.give(db)
+
     def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
         expires = now + ttl
         rows = self._write(sql.TAKE_LEASE, {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)})
@@ -401,6 +412,11 @@ class PostgresRecords(sql.SqlRecords):
             return self._server.run(beside), tries
         with self._within(), self._server.explained(held):
             return work(held), 1
+
+
+def _freeze(db: Connection) -> Connection:
+    db.execute(sql.bound(sql.BEGIN_SNAPSHOT), prepare=False)
+    return db
 
 
 def _begin(db: Connection) -> Connection:
@@ -509,6 +525,9 @@ class PostgresBlocks(Blocks):
             rows = self._rows(sql.BLOCKS, {"id": id, "after": at, "window": WINDOW})
             yield from rows
             at = rows[-1][1] if rows else at + WINDOW
+
+    def streams(self) -> list[str]:
+        return [str(stream) for (stream,) in self._rows(sql.STREAMS, {})]
 
     def writers(self, stream: str) -> dict[str, bool]:
         return {str(writer): bool(alive) for writer, alive in self._rows(sql.WRITERS, {"stream": named(stream)})}

@@ -227,6 +227,9 @@ class SegmentBlocks(Blocks):
             done.update(frame.segment for frame in frames)
             yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
 
+    def streams(self) -> list[str]:
+        return sorted({path.parent.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.suffix in (".seg", ".parquet")})
+
     def writers(self, stream: str) -> dict[str, bool]:
         folder = self._folder(stream)
         if not folder.is_dir():
