@@ -325,6 +325,18 @@ def test_a_project_keeps_its_versions_there(tmp_path: Path, monkeypatch: pytest.
     assert list(s3.S3Blobs(address(tmp_path)).names())
     shown = palan(folder, "config")
     assert "project.blobs" in shown.stdout and SECRET not in shown.stdout
+    saved = palan(folder, "backup", str(tmp_path / "palan.tar"))
+    assert saved.returncode == 0, saved.stderr
+    (folder / ".palan").rename(folder / ".palan.old")
+    file.write_text(file.read_text().replace(address(tmp_path), address(folder)))  # another bucket, so to speak
+    back = palan(folder, "restore", str(tmp_path / "palan.tar"))
+    assert back.returncode == 0 and "damaged" not in back.stdout, back.stderr
+    assert set(s3.S3Blobs(address(folder)).names()) == set(s3.S3Blobs(address(tmp_path)).names())
+    assert not (folder / ".palan" / "blobs").exists()
+    again = palan(folder, *"decide shipping --input example.json".split())
+    assert again.returncode == 0, again.stderr
+    clean = palan(folder, "verify")
+    assert clean.returncode == 0, clean.stdout
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
     for words in (["status"], ["status", "--debug"]):
         wrong = palan(folder, *words)

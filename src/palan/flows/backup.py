@@ -2,6 +2,9 @@
 
 The file is a tar: the project's own files below `project/`, the store below `store/`, and at its end `manifest.json` with the
 size and the digest of each. A file without its manifest is no backup, so one that was cut is never taken for whole.
+
+It holds a store as it lies in one folder, wherever the project keeps its own: what comes from a database and a bucket goes
+back into these, or into a folder, and the other way round.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import os
 import shutil
 import tarfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
@@ -25,13 +30,15 @@ from palan import __version__
 from palan.core import Clock, stamp, utcnow
 from palan.errors import Conflict, Corrupt, NotFound, PalanError
 from palan.flows.config import Config
+from palan.flows.fold import STREAM
 from palan.flows.packages import sources
 from palan.flows.project import Project, Tell, silent
 from palan.flows.root import FILE, find_root
-from palan.flows.verify import verify
-from palan.stores import folder_of, open_store
+from palan.flows.verify import NOUNS, verify
+from palan.stores import folder_of, open_store, shown
+from palan.stores.contract import Frame, Records, Store
 from palan.stores.files import CHUNK, FileBlobs, sync_folder, write_atomically
-from palan.stores.segments import SegmentBlocks
+from palan.stores.segments import SegmentBlocks, framed
 from palan.stores.sqlite import SQLiteRecords
 
 PROJECT, STORE, MANIFEST = "project", "store", "manifest.json"
@@ -39,6 +46,8 @@ T = TypeVar("T")
 
 _LEFT_OUT = ("cache", "blocks", "blobs")  # the first is made again; the others have an order of their own
 _TOLD = 1 << 30
+BATCH = 500
+"""Records, or frames, that are carried from one store to another at once."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -56,17 +65,12 @@ def backup(project: Project, file: Path | str) -> dict[str, Any]:
     All that was acknowledged before is in the backup. It holds the key that signs versions and ledger, without which neither
     could be proven again: whoever has the file can sign as this project.
     """
-    store = project.config.store
-    if "://" in store:
-        raise PalanError("palan backup copies a store in one folder; this one is a database", "pg_dump --format=custom --file=palan.dump DATABASE; and keep the key: .palan/key")
-    if project.config.blobs:
-        raise PalanError(f"palan backup copies a store in one folder; the blobs of this one are in {project.config.blobs}", "turn on the bucket's versioning, or replicate it; and copy the folder of the store while nobody writes")
     target = Path(file).absolute()
     if not target.parent.is_dir():
         raise NotFound(f"there is no folder {target.parent}", f"mkdir -p {target.parent}")
     try:
         with _written(target) as out:
-            packer = _Packer(out, project, target.with_name(f".{target.name}.db"))
+            packer = _Packer(out, project, target)
             packer.pack()
     except OSError as error:
         raise PalanError(f"{error.filename or target} cannot be read or written: {error.strerror or error}", f"check space and rights: df {target.parent}") from error
@@ -77,7 +81,7 @@ def backup(project: Project, file: Path | str) -> dict[str, Any]:
         "files": len(packer.files),
         "blobs": len(blobs),
         "key": f"{STORE}/key" in packer.files,
-        "damaged": [f"{name.removeprefix(f'{STORE}/')} is damaged: it has digest {digest}" for name, digest in blobs.items() if not name.endswith(digest)],
+        "damaged": [*packer.damaged, *(f"{name.removeprefix(f'{STORE}/')} is damaged: it has digest {digest}" for name, digest in blobs.items() if not name.endswith(digest))],
         "next": f"palan restore {target} --into FOLDER",
     }
 
@@ -120,49 +124,94 @@ def _alone(fd: int, path: Path, what: str) -> None:
 class _Packer:
     """Puts a store into a tar, and notes what it read."""
 
-    def __init__(self, out: IO[bytes], project: Project, database: Path) -> None:
-        self.project, self.database = project, database
+    def __init__(self, out: IO[bytes], project: Project, target: Path) -> None:
+        self.project, self.target = project, target
         self.tar = tarfile.TarFile(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, copybufsize=CHUNK)
         self.time = project.clock()
         self.files: dict[str, tuple[int, str]] = {}
+        self.damaged: list[str] = []
 
     def pack(self) -> None:
         project = self.project
         for name in (FILE, *_own(project)):
             self._add(f"{PROJECT}/{name}", project.root / name)
         self._records()
-        project.tell("copying the blocks")
-        for path, size in _of(project.store.blocks, SegmentBlocks).files():
-            try:
-                self._add(self._name(path), path, size)
-            except FileNotFoundError:  # compacted meanwhile: what of it follows
-                continue
+        self._blocks()
         for path in _others(project.folder):
             self._add(self._name(path), path)
-        project.tell("copying the blobs")
-        blobs = _of(project.store.blobs, FileBlobs)  # at last: each is there before the record that names it
-        for key in blobs.names():
-            self._add(self._name(blobs.place(key)), blobs.place(key))
+        self._blobs()  # at last: each is there before the record that names it
         manifest = msgspec.json.encode(Manifest(project.config.name, self.time, __version__, self.files))
         self._write(MANIFEST, io.BytesIO(manifest), len(manifest))
         self.tar.close()
 
     def _records(self) -> None:
         self.project.tell("copying the records")
-        journal = self.database.with_name(f"{self.database.name}-journal")
-        passing = [journal, self.database]  # in this order: the journal of one that was killed would be rolled back into this one
+        database = self._passing("db")
+        # In this order: the journal of one that was killed would be rolled back into this one.
+        passing = [*(database.with_name(f"{database.name}-{kind}") for kind in ("journal", "wal", "shm")), database]
         try:
             for path in passing:
                 path.unlink(missing_ok=True)
-            _of(self.project.store.records, SQLiteRecords).copy_to(self.database)
-            self._add(f"{STORE}/palan.db", self.database)
+            records = self.project.store.records
+            if isinstance(records, SQLiteRecords):
+                records.copy_to(database)
+            else:
+                self._from_server(records, database)
+            self._add(f"{STORE}/palan.db", database)
         except PalanError as error:
             if type(error) is not PalanError:  # the store is damaged, or locked
                 raise
-            raise PalanError(f"the records cannot be copied into {self.database.parent}: {error.what}", f"check space and rights: df {self.database.parent}") from error
+            raise PalanError(f"the records cannot be copied into {database.parent}: {error.what}", f"check space and rights: df {database.parent}") from error
         finally:
             for path in passing:
                 path.unlink(missing_ok=True)
+
+    def _from_server(self, records: Records, database: Path) -> None:
+        from palan.stores.postgres import PostgresRecords
+
+        copy = SQLiteRecords(database)
+        try:
+            with _of(records, PostgresRecords).snapshot(), copy.transaction():
+                _carry(records, copy, self.damaged.append)
+        finally:
+            copy.close()
+
+    def _blocks(self) -> None:
+        self.project.tell("copying the blocks")
+        blocks, here = self.project.store.blocks, SegmentBlocks(self.project.folder / "blocks")
+        for path, size in here.files():
+            try:
+                self._add(self._name(path), path, size)
+            except FileNotFoundError:  # compacted meanwhile: what of it follows
+                continue
+        if not isinstance(blocks, SegmentBlocks):
+            for stream in sorted({*blocks.streams()} - {*here.streams()}):
+                for segment, frames in groupby(blocks.scan(stream, damaged=lambda error: self.damaged.append(error.what)), key=attrgetter("segment")):
+                    content = _segment(frames)
+                    ordered = "_".join(part.zfill(10) for part in segment.split("_"))  # files are read in the order of their names
+                    name = f"{STORE}/blocks/{stream}/{ordered}.seg"
+                    self.files[name] = (len(content), self._write(name, io.BytesIO(content), len(content)))
+
+    def _blobs(self) -> None:
+        self.project.tell("copying the blobs")
+        blobs = self.project.store.blobs
+        for key in blobs.names():
+            name = f"{STORE}/blobs/{key[:2]}/{key}"
+            if isinstance(blobs, FileBlobs):
+                self._add(name, blobs.place(key))
+                continue
+            passing = self._passing("blob")
+            try:
+                blobs.get(key, into=passing)
+                self._add(name, passing)
+            except (Corrupt, NotFound) as error:
+                self.damaged.append(error.what)
+            finally:
+                passing.unlink(missing_ok=True)
+
+    def _passing(self, kind: str) -> Path:
+        """Name a file beside the target that is gone when the backup is done."""
+        return self.target.with_name(f".{self.target.name}.{kind}")
 
     def _name(self, path: Path) -> str:
         return f"{STORE}/{path.relative_to(self.project.folder).as_posix()}"
@@ -195,6 +244,30 @@ class _Hashed:
         return data
 
 
+def _carry(source: Records, target: Records, damaged: Callable[[str], None]) -> None:
+    """Put every record of one store into another, in its transaction."""
+    for noun in NOUNS:
+        batch: list[object] = []
+        for each in source.walk(noun):
+            if isinstance(each, Corrupt):
+                damaged(each.what)
+                continue
+            batch.append(each)
+            if len(batch) == BATCH:
+                target.put(*batch)
+                batch = []
+        target.put(*batch)
+
+
+def _segment(frames: Iterable[Frame]) -> bytes:
+    """Return frames as their segment's file holds them. What was lost between them is a hole, which verify names again."""
+    content = bytearray()
+    for frame in frames:
+        whole = framed(frame.data)
+        content += bytes(frame.end - len(whole) - len(content)) + whole
+    return bytes(content)
+
+
 def _of(part: object, kind: type[T]) -> T:
     assert isinstance(part, kind)  # as the store's address says
     return part
@@ -210,7 +283,7 @@ def _own(project: Project) -> list[str]:
 
 def _others(folder: Path) -> Iterator[Path]:
     """Yield what lies beside records, blocks and blobs: the key, and notes of what was taken in."""
-    for top in sorted(folder.iterdir()):
+    for top in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not (top.name in _LEFT_OUT or top.name.startswith((".", "palan."))):
             yield from (path for path in sorted([top, *top.rglob("*")]) if path.is_file() and not path.name.startswith("."))
 
@@ -219,18 +292,27 @@ def restore(file: Path | str, into: Path | str = "", *, clock: Clock = utcnow, t
     """Bring a backup back as the store of the project in `into` (by default the one around the current folder).
 
     A folder without a palan.toml gets the project's own files too. Every byte is proven before the store has its name; a store
-    that is there is never touched, and a restore that was killed is as if it had not begun.
+    that is there is never touched, and a restore that was killed is as if it had not begun. Where palan.toml names a database
+    or a bucket, these are filled, the records at last and at once; a database has to be empty, and one that a killed restore
+    began to fill is not.
     """
     source = Path(file).absolute()
     root = Path(into).absolute() if into else find_root()
     own = root / FILE
-    store = _store_of(own.read_bytes() if own.is_file() else _toml(source), root)
+    address, bucket = _addresses(own.read_bytes() if own.is_file() else _toml(source), root)
+    store = folder_of(address, root)
     if store.exists():
         raise Conflict(f"there is a store already: {store}", f"mv {store} {store}.old   (or: palan restore {file} --into FOLDER)")
+    server = open_store(address, root, bucket) if "://" in address else None
+    if server is not None:
+        _refuse_full(server, address, file)  # before the work of unpacking
     try:
         with _staged(store) as staging:
             manifest = _unpack(source, staging, tell)
             findings = _verified(staging / STORE, store, manifest, clock, tell)
+            if server is not None or bucket:
+                tell(f"filling {' and '.join([shown(address)] * bool(server) + [bucket] * bool(bucket))}")
+                _fill(server or open_store(str(staging / STORE), staging, bucket), staging / STORE)
             if not own.is_file():
                 _settle(staging / PROJECT, root)
     except (tarfile.TarError, EOFError) as error:
@@ -238,7 +320,7 @@ def restore(file: Path | str, into: Path | str = "", *, clock: Clock = utcnow, t
     except OSError as error:
         raise PalanError(f"{error.filename or store} cannot be read or written: {error.strerror or error}", f"check space and rights: df {store.parent}") from error
     return {
-        "store": str(store),
+        "store": str(store) if server is None else shown(address),
         "project": manifest.project,
         "time": stamp(manifest.time),
         "files": len(manifest.files),
@@ -248,16 +330,53 @@ def restore(file: Path | str, into: Path | str = "", *, clock: Clock = utcnow, t
     }
 
 
-def _store_of(toml: bytes, root: Path) -> Path:
+def _addresses(toml: bytes, root: Path) -> tuple[str, str]:
+    """Return where a project keeps its store, and where its blobs if elsewhere."""
     try:
         project = tomllib.loads(toml.decode()).get("project", {})
-        address = os.environ.get("PALAN_STORE") or str(project.get("store", ".palan"))
-        elsewhere = address if "://" in address else str(project.get("blobs", ""))
+        return os.environ.get("PALAN_STORE") or str(project.get("store", ".palan")), str(project.get("blobs", ""))
     except (ValueError, AttributeError) as error:
         raise PalanError(f"{root / FILE} is not TOML: {error}", "put that line right") from error
-    if elsewhere:
-        raise PalanError("this project keeps its store in a database or a bucket; a backup is brought back as one folder", "restore into another folder: --into FOLDER")
-    return folder_of(address, root)
+
+
+def _refuse_full(store: Store, address: str, file: Path | str) -> None:
+    """Refuse a database that holds anything: a backup is brought back whole, and mixed with nothing."""
+    full = [noun.__name__.lower() for noun in NOUNS if store.records.find(noun, limit=1)] or store.blocks.streams()
+    if full:
+        raise Conflict(
+            f"the database {shown(address)} is not empty: it holds {full[0]}",
+            f"give an empty one, or an empty schema; or, into one folder: PALAN_STORE=.palan palan restore {file} --into FOLDER",
+        )
+
+
+def _fill(store: Store, folder: Path) -> None:
+    """Move what lies in a folder, and belongs elsewhere, to where it belongs; the records at last, all at once."""
+    blobs, blocks = FileBlobs(folder / "blobs"), SegmentBlocks(folder / "blocks")
+    if not isinstance(store.blobs, FileBlobs):
+        for key in blobs.names():
+            store.blobs.put(blobs.place(key))
+        shutil.rmtree(blobs.root, ignore_errors=True)
+    if isinstance(store.records, SQLiteRecords):
+        store.records.close()
+        return
+    for stream in blocks.streams():
+        if stream != STREAM:  # runs are logged, and read, on the machine that they ran on
+            frames = blocks.scan(stream, damaged=_passed_over)
+            while some := [frame.data for frame in islice(frames, BATCH)]:
+                store.blocks.append(stream, some)
+            shutil.rmtree(blocks.root / stream)
+    source = SQLiteRecords(folder / "palan.db")
+    try:
+        with store.records.transaction(durable=True):
+            _carry(source, store.records, _passed_over)
+    finally:
+        source.close()
+    for path in folder.glob("palan.db*"):
+        path.unlink()
+
+
+def _passed_over(_damage: object) -> None:
+    """Say nothing: the damage is among what was found when the backup was read through."""
 
 
 @contextmanager
