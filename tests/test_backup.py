@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from loop_project import live, make, opened
 from palan.errors import Conflict, Corrupt, NotFound, PalanError

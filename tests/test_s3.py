@@ -333,7 +333,7 @@ def test_a_project_keeps_its_versions_there(tmp_path: Path, monkeypatch: pytest.
     assert back.returncode == 0 and "damaged" not in back.stdout, back.stderr
     assert set(s3.S3Blobs(address(folder)).names()) == set(s3.S3Blobs(address(tmp_path)).names())
     assert not (folder / ".palan" / "blobs").exists()
-    again = palan(folder, *"decide shipping --input example.json".split())
+    again = palan(folder, "decide", "shipping", "--input", "example.json")
     assert again.returncode == 0, again.stderr
     clean = palan(folder, "verify")
     assert clean.returncode == 0, clean.stdout
