@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ class SQLiteRecords(sql.SqlRecords):
         self._durable = False
         self._sync = False  # a durable transaction within one that is not: its commit has to be taken to the disk
         self._refused: PalanError | None = None  # why this store can only be read
+        refuse_network(path.parent)
         try:
             with _explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,6 +224,47 @@ class SQLiteRecords(sql.SqlRecords):
                 yield
         except PalanError as error:
             raise (self._refused if self._refused and type(error) is PalanError else error) from error
+
+
+NETWORK = frozenset(
+    "nfs nfs4 cifs smb3 smbfs 9p ceph glusterfs lustre afs beegfs gpfs orangefs pvfs2 coda ncpfs davfs acfs".split()
+    + "fuse.sshfs fuse.ceph fuse.glusterfs fuse.davfs fuse.rclone fuse.s3fs fuse.goofys fuse.mountpoint-s3 fuse.gcsfuse".split()
+    + "fuse.blobfuse fuse.blobfuse2 fuse.juicefs fuse.seaweedfs fuse.mfs fuse.curlftpfs fuse.smbnetfs fuse.google-drive-ocamlfuse".split()
+)
+"""File systems that other machines may write too, or whose files are copies of what lies elsewhere."""
+
+
+def mounted(mountinfo: str, folder: str) -> tuple[str, str]:
+    """Return the type of the file system that a folder is on, and where that is mounted, as /proc/self/mountinfo tells."""
+    found = ("", "")
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), before.split(" ", 5)[4])
+        inside = folder == place or folder.startswith(place.rstrip("/") + "/")
+        if inside and len(place) >= len(found[1]):  # of two at one place the later one covers the other
+            found = after.partition(" ")[0], place
+    return found
+
+
+def refuse_network(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> None:
+    """Refuse a folder that other machines can write.
+
+    The processes that write a store agree through memory that they share and through locks: on one machine both hold, between
+    two the one is missing and the other is often pretended, and what was acknowledged would be written over.
+    """
+    real = Path(os.path.realpath(folder))
+    try:
+        there = next(place for place in (real, *real.parents) if place.exists())
+        if os.major(there.stat().st_dev):
+            return  # a disk of this machine: network file systems have no device
+        kind, place = mounted(mountinfo.read_text(encoding="utf-8", errors="surrogateescape"), str(real))
+    except OSError:  # no Linux, or it may not be read: whoever opens it says so
+        return
+    if kind in NETWORK:
+        raise PalanError(
+            f"the store {folder} is on a network file system ({kind}, mounted at {place}), where processes of several machines would write over one another's records",
+            'in palan.toml: [project] store = "/a/folder/of/this/machine", or "postgresql://user@host/database"',
+        )
 
 
 def _copy(reader: sqlite3.Connection, target: Path) -> None:
