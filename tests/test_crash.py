@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crash import campaign
+from crash.writers import campaign
 
 
 def test_nothing_acknowledged_is_lost_in_a_few_kills(tmp_path: Path) -> None:

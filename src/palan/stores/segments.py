@@ -15,12 +15,13 @@ import io
 import os
 import re
 import struct
+import sys
 import threading
 import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -53,18 +54,28 @@ class _Writer:
         # It gets its name once it is locked: a compaction must not take a new segment for one that nobody writes.
         unlocked = self.path.with_suffix(".new")
         self.fd = os.open(unlocked, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        fcntl.flock(self.fd, fcntl.LOCK_EX)
-        unlocked.rename(self.path)
-        sync_folder(folder)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            unlocked.rename(self.path)
+            sync_folder(folder)
+        except OSError:
+            os.close(self.fd)
+            with suppress(OSError):  # the next attempt has the same name
+                unlocked.unlink()
+            raise
         self.size = 0
         self.dirty = False
+        self.failed = False  # the disk refused to take what was written
 
     def close(self) -> None:
         """Take it to the disk, then note its length: never a length that the disk may not hold."""
-        os.fsync(self.fd)
-        with suppress(FileNotFoundError):  # somebody removed the whole folder: there is nothing left to be read
-            _note_end(self.path, self.size)
-        os.close(self.fd)
+        try:
+            if not self.failed:
+                os.fsync(self.fd)
+                with suppress(FileNotFoundError):  # somebody removed the whole folder: there is nothing left to be read
+                    _note_end(self.path, self.size)
+        finally:
+            os.close(self.fd)
 
 
 _OPEN: weakref.WeakSet[SegmentBlocks] = weakref.WeakSet()
@@ -89,7 +100,7 @@ class SegmentBlocks(Blocks):
         self._failed: OSError | None = None
         self._syncer: threading.Thread | None = None
         self._pid = os.getpid()
-        weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
+        weakref.finalize(self, _close_at_last, self._lock, self._writers, self._pid)
         _OPEN.add(self)
 
     def append(self, stream: str, frames: Sequence[bytes], *, durable: bool = False) -> int:
@@ -98,10 +109,7 @@ class SegmentBlocks(Blocks):
         buffer = framed(frames[0]) if len(frames) == 1 else b"".join([framed(data) for data in frames])
         with self._lock:
             if self._failed:
-                raise PalanError(
-                    f"the disk refused an earlier write of {self.root}: {self._failed.strerror}",
-                    "put the disk right, then start palan again",
-                )
+                raise _refused(f"an earlier write of {self.root}", self._failed)
             writer = self._writers.get(stream)
             if writer is None or writer.size > SEGMENT_BYTES:
                 writer = self._writers[stream] = self._open(self._folder(stream), writer)
@@ -119,16 +127,23 @@ class SegmentBlocks(Blocks):
             os.close(writer.fd)  # else the lock would outlive its process in this one
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._writers, self._syncer, self._pid = {}, None, os.getpid()
-        weakref.finalize(self, _close_all, self._lock, self._writers, self._pid)
+        weakref.finalize(self, _close_at_last, self._lock, self._writers, self._pid)
 
     def _open(self, folder: Path, before: _Writer | None) -> _Writer:
-        try:
+        with self._explained(folder):
             writer = _Writer(folder, before)
-            if before is not None:  # closed only now: at no time has this process no segment that is locked
-                self._sync(before)
+        if before is not None:  # closed only now: at no time has this process no segment that is locked
+            self._sync(before)
+        with suppress(OSError):  # it is all on the disk: the next one to come notes where it ended
+            if before is not None:
                 before.close()
             _close_the_dead(folder)
-            return writer
+        return writer
+
+    @contextmanager
+    def _explained(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise PalanError(f"{folder} cannot be written: {error.strerror}", f"check its space and rights: df {self.root}") from error
 
@@ -138,8 +153,10 @@ class SegmentBlocks(Blocks):
             while written < len(buffer):
                 written += os.write(writer.fd, memoryview(buffer)[written:])
         except OSError as error:
-            # The tail may be torn: cut it, so that the next frame stands where readers look for it.
-            os.ftruncate(writer.fd, writer.size)
+            try:  # the tail may be torn: cut it, so that the next frame stands where readers look for it
+                os.ftruncate(writer.fd, writer.size)
+            except OSError as also:
+                self._failed, writer.failed = also, True  # nothing may follow a torn frame
             raise PalanError(
                 f"{writer.path} cannot be written: {error.strerror}", "free some space, then repeat the command"
             ) from error
@@ -150,10 +167,8 @@ class SegmentBlocks(Blocks):
             os.fsync(writer.fd)
             writer.dirty = False
         except OSError as error:
-            self._failed = error  # a failed fsync is never retried: the kernel may have dropped the pages
-            raise PalanError(
-                f"the disk refused {writer.path}: {error.strerror}", "put the disk right, then start palan again"
-            ) from error
+            self._failed, writer.failed = error, True  # a failed fsync is never retried: the kernel may have dropped the pages
+            raise _refused(str(writer.path), error) from error
 
     def _wake_syncer(self) -> None:
         if self._syncer is None:
@@ -170,11 +185,11 @@ class SegmentBlocks(Blocks):
                 dirty = [(writer, os.dup(writer.fd)) for writer in self._writers.values() if writer.dirty]
                 for writer, _ in dirty:
                     writer.dirty = False
-            for _, fd in dirty:  # outside the lock: an append never waits for the disk
+            for writer, fd in dirty:  # outside the lock: an append never waits for the disk
                 try:
                     os.fsync(fd)
                 except OSError as error:
-                    self._failed = error
+                    self._failed, writer.failed = error, True
                 finally:
                     os.close(fd)
 
@@ -296,7 +311,7 @@ class SegmentBlocks(Blocks):
         import polars as pl
 
         folder = self._folder(stream)
-        with ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
+        with self._explained(folder), ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
             closed = [path for path in sorted(folder.glob("*.seg")) if _claim(path, stack)]
             frames = [frame for path in closed for frame in frames_in(path, 0, _bytes_past(path, 0))]
             if frames:
@@ -323,7 +338,10 @@ class SegmentBlocks(Blocks):
 
     def close(self) -> None:
         """Sync and close this process's segments; the end of the process does so as well."""
-        _close_all(self._lock, self._writers, self._pid)
+        with self._explained(self.root):
+            _close_all(self._lock, self._writers, self._pid)
+        if self._failed:
+            raise _refused(f"an earlier write of {self.root}", self._failed)
 
     def _folder(self, stream: str) -> Path:
         return self.root / named(stream)
@@ -340,9 +358,27 @@ def _close_all(lock: threading.Lock, writers: dict[str, _Writer], pid: int) -> N
     """Close the segments of the process that opened them; a fork of it has no right to."""
     if pid != os.getpid():
         return
+    problems: list[OSError] = []
     with lock:
         while writers:
-            writers.popitem()[1].close()
+            try:
+                writers.popitem()[1].close()
+            except OSError as error:  # the others are closed all the same
+                problems.append(error)
+    if problems:
+        raise problems[0]
+
+
+def _close_at_last(lock: threading.Lock, writers: dict[str, _Writer], pid: int) -> None:
+    """Close the segments when the program ends: there is nobody left to catch an error."""
+    try:
+        _close_all(lock, writers, pid)
+    except OSError as error:
+        sys.stderr.write(f"{_refused('what was written last', error)}\n")
+
+
+def _refused(what: str, error: OSError) -> PalanError:
+    return PalanError(f"the disk refused {what}: {error.strerror}", "put the disk right, then start palan again")
 
 
 def _close_the_dead(folder: Path) -> None:

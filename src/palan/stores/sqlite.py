@@ -227,9 +227,9 @@ class SQLiteRecords(sql.SqlRecords):
 
 
 NETWORK = frozenset(
-    "nfs nfs4 cifs smb3 smbfs 9p ceph glusterfs lustre afs beegfs gpfs orangefs pvfs2 coda ncpfs davfs acfs".split()
-    + "fuse.sshfs fuse.ceph fuse.glusterfs fuse.davfs fuse.rclone fuse.s3fs fuse.goofys fuse.mountpoint-s3 fuse.gcsfuse".split()
-    + "fuse.blobfuse fuse.blobfuse2 fuse.juicefs fuse.seaweedfs fuse.mfs fuse.curlftpfs fuse.smbnetfs fuse.google-drive-ocamlfuse".split()
+    ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs", "orangefs", "pvfs2", "coda", "ncpfs", "davfs"]
+    + ["fuse.sshfs", "fuse.ceph", "fuse.glusterfs", "fuse.davfs", "fuse.rclone", "fuse.s3fs", "fuse.goofys", "fuse.mountpoint-s3", "fuse.gcsfuse"]
+    + ["fuse.blobfuse", "fuse.blobfuse2", "fuse.juicefs", "fuse.seaweedfs", "fuse.mfs", "fuse.curlftpfs", "fuse.smbnetfs"]
 )
 """File systems that other machines may write too, or whose files are copies of what lies elsewhere."""
 
