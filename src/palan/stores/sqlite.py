@@ -226,11 +226,11 @@ class SQLiteRecords(sql.SqlRecords):
             raise (self._refused if self._refused and type(error) is PalanError else error) from error
 
 
-NETWORK = frozenset(
-    ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs", "orangefs", "pvfs2", "coda", "ncpfs", "davfs"]
-    + ["fuse.sshfs", "fuse.ceph", "fuse.glusterfs", "fuse.davfs", "fuse.rclone", "fuse.s3fs", "fuse.goofys", "fuse.mountpoint-s3", "fuse.gcsfuse"]
-    + ["fuse.blobfuse", "fuse.blobfuse2", "fuse.juicefs", "fuse.seaweedfs", "fuse.mfs", "fuse.curlftpfs", "fuse.smbnetfs"]
-)
+_FUSED = ("sshfs", "ceph", "glusterfs", "davfs", "rclone", "s3fs", "goofys", "mountpoint-s3", "gcsfuse", "blobfuse", "blobfuse2", "juicefs", "seaweedfs", "mfs", "smbnetfs")
+NETWORK = frozenset({
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs", "orangefs", "pvfs2", "coda", "ncpfs", "davfs",
+    *(f"fuse.{name}" for name in _FUSED),
+})
 """File systems that other machines may write too, or whose files are copies of what lies elsewhere."""
 
 
