@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,15 +80,23 @@ def _token(place: Sequence[Any]) -> str:
 
 
 def _values(project: Project, ids: Sequence[str]) -> dict[str, list[Shown]]:
-    found: dict[str, list[Shown]] = {}
+    found: dict[str, list[Shown]] = defaultdict(list)
     for at in range(0, len(ids), 500):
         for each in project.store.records.find(Shown, run=list(ids[at : at + 500])):
-            found.setdefault(each.run, []).append(each)
+            found[each.run].append(each)
     return found
 
 
 def told_of(run: Run, values: Sequence[Value | Shown]) -> dict[str, Any]:
     """Return a run as plain values."""
+    params: dict[str, str | None] = {}
+    metrics: dict[str, float | None] = {}
+    tags: dict[str, str | None] = {}
+    for each in values:
+        if each.kind == "metric":
+            metrics[each.key] = each.number
+        else:
+            (params if each.kind == "param" else tags)[each.key] = each.text
     return {
         "run": run.id,
         "name": run.name,
@@ -98,9 +107,9 @@ def told_of(run: Run, values: Sequence[Value | Shown]) -> dict[str, Any]:
         "ended": stamp(run.ended) if run.ended else None,
         "parent": run.parent,
         "reason": run.reason,
-        "params": {each.key: each.text for each in values if each.kind == "param"},
-        "metrics": {each.key: each.number for each in values if each.kind == "metric"},
-        "tags": {each.key: each.text for each in values if each.kind == "tag"},
+        "params": params,
+        "metrics": metrics,
+        "tags": tags,
     }
 
 

@@ -59,8 +59,8 @@ class Value(msgspec.Struct, frozen=True, gc=False):
     time: int = 0
 
 
-class Shown(msgspec.Struct, frozen=True, gc=False):
-    """What a list of runs shows of a value."""
+class Shown(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a list of runs shows of a value. It is laid out like a row, so that a thousand of them are made at once."""
 
     TABLE: ClassVar[str] = "value"
     KEY: ClassVar[tuple[str, ...]] = ("run", "kind", "key")

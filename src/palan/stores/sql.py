@@ -7,6 +7,7 @@ import types
 import typing
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -128,6 +129,7 @@ class Table(msgspec.Struct, frozen=True):
     nullable: frozenset[str]
     encoders: tuple[Encode, ...]
     encoded: tuple[int, ...]  # the places of columns that are not kept as they are
+    rows: types.GenericAlias | None  # a list of the noun, where it is laid out as its rows are
     sound: set[tuple[type, ...]]  # the types of the columns of rows that were read without fault
     decoders: tuple[Encode, ...]
     insert: str
@@ -215,6 +217,7 @@ def _table(noun: Any) -> Table:
         encoders=tuple(encode for encode, _ in codecs),
         sound=set(),
         encoded=tuple(place for place, (encode, _) in enumerate(codecs) if encode is not _same),
+        rows=types.GenericAlias(list, (noun,)) if noun.__struct_config__.array_like and all(encode is _same for encode, _ in codecs) else None,
         decoders=tuple(decode for _, decode in codecs),
         insert=insert,
         replace=" ".join([insert, "on conflict (", ", ".join(keys), ") do update set", update]),
@@ -336,7 +339,11 @@ class SqlRecords(Records):
     ) -> list[T]:
         of = table(noun)
         statement, values = find(of, where, order, limit, since, until)
-        return [build(noun, of, row, self.kept_in) for row in self._read(statement, values)]
+        rows = self._read(statement, values)
+        if of.rows is not None:
+            with suppress(msgspec.ValidationError):  # what is wrong is told below
+                return list(msgspec.convert(rows, of.rows))
+        return [build(noun, of, row, self.kept_in) for row in rows]
 
     def search(
         self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
