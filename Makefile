@@ -4,7 +4,8 @@
 #                (make demo ARGS=--no-serve ends without the page)
 #   make test    the checks, then the tests
 #   make check   lint, types, layers, dependencies, dead code
-#   make bench   the benchmarks, with their figures
+#   make bench   the benchmarks, with their figures; after make peers beside those of other tools
+#   make peers   an environment with those tools, in .venv-peers
 #   make crash   kill a thousand writers at random instants, and look whether anything is lost
 #   make docs    write the generated pages of docs/reference again
 #   make ui      the page of the demo's project, served from where the demo left it
@@ -22,9 +23,10 @@ BIN := $(VENV)/bin
 KEY := $(shell cksum < pyproject.toml | cut -d' ' -f1)
 RUNS := $(VENV)/.installed-demo-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
+PEERS_KEY := $(VENV)-peers/.installed-$(shell cksum < benchmarks/peers.txt | cut -d' ' -f1)
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: help demo test check bench crash docs ui setup clean
+.PHONY: help demo test check bench peers crash docs ui setup clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,7 +76,16 @@ check: $(DEV)
 
 bench: $(DEV)
 	$(call compile)
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+	@if [ -f $(PEERS_KEY) ]; then export PEERS=$(abspath $(VENV)-peers/bin/python); fi; \
+	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
+
+peers: $(PEERS_KEY)
+
+$(PEERS_KEY): benchmarks/peers.txt
+	@echo "== installing the tools of benchmarks/peers.txt into $(VENV)-peers"
+	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)-peers && uv pip install --compile-bytecode --python $(VENV)-peers/bin/python -r benchmarks/peers.txt; \
+	else $(PYTHON) -m venv $(VENV)-peers && $(VENV)-peers/bin/python -m pip install --disable-pip-version-check --prefer-binary -r benchmarks/peers.txt; fi
+	@touch $@
 
 crash: $(DEV)
 	$(call compile)
