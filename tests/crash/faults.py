@@ -39,7 +39,10 @@ def compiler() -> str:
 
 
 def faults(root: Path, seed: int, count: int, made: str = "project") -> Found:
-    """Let `count` calls fail, drawn from all of them in all ways; all of them if there are fewer."""
+    """Let `count` calls fail, drawn from all of them in all ways; all of them if there are fewer.
+
+    `made` is what the project is that the work begins with; with "oldest" only the calls of opening it fail: its migration.
+    """
     if not compiler() or not sys.platform.startswith("linux"):
         return Found(skipped="there is no C compiler: apt-get install gcc")
     library = root / "faults.so"
@@ -77,13 +80,20 @@ def forked(act: str, *arguments: object) -> bytes:
 
 
 def worked(out: int, library: ctypes.CDLL, root: Path, aside: Path, nth: int, kind: int, number: int) -> None:
-    from crash.work import say_to, work
+    from crash.work import Told, say_to, work
+
+    say, calls = say_to(out), [0]
+
+    def counted(told: Told) -> None:
+        if told.step == "open":
+            calls[0] = library.fault_calls()
+        say(told)
 
     library.fault_arm(os.fsencode(root), nth, kind, number)
-    work(root, "round 1", say_to(out), aside)
-    calls = library.fault_calls()
+    work(root, "round 1", counted, aside)
+    calls += [library.fault_calls()]
     library.fault_arm(b"", 0, ONCE, 0)
-    os.write(out, msgspec.json.encode({"verb": "calls", "step": str(calls)}) + b"\n")
+    say(Told("calls", *map(str, calls)))
 
 
 def looked(out: int, root: Path, aside: Path, told: bytes) -> None:
@@ -127,7 +137,7 @@ def main(library: str, root: str, made: str, seed: str, count: str) -> None:
     last = parse(told)[-1]
     assert last.verb == "calls" and not lost, (told, lost)
     dice = random.Random(int(seed))
-    chosen = [(way, nth) for nth in range(1, int(last.step) + 1) for way in WAYS]
+    chosen = [(way, nth) for nth in range(1, int(last.step if made == "oldest" else last.what) + 1) for way in WAYS]
     for way, nth in sorted(dice.sample(chosen, min(int(count), len(chosen))), key=lambda each: (each[1], each[0])):
         told, lost = befall(nth, *WAYS[way])
         kept: dict[str, int] = {}

@@ -28,12 +28,18 @@ def project(folder: Path) -> None:
 
 def oldest(folder: Path) -> None:
     """The same, as a palan of the first schema left it."""
-    folder.mkdir(parents=True)
-    (folder / "palan.toml").write_text(TOML, encoding="utf-8")
-    (folder / ".palan").mkdir()
+    project(folder)
+    path = folder / ".palan" / "palan.db"
+    newer = path.rename(path.with_suffix(".new"))
     migrations = sql.migrations()
-    with sqlite3.connect(folder / ".palan" / "palan.db") as db:
+    with sqlite3.connect(path) as db:
         db.execute("pragma journal_mode = wal")
         db.executescript(sql.script(migrations[min(migrations)], "sqlite"))
+        db.execute("attach ? as newer", [str(newer)])
+        for table in ("run", "entry", "head"):
+            columns = ", ".join(row[1] for row in db.execute(f"pragma table_info({table})"))
+            db.execute(f"insert into {table} select {columns} from newer.{table}")
+        db.commit()
         db.execute(f"pragma user_version = {min(migrations)}")
     db.close()
+    newer.unlink()

@@ -1,31 +1,24 @@
 """Kill writers and readers of runs at random instants, many at once, and look whether anything acknowledged is lost.
 
-    python tests/crash.py --kills 1000 --seed 7        (make crash)
-
 A writer logs points, parameters, tags and artefacts, and tells each one through a pipe after the call returned. What was told
-must be there; what is there must be whole, and a prefix of what was logged. It prints its seed first.
+must be there; what is there must be whole, and a prefix of what was logged.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import selectors
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from crash.report import Found, launched
 from palan.flows.fold import fold
 from palan.flows.project import Project, open_project
 from palan.flows.runs import curve, find_run, run_page
 from palan.runs.run import Curve, Run, Value
-
-SOURCES = str(Path(__file__).parents[1] / "src")
 
 WRITER = """
 import os, sys, random
@@ -84,12 +77,8 @@ class Writer:
         self.listen()
 
 
-def launched(code: str, *arguments: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": SOURCES})
-
-
-def campaign(root: Path, kills: int, seed: int, writers: int = 8) -> dict[str, int]:
-    """Kill so many writers, and readers beside them; return what was acknowledged and what was lost."""
+def kills_of_writers(root: Path, seed: int, kills: int, writers: int = 8) -> Found:
+    """Kill so many writers, several of them alive at a time, and readers beside them."""
     (root / "palan.toml").write_text('[project]\nname = "crash"\n', encoding="utf-8")
     project = open_project(root)
     dice = random.Random(seed)
@@ -116,18 +105,21 @@ def campaign(root: Path, kills: int, seed: int, writers: int = 8) -> dict[str, i
             reader = launched(READER, root)
     reader.kill()
     reader.wait()
-    found = {"kills": len(dead), "readers killed": readers, "points": 0, "lost": 0}
+    found = Found(blows=len(dead) + readers)
     fold(project)
     assert fold(project) == 0
     for each in dead:
-        found["points"] += each.told["points"]
-        found["lost"] += lost(project, each.told)
-    assert {run.status for run in project.store.records.find(Run, subject="crash")} == {"killed"}
+        found.acknowledged({what: count for what, count in each.told.items() if what != "run"})
+        if count := lost(project, each.told):
+            found.lost.append(f"{count} of what {each.told} tells are gone")
+    if {run.status for run in project.store.records.find(Run, subject="crash")} != {"killed"}:
+        found.lost.append("a run whose process was killed is not told as killed")
     folded = {each.run: each.count for each in project.store.records.find(Value, kind="metric", key="loss")}
     kept: dict[str, int] = {}
     for part in project.store.records.find(Curve):
         kept[part.run] = kept.get(part.run, 0) + part.points
-    assert folded == kept, "values and curves tell of other points"
+    if folded != kept:
+        found.lost.append("values and curves tell of other points")
     return found
 
 
@@ -157,19 +149,3 @@ def lost(project: Project, told: dict[str, Any]) -> int:
         each = files.get(f"file {number}")
         missing += each is None or len(project.store.blobs.get(each["blob"])) != each["size"]
     return missing
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    asked = parser.parse_args()
-    print(f"seed {asked.seed}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        found = campaign(Path(folder), asked.kills, asked.seed)
-    print(", ".join(f"{value:,} {name}" for name, value in found.items()))
-    sys.exit(1 if found["lost"] else 0)
-
-
-if __name__ == "__main__":
-    main()
