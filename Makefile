@@ -6,7 +6,8 @@
 #   make check   lint, types, layers, dependencies, dead code
 #   make bench   the benchmarks, with their figures; after make peers beside those of other tools
 #   make peers   an environment with those tools, in .venv-peers
-#   make crash   kill a thousand writers at random instants, and look whether anything is lost
+#   make crash   kill, fill, lock and break everything a few thousand times, and look whether anything is lost
+#                (make crash ARGS="--only disk --seed 7" for one part)
 #   make docs    write the generated pages of docs/reference again
 #   make ui      the page of the demo's project, served from where the demo left it
 
@@ -89,7 +90,7 @@ $(PEERS_KEY): benchmarks/peers.txt
 
 crash: $(DEV)
 	$(call compile)
-	@$(BIN)/python tests/crash.py $(ARGS)
+	@PYTHONPATH=tests $(BIN)/python -m crash $(ARGS)
 
 docs: $(DEV)
 	@$(BIN)/python docs/generate.py
