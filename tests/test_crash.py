@@ -27,7 +27,7 @@ def all_kept(found: Found, blows: int, *kinds: str) -> None:
 
 
 def test_writers_and_readers_of_runs_are_killed(tmp_path: Path) -> None:
-    all_kept(kills_of_writers(tmp_path, 11, 8, writers=4), 8, "points")
+    all_kept(kills_of_writers(tmp_path, 11, 5, writers=4), 5, "points")
 
 
 def test_the_server_is_killed(tmp_path: Path) -> None:
@@ -36,11 +36,11 @@ def test_the_server_is_killed(tmp_path: Path) -> None:
 
 def test_postgresql_is_restarted_and_killed(tmp_path: Path, postgres: Database) -> None:
     postgres.own()
-    all_kept(kills_of_postgresql(tmp_path, 2, 3, postgres), 3, "put", "transaction", "claim", "frame")
+    all_kept(kills_of_postgresql(tmp_path, 2, 2, postgres), 2, "put", "transaction", "claim", "frame")
 
 
 def test_the_disk_is_full(tmp_path: Path) -> None:
-    all_kept(full_disk(tmp_path, 4, 4), 4, "open", "point")
+    all_kept(full_disk(tmp_path, 4, 3), 3, "open", "point")
 
 
 def test_another_program_locks_the_database(tmp_path: Path) -> None:
@@ -52,13 +52,13 @@ def test_another_program_locks_the_tables_on_postgresql(tmp_path: Path, postgres
 
 
 def test_calls_of_the_system_fail(tmp_path: Path) -> None:
-    all_kept(faults(tmp_path, 5, 4), 4, "open")
+    all_kept(faults(tmp_path, 5, 3), 3, "open")
 
 
 def test_a_migration_is_killed(tmp_path: Path) -> None:
-    all_kept(kills_of_migrations(tmp_path, 6, 3), 6)
+    all_kept(kills_of_migrations(tmp_path, 6, 2), 4)
 
 
 def test_a_migration_on_postgresql_is_killed(tmp_path: Path, postgres: Database) -> None:
     postgres.own()
-    all_kept(kills_of_migrations_on_postgresql(tmp_path, 6, 3, postgres), 3)
+    all_kept(kills_of_migrations_on_postgresql(tmp_path, 9, 3, postgres), 3)

@@ -144,8 +144,10 @@ def main(library: str, root: str, made: str, seed: str, count: str) -> None:
         for each in parse(told):
             if each.verb == "did":
                 kept[each.step] = kept.get(each.step, 0) + 1
-        refused = sum(each.verb == "refused" for each in parse(told))
-        print(msgspec.json.encode(Fault(way, nth, kept, refused, lost)).decode(), flush=True)
+        refused = [each for each in parse(told) if each.verb == "refused"]
+        wrong = {errno.EIO: "no space", errno.ENOSPC: "Input/output error"}.get(WAYS[way][1], " nothing ")
+        lost += [f"{each.step} was refused for another reason: {each.what}" for each in refused if wrong in each.what.partition("\n")[0]]
+        print(msgspec.json.encode(Fault(way, nth, kept, len(refused), lost)).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,7 @@ class FileBlobs(Blobs):
             if is_sound(self, key):
                 with suppress(PermissionError):  # another user's: it is written anew, as one's own
                     os.utime(self.place(key))
+                    sync_folder(self.place(key).parent)  # it may have its name from somebody who is about to do this, or could not
                     return
             write()
 
