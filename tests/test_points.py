@@ -6,13 +6,13 @@ import math
 
 import msgspec
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from palan.runs import points
 from palan.runs.points import BUCKET, Block, Names
+from palan.stores.tables import stacked
 
 RUN, OTHER = "0" * 25 + "a", "0" * 25 + "b"
 ANY = st.floats(allow_nan=True, allow_infinity=True)
@@ -22,10 +22,17 @@ def frames(keyset: Names, run: str, rows: list[tuple[int, int, list[float]]]) ->
     return [keyset.frame, *(keyset.point(run.encode(), step, ns, values) for step, ns, values in rows)]
 
 
+def read(stream: list[bytes], known: dict[bytes, tuple[str, ...]]) -> tuple[dict[bytes, tuple[str, ...]], dict[tuple[str, bytes], Block], int]:
+    tables, others = points.parted(stacked("s", 0, enumerate(stream)).tables)
+    assert others == [frame for frame in stream if frame[:1] != points.POINT]
+    defined = points.keysets(others)
+    return defined, *points.read(tables, known | defined)
+
+
 @given(st.lists(st.tuples(st.integers(-(2**62), 2**62), st.integers(0, 2**62), st.lists(ANY, min_size=2, max_size=2)), min_size=1, max_size=30))
 def test_what_is_written_is_read_packed_and_unpacked_bit_for_bit(rows: list[tuple[int, int, list[float]]]) -> None:
     keyset = Names(("loss", "gap"))
-    _, blocks = points.read(frames(keyset, RUN, rows), {})
+    _, blocks, _ = read(frames(keyset, RUN, rows), {})
     for block in (blocks[RUN, keyset.digest], points.unpack(points.pack(blocks[RUN, keyset.digest]))):
         assert block.names == ("loss", "gap")
         assert block.steps.tolist() == [step for step, _, _ in rows]
@@ -36,8 +43,8 @@ def test_what_is_written_is_read_packed_and_unpacked_bit_for_bit(rows: list[tupl
 def test_runs_and_keysets_that_share_a_stream_are_told_apart() -> None:
     one, two = Names(("loss",)), Names(("loss", "gap"))
     stream = [*frames(one, RUN, [(0, 1, [1.0])]), *frames(two, OTHER, [(0, 2, [2.0, 3.0])]), one.point(OTHER.encode(), 1, 3, [4.0]), one.point(RUN.encode(), 1, 4, [5.0])]
-    defined, blocks = points.read(stream, {})
-    assert defined == {one.digest: ("loss",), two.digest: ("loss", "gap")}
+    defined, blocks, lost = read(stream, {})
+    assert lost == 0 and defined == {one.digest: ("loss",), two.digest: ("loss", "gap")}
     assert {key: block.values.tolist() for key, block in blocks.items()} == {
         (RUN, one.digest): [[1.0, 5.0]],
         (OTHER, one.digest): [[4.0]],
@@ -45,12 +52,15 @@ def test_runs_and_keysets_that_share_a_stream_are_told_apart() -> None:
     }
 
 
-def test_a_keyset_that_was_defined_before_need_not_be_defined_again() -> None:
+def test_a_keyset_that_was_defined_before_need_not_be_defined_again_and_one_that_never_was_costs_only_its_points() -> None:
     keyset = Names(("loss",))
-    with pytest.raises(KeyError):
-        points.read([keyset.point(RUN.encode(), 0, 0, [1.0])], {})
-    _, blocks = points.read([keyset.point(RUN.encode(), 0, 0, [1.0])], {keyset.digest: ("loss",)})
-    assert blocks[RUN, keyset.digest].values.tolist() == [[1.0]]
+    other = Names(("loss", "gap"))
+    point = keyset.point(RUN.encode(), 0, 0, [1.0])
+    assert read([point], {}) == ({}, {}, 1)
+    assert read([point], {other.digest: other.names})[1:] == ({}, 1)
+    _, blocks, lost = read([point, point, other.point(RUN.encode(), 0, 0, [1.0, 2.0])], {keyset.digest: ("loss",)})
+    assert lost == 1
+    assert blocks[RUN, keyset.digest].values.tolist() == [[1.0, 1.0]]
 
 
 def a_walk(count: int) -> Block:
@@ -65,6 +75,7 @@ def test_a_point_of_a_random_walk_takes_few_bytes() -> None:
 
 def test_splitting_and_joining_change_nothing() -> None:
     block = a_walk(1000)
+    assert points.unpack(points.pack(block)).values.tobytes() == block.values.tobytes()
     pieces = points.split(block, 300)
     assert [len(each) for each in pieces] == [300, 300, 300, 100]
     again = points.joined(pieces)

@@ -23,18 +23,19 @@ import msgspec
 from palan import __version__
 from palan.core import new_id
 from palan.errors import Conflict, Corrupt, NotFound, PalanError
-from palan.flows.fold import AT_ONCE, fold, take
+from palan.flows.fold import fold, take
 from palan.flows.mlflow_store import Foreign, Told, artifacts_of, id_of, is_mlflow, opened
 from palan.flows.project import Project, record
 from palan.flows.runs import search
 from palan.runs.points import EVENT, KEYSET, POINT, Names, event, events, unpack
 from palan.runs.run import Artifact, Curve, Keyset, Run, Value
-from palan.stores.contract import Frame
 from palan.stores.files import CHUNK, is_digest, sync_folder
 
 FORMAT = 1
 MANIFEST, RUNS, BLOBS = "manifest.json", "runs/", "blobs/"
 SOURCE = "import"
+AT_ONCE = 200_000
+"""Frames that are taken at once."""
 """The segment that imported frames are said to come from."""
 
 PAGE = 500
@@ -277,16 +278,18 @@ def _unknown(project: Project, ids: Sequence[str]) -> list[str]:
 
 def _take(project: Project, ids: Sequence[str], read: Callable[[str], list[bytes]], source: str) -> int:
     """Take runs into the records, all or none; return how many are new."""
+    from palan.stores.tables import stacked
+
     with project.store.records.transaction(durable=True):
         new = _unknown(project, ids)  # somebody may have imported them meanwhile
-        waiting: list[Frame] = []
+        waiting: list[bytes] = []
         for id in new:
-            waiting += [Frame(SOURCE, 0, frame) for frame in read(id)]
+            waiting += read(id)
             if len(waiting) > AT_ONCE:
-                take(project, waiting)
+                take(project, [stacked(SOURCE, 0, enumerate(waiting))])
                 waiting = []
         if waiting:
-            take(project, waiting)
+            take(project, [stacked(SOURCE, 0, enumerate(waiting))])
         if new:
             record(project, "import", source, runs=len(new))
     return len(new)

@@ -6,9 +6,13 @@ is killed is as if not begun, and one that is done twice adds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from itertools import islice
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from math import inf
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -16,8 +20,9 @@ from msgspec.structs import replace
 from palan.errors import Corrupt
 from palan.flows.project import Project
 from palan.runs.mlflow import Experiment
-from palan.runs.run import Artifact, Curve, Folded, Keyset, Run, Value, number
-from palan.stores.contract import Frame
+from palan.runs.run import Artifact, Curve, Folded, Keyset, Part, Run, Value, number
+from palan.stores.contract import Batch, Blocks
+from palan.stores.segments import SegmentBlocks
 
 if TYPE_CHECKING:
     from palan.runs.points import Block, Event, Summary
@@ -26,10 +31,22 @@ STREAM = "runs"
 TRACK = "track"
 """The flow of a run that somebody tracks."""
 
-AT_ONCE = 200_000
-"""Frames that one transaction takes."""
+AT_ONCE = 4 << 20
+"""Bytes of frames that one transaction takes."""
+
+SEGMENTS = 500
+"""Segments that one transaction takes at the most."""
+
+PATIENCE = 0.5
+"""Seconds after which somebody who looks is shown what there is."""
+
+FEW = 16
+"""Curves up to which the last parts of each are asked for by themselves."""
 
 KILLED = "its process ended without a word"
+
+VOUCHED = timedelta(seconds=5)
+"""How long another machine takes a process for alive that was vouched for."""
 
 
 def fold(project: Project) -> int:
@@ -37,53 +54,113 @@ def fold(project: Project) -> int:
 
     What is damaged is passed over, so that one bad disk sector does not hide all runs; `palan verify` names it.
     """
-    store = project.store
+    return _fold(project, inf)[0]
+
+
+def look(project: Project) -> bool:
+    """Fold for a moment; tell whether there is more, which the next look goes on with."""
+    return _fold(project, monotonic() + PATIENCE)[1]
+
+
+def _fold(project: Project, until: float) -> tuple[int, bool]:
+    records, blocks = project.store.records, tracked(project)
 
     def damaged(damage: Corrupt) -> None:
         project.tell(f"{damage.what}: passed over; palan verify")
 
-    writers = store.blocks.writers(STREAM)  # first: of a process that ended later nothing is said yet
-    count = 0
-    while True:
-        if next(store.blocks.scan(STREAM, _places(project), damaged), None) is None:
+    writers = blocks.writers(STREAM)  # first: of a process that ended later nothing is said yet
+    if is_shared(project):
+        _vouch(project, writers)
+    known, count = _reached(project, blocks), 0
+    new = [segment for segment, size in blocks.sizes(STREAM).items() if size > known.get(segment, 0)]
+    while new:
+        some = new[:SEGMENTS]
+        places = _places(project, some)
+        known.update(places)
+        batches, done = _gathered(blocks, some, places, damaged)
+        if batches:
+            with records.transaction():
+                if _places(project, some) != places:
+                    continue  # somebody else was faster
+                take(project, batches)
+        count += sum(len(ends) for batch in batches for ends, _ in batch.tables)
+        new = new[done:]
+        if monotonic() > until:
             break
-        with store.records.transaction():
-            frames = list(islice(store.blocks.scan(STREAM, _places(project), damaged), AT_ONCE))
-            take(project, frames)
-        count += len(frames)
-        if len(frames) < AT_ONCE:
-            break
-    _bury(project, {name for name, alive in writers.items() if not alive})
-    return count
+    if not new:
+        _bury(project, writers)
+    return count, bool(new)
 
 
-def _places(project: Project) -> dict[str, int]:
-    return {each.segment: each.reached for each in project.store.records.find(Folded)}
+def _gathered(blocks: Blocks, segments: Sequence[str], places: Mapping[str, int], damaged: Callable[[Corrupt], None]) -> tuple[list[Batch], int]:
+    """Return what one transaction takes of some segments, and how many of them are read to their end with it."""
+    batches: list[Batch] = []
+    size = 0
+    for done, segment in enumerate(segments):
+        for batch in blocks.read(STREAM, segment, places.get(segment, 0), damaged):
+            batches.append(batch)
+            size += sum(frames.size for _, frames in batch.tables)
+            if size > AT_ONCE:
+                return batches, done  # it may hold more
+    return batches, len(segments)
 
 
-def take(project: Project, frames: Sequence[Frame]) -> None:
-    """Bring frames into the records; one that stands in no segment ends at 0."""
+_known: weakref.WeakKeyDictionary[Blocks, dict[str, int]] = weakref.WeakKeyDictionary()
+
+
+def _reached(project: Project, blocks: Blocks) -> dict[str, int]:
+    """Return how far segments are known to be read: they may be read further, by others, but never less far."""
+    if blocks not in _known:
+        _known[blocks] = {each.segment: each.reached for each in project.store.records.find(Folded)}
+    return _known[blocks]
+
+
+def _places(project: Project, segments: Sequence[str]) -> dict[str, int]:
+    return {each.segment: each.reached for each in project.store.records.find(Folded, segment=list(segments))}
+
+
+def tracked(project: Project) -> Blocks:
+    """Return where the stream of runs is: on the disk of this machine, so that to log is never a round trip to a database."""
+    blocks = project.store.blocks
+    return blocks if isinstance(blocks, SegmentBlocks) else _segments(project.folder / "blocks")
+
+
+def is_shared(project: Project) -> bool:
+    """Tell whether other machines bring their runs into the same records."""
+    return tracked(project) is not project.store.blocks
+
+
+@cache
+def _segments(folder: Path) -> SegmentBlocks:
+    return SegmentBlocks(folder)
+
+
+def take(project: Project, batches: Sequence[Batch]) -> None:
+    """Bring frames into the records; those that stand in no segment end at 0."""
     from palan.runs import points
 
     records = project.store.records
-    known = {bytes.fromhex(each.id): each.names for each in records.find(Keyset)}
-    keysets, blocks = points.read((frame.data for frame in frames), known)
-    events = [(points.events([frame.data])[0], frame.segment) for frame in frames if frame.data[:1] == points.EVENT]
+    parted = [(*points.parted(batch.tables), batch) for batch in batches]
+    keysets = points.keysets(frame for _, others, _ in parted for frame in others)
+    known = {bytes.fromhex(each.id): each.names for each in records.find(Keyset)} | keysets
+    blocks, lost = points.read([table for tables, _, _ in parted for table in tables], known)
+    if lost:
+        project.tell(f"the names of {lost:,} points are lost: passed over; palan verify")
+    events = [(event, batch.segment) for _, others, batch in parted for event in points.events(others)]
     runs = _runs(project, events)
     values = _values(project, [event for event, _ in events], blocks)
     nouns: list[Any] = [Keyset(digest.hex(), names) for digest, names in keysets.items()]
-    nouns += [Folded(segment, frame.end) for segment, frame in {frame.segment: frame for frame in frames}.items() if frame.end]
+    nouns += [Folded(batch.segment, batch.end) for batch in {batch.segment: batch for batch in batches}.values() if batch.end]
     nouns += _experiments(project, [run for run in runs.values() if run.flow == TRACK])
     records.put(*nouns, *runs.values(), *values, *_artifacts(event for event, _ in events))
     for event, _ in events:
         if event.verb == "untag":
             for key in event.body:
                 records.remove(Value, (event.run, "tag", key))
-    changes = [_append(project, run, digest.hex(), block) for (run, digest), block in blocks.items()]
-    records.put(*(curve for kept, _ in changes for curve in kept))
-    for _, gone in changes:
-        for curve in gone:
-            records.remove(Curve, (curve.run, curve.keyset, curve.part))
+    kept, gone = _appended(project, {(run, digest.hex()): block for (run, digest), block in blocks.items()})
+    records.put(*kept)
+    for part in gone:
+        records.remove(Curve, (part.run, part.keyset, part.part))
 
 
 def _runs(project: Project, events: Sequence[tuple[Event, str]]) -> dict[str, Run]:
@@ -140,12 +217,11 @@ def _values(project: Project, events: Sequence[Event], blocks: Mapping[tuple[str
     for event in events:
         if event.verb in ("param", "tag"):
             for key, value in event.body.items():
-                given[event.run, event.verb, key] = Value(event.run, event.verb, key, value, number(value), time=event.time)  # type: ignore[arg-type]
+                given[event.run, event.verb, key] = Value(event.run, "param" if event.verb == "param" else "tag", key, value, number(value), time=event.time)
         elif event.verb == "untag":
             for key in event.body:
                 given.pop((event.run, "tag", key), None)
     return [*found.values(), *given.values()]
-
 
 
 def _joined(run: str, before: Value | None, new: Summary) -> Value:
@@ -172,37 +248,87 @@ def _artifacts(events: Iterable[Event]) -> list[Artifact]:
     return list(found.values())
 
 
-def _append(project: Project, run: str, keyset: str, block: Block) -> tuple[list[Curve], list[Curve]]:
-    """Return the parts of a curve that points are added to, and those that are gone with it.
+def _appended(project: Project, blocks: Mapping[tuple[str, str], Block]) -> tuple[list[Curve], list[Part]]:
+    """Return the parts of curves that points are added to, and those that are gone with it.
 
     The last parts are joined with the new one while they are no larger, as one adds in binary: a point is written again a
     few times at the most, and a curve has few parts that are not full.
     """
     from palan.runs import points
 
-    parts = project.store.records.find(Curve, order="-part", limit=16, run=run, keyset=keyset)
-    number = parts[0].part + 1 if parts else 0
-    joined = [block]
-    count = len(block)
-    for part in parts:
-        if part.points >= points.BLOCK or part.points > count:
-            break
-        joined.insert(0, points.unpack(part.data))
-        count += part.points
-        number = part.part
-    pieces = points.split(points.joined(joined))
-    kept = [Curve(run, keyset, number + place, len(piece), points.pack_outline(points.outline(piece)), points.pack(piece)) for place, piece in enumerate(pieces)]
-    return kept, [part for part in parts if part.part >= number + len(pieces)]
+    kept: list[Curve] = []
+    gone: list[Part] = []
+    last = _last_parts(project, blocks)
+    for (run, keyset), block in blocks.items():
+        parts = last.get((run, keyset), [])
+        count, joining = len(block), 0
+        for part in parts:
+            if part.points >= points.BLOCK or part.points > count:
+                break
+            count += part.points
+            joining += 1
+        joined = {part.part for part in parts[:joining]}
+        before = project.store.records.find(Curve, run=run, keyset=keyset, part=sorted(joined)) if joined else []
+        number = min(joined, default=parts[0].part + 1 if parts else 0)
+        pieces = points.split(points.joined([*(points.unpack(each.data) for each in before), block]))
+        kept += [Curve(run, keyset, number + place, len(piece), points.pack_outline(points.outline(piece)), points.pack(piece)) for place, piece in enumerate(pieces)]
+        gone += [part for part in parts[:joining] if part.part >= number + len(pieces)]
+    return kept, gone
 
 
-def _bury(project: Project, dead: set[str]) -> None:
+def _last_parts(project: Project, blocks: Mapping[tuple[str, str], Block]) -> dict[tuple[str, str], list[Part]]:
+    """Return the last parts of each curve, the last one first."""
+    find = project.store.records.find
+    if len(blocks) <= FEW:
+        return {(run, keyset): find(Part, order="-part", limit=16, run=run, keyset=keyset) for run, keyset in blocks}
+    found: dict[tuple[str, str], list[Part]] = {}
+    for some in _chunks(list({run for run, _ in blocks})):
+        for part in reversed(find(Part, run=some)):
+            found.setdefault((part.run, part.keyset), []).append(part)
+    return found
+
+
+def _bury(project: Project, writers: Mapping[str, bool]) -> None:
     """Say of runs whose process is no more that they were killed, and when they were last heard of."""
     records = project.store.records
+    lives: dict[str, bool] = {}
     for run in records.find(Run, flow=TRACK, status="running"):
-        if run.holder in dead:
-            heard = [each.time for each in records.find(Value, run=run.id)]
-            ended = max(run.time, _time(max(heard, default=0)))
-            with records.transaction():
-                still = records.get(Run, run.id)
-                if still == run:
-                    records.put(replace(run, status="killed", ended=ended, reason=KILLED))
+        if run.holder not in lives:
+            lives[run.holder] = _lives(project, run.holder, writers)
+        if lives[run.holder]:
+            continue
+        heard = [each.time for each in records.find(Value, run=run.id)]
+        ended = max(run.time, _time(max(heard, default=0)))
+        with records.transaction():
+            # Asked again: it may have come back, and revived its runs, since its segments were looked at.
+            if records.get(Run, run.id) == run and not _lives(project, run.holder, tracked(project).writers(STREAM)):
+                records.put(replace(run, status="killed", ended=ended, reason=KILLED))
+
+
+def _lives(project: Project, holder: str, writers: Mapping[str, bool]) -> bool:
+    """Tell whether a process may still log: one of this machine, or one that another machine vouches for."""
+    if holder in writers or not is_shared(project):
+        return writers.get(holder, True)
+    return project.store.records.lease(_vouched(holder), "", timedelta(0), now=project.clock()) is None
+
+
+def _vouch(project: Project, writers: Mapping[str, bool]) -> None:
+    """Tell other machines which processes of this one live, and what they took for dead that it goes on."""
+    for holder in (name for name, alive in writers.items() if alive):
+        lease = project.store.records.lease(_vouched(holder), holder, VOUCHED, now=project.clock())
+        if lease is not None and lease.token > 1:  # it was in the hands of somebody who saw that it had run out
+            revive(project, holder)
+
+
+def _vouched(holder: str) -> str:
+    return f"{STREAM}/{holder}"
+
+
+def revive(project: Project, holder: str) -> None:
+    """Let the runs of a process go on that was taken for dead, and is heard again."""
+    records = project.store.records
+    if not records.find(Run, limit=1, flow=TRACK, status="killed", holder=holder, reason=KILLED):
+        return
+    with records.transaction():
+        buried = records.find(Run, flow=TRACK, status="killed", holder=holder, reason=KILLED)
+        records.put(*(replace(run, status="running", ended=None, reason="") for run in buried))

@@ -12,6 +12,7 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -23,6 +24,9 @@ Ints = NDArray[np.int64]
 
 KEYSET, POINT, EVENT = b"K", b"P", b"E"
 _HEAD = "<c26s8sqq"
+_WHOSE, _VALUES = 35, 51
+"""Where in the frame of a point run and keyset end, and where the values begin."""
+
 BUCKET = 64
 """Points behind one pair of least and largest."""
 
@@ -91,33 +95,58 @@ class Block(msgspec.Struct, frozen=True):
         return len(self.steps)
 
 
-def read(frames: Iterable[bytes], known: Mapping[bytes, tuple[str, ...]]) -> tuple[dict[bytes, tuple[str, ...]], dict[tuple[str, bytes], Block]]:
-    """Return the keysets that the frames define, and their points as one block for each run and keyset.
+def keysets(frames: Iterable[bytes]) -> dict[bytes, tuple[str, ...]]:
+    """Return the keysets that the frames define, by their digests."""
+    return {hashlib.sha256(frame[1:]).digest()[:8]: msgspec.msgpack.decode(frame[1:], type=tuple[str, ...]) for frame in frames if frame[:1] == KEYSET}
+
+
+Table = tuple[Any, Any]
+"""Frames of one length: where each ends, shape (n,), and their bytes, shape (n, length)."""
+
+
+def parted(tables: Iterable[Table]) -> tuple[list[Any], list[bytes]]:
+    """Return the frames of points, as arrays of bytes, and all others in the order of writing."""
+    points: list[Any] = []
+    others: list[tuple[int, bytes]] = []
+    for ends, frames in tables:
+        is_point = frames[:, 0] == POINT[0]
+        if is_point.all():
+            points.append(frames)
+            continue
+        points += [frames[is_point]] if is_point.any() else []
+        others += zip(ends[~is_point].tolist(), map(bytes, frames[~is_point]), strict=True)
+    return points, [frame for _, frame in sorted(others, key=itemgetter(0))]
+
+
+def read(tables: Iterable[Any], known: Mapping[bytes, tuple[str, ...]]) -> tuple[dict[tuple[str, bytes], Block], int]:
+    """Return the points as one block for each run and keyset, and how many were left out because nobody knows their names.
 
     Args:
-        known: keysets that were defined before.
-
-    Raises:
-        KeyError: a point's keyset was never defined.
+        tables: frames of points as bytes, shape (n, length).
+        known: the names of each keyset.
     """
-    found: dict[bytes, tuple[str, ...]] = {}
-    points: dict[bytes, list[bytes]] = {}
-    for frame in frames:
-        if frame[:1] == POINT:
-            points.setdefault(frame[27:35], []).append(frame)
-        elif frame[:1] == KEYSET:
-            names = msgspec.msgpack.decode(frame[1:], type=tuple[str, ...])
-            found[hashlib.sha256(frame[1:]).digest()[:8]] = names
-    blocks = {}
-    for digest, each in points.items():
-        names = found.get(digest) or known[digest]
-        dtype = np.dtype([("kind", "S1"), ("run", "S26"), ("keyset", "V8"), ("step", "<i8"), ("ns", "<i8"), ("values", "<f8", (len(names),))])
-        table = np.frombuffer(b"".join(each), dtype=dtype)
-        runs, place = np.unique(table["run"], return_inverse=True)
-        for number, run in enumerate(runs):
-            rows = table if len(runs) == 1 else table[place == number]
-            blocks[run.decode(), digest] = Block(names, rows["step"], rows["ns"], np.ascontiguousarray(rows["values"].T))
-    return found, blocks
+    found: dict[bytes, list[Any]] = {}
+    for frames in tables:
+        whose = frames[:, 1:_WHOSE]
+        if (whose == whose[0]).all():
+            found.setdefault(whose[0].tobytes(), []).append(frames)
+            continue
+        _, first, group = np.unique(np.ascontiguousarray(whose).view(f"S{_WHOSE - 1}")[:, 0], return_index=True, return_inverse=True)
+        parts = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+        for place, part in zip(first, parts, strict=True):
+            found.setdefault(whose[place].tobytes(), []).append(frames[part])
+    blocks, lost = {}, 0
+    for key, parts in found.items():
+        run, digest = key[:26], key[26:]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        names = known.get(digest, ())
+        if rows.shape[1] != _VALUES + 8 * len(names) or not names:
+            lost += len(rows)
+            continue
+        steps, times = (np.ascontiguousarray(rows[:, at : at + 8]).view("<i8")[:, 0] for at in (_WHOSE, _WHOSE + 8))
+        values = np.ascontiguousarray(rows[:, _VALUES:]).view("<f8")
+        blocks[run.decode(), digest] = Block(names, steps, times, np.ascontiguousarray(values.T))
+    return blocks, lost
 
 
 def joined(blocks: Sequence[Block]) -> Block:
@@ -157,16 +186,30 @@ def unpack(data: bytes, names: Sequence[str] | None = None) -> Block:
 
 
 def _deflated(values: NDArray[Any]) -> bytes:
+    """Return numbers as bytes: how many of the heaviest bytes of each are deflated, how long the others are, and both.
+
+    The light bytes of measurements are noise, which deflating would take most of its time for and not make smaller.
+    """
     if len(values) < FEW:
         return np.ascontiguousarray(values).tobytes()
-    raw = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8)
-    return zlib.compress(raw.T.tobytes(), 1)
+    planes = np.ascontiguousarray(np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 8).T)
+    noise = next((place for place, plane in enumerate(planes) if not _is_noise(plane)), 8)
+    return bytes([8 - noise]) + planes[:noise].tobytes() + zlib.compress(planes[noise:].tobytes(), 1)
+
+
+def _is_noise(plane: NDArray[np.uint8]) -> bool:
+    """Tell whether the bytes are spread as chance does it: then the sum of squares of their counts is about n + n * n / 256."""
+    count = len(plane)
+    squares = int(np.square(np.bincount(plane, minlength=256)).sum())
+    return squares < 1.5 * count + count * count / 256 and count >= 256
 
 
 def _inflated(data: bytes, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
     if count < FEW:
         return np.frombuffer(data, dtype)
-    sorted_bytes = np.frombuffer(zlib.decompress(data), np.uint8).reshape(8, count)
+    noise = (8 - data[0]) * count
+    planes = data[1 : 1 + noise] + zlib.decompress(data[1 + noise :]) if data[0] <= 8 else zlib.decompress(data)  # as they were kept at first
+    sorted_bytes = np.frombuffer(planes, np.uint8).reshape(8, count)
     return np.ascontiguousarray(sorted_bytes.T).view(dtype).reshape(count)
 
 
@@ -229,14 +272,15 @@ class Summary(msgspec.Struct, frozen=True):
 
 def summaries(block: Block) -> list[Summary]:
     """Return a summary of each name of a block that is not empty."""
-    top = np.lexsort((block.times, block.steps))[-1]
-    step, time = int(block.steps[top]), int(block.times[top])
-    same = (block.steps == step) & (block.times == time)
+    step = block.steps.max()
+    same = np.flatnonzero(block.steps == step)
+    time = block.times[same].max()
+    same = same[block.times[same] == time]
     # among equals the largest is the last; fmin and fmax pass over NaN, and give it only where there is nothing else
     last = np.fmax.reduce(block.values[:, same], axis=1).tolist()
     least = np.fmin.reduce(block.values, axis=1).tolist()
     largest = np.fmax.reduce(block.values, axis=1).tolist()
     return [
-        Summary(name, value, step, time, low if low == low else None, high if high == high else None, len(block))
+        Summary(name, value, int(step), int(time), low if low == low else None, high if high == high else None, len(block))
         for name, value, low, high in zip(block.names, last, least, largest, strict=True)
     ]

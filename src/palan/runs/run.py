@@ -98,6 +98,18 @@ class Drawn(msgspec.Struct, frozen=True):
     outline: bytes
 
 
+class Part(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """How many points a part of a curve has."""
+
+    TABLE: ClassVar[str] = "curve"
+    KEY: ClassVar[tuple[str, ...]] = ("run", "keyset", "part")
+
+    run: str
+    keyset: str
+    part: int
+    points: int
+
+
 class Keyset(msgspec.Struct, frozen=True):
     """The names that points carry values for; `id` is the digest of them."""
 

@@ -7,7 +7,7 @@ keeps it in the table of the same name. Fields are text, numbers, booleans, awar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -41,6 +41,18 @@ class Frame(msgspec.Struct, frozen=True):
     segment: str
     end: int
     data: bytes
+
+
+Table = tuple[Any, Any]
+"""Frames of one length: where each ends, shape (n,), and their bytes, shape (n, length)."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Some frames of one segment, in no order of their tables, and the place where the next one begins."""
+
+    segment: str
+    end: int
+    tables: list[Table]
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -159,6 +171,14 @@ class Blocks(ABC):
         """
 
     @abstractmethod
+    def sizes(self, stream: str) -> dict[str, int]:
+        """Return how many bytes each segment of a stream holds, in order: cheap, however often it is asked."""
+
+    @abstractmethod
+    def read(self, stream: str, segment: str, start: int = 0, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Batch]:
+        """Yield what one segment holds past `start`, some whole frames at a time, as `scan` does."""
+
+    @abstractmethod
     def streams(self) -> list[str]:
         """Return the names of all streams that hold anything, in order."""
 
@@ -179,8 +199,8 @@ class Blocks(ABC):
         """Read everything there is, past any damage, file by file."""
 
     @abstractmethod
-    def compact(self, stream: str) -> int:
-        """Rewrite segments that no process writes any more as one compressed file; return the frames moved."""
+    def compact(self, stream: str, only: Collection[str] | None = None) -> int:
+        """Rewrite segments that no process writes any more, all or some, as one compressed file; return the frames moved."""
 
 
 class Blobs(ABC):

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from palan.core import stamp
 from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
 from palan.stores import sql
-from palan.stores.contract import Blocks, Frame, Lease, Position, Verified, refuse
+from palan.stores.contract import Batch, Blocks, Frame, Lease, Position, Verified, refuse
 from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, past_damage, read_past_damage
 
 try:
@@ -505,19 +505,22 @@ class PostgresBlocks(Blocks):
         after = after or {}
         for writer, id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
             path = self._path(stream, writer, id)
-            at = after.get(path.stem, 0)
-            for begins, ends, data in self._blocks(id, at, size):
-                if begins > at:
-                    damaged(Corrupt(_gap(path, at, begins), "restore the store from a backup"))
-                for frame in past_damage(path, begins, data, damaged):
-                    begins = frame.end
-                    if frame.end > at:
-                        yield frame
-                if begins != ends:
-                    damaged(Corrupt(_gap(path, begins, ends), "restore the store from a backup"))
-                at = ends
-            if at < size:
-                damaged(Corrupt(_gap(path, at, size), "restore the store from a backup"))
+            yield from self._frames(path, id, after.get(path.stem, 0), size, damaged)
+
+    def _frames(self, path: Path, id: int, at: int, size: int, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
+        """Yield the frames of a segment that end after `at`."""
+        for begins, ends, data in self._blocks(id, at, size):
+            if begins > at:
+                damaged(Corrupt(_gap(path, at, begins), "restore the store from a backup"))
+            for frame in past_damage(path, begins, data, damaged):
+                begins = frame.end
+                if frame.end > at:
+                    yield frame
+            if begins != ends:
+                damaged(Corrupt(_gap(path, begins, ends), "restore the store from a backup"))
+            at = ends
+        if at < size:
+            damaged(Corrupt(_gap(path, at, size), "restore the store from a backup"))
 
     def _blocks(self, id: int, at: int, size: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield the rows of a segment that end after `at`, in order, a few in memory at a time."""
@@ -525,6 +528,16 @@ class PostgresBlocks(Blocks):
             rows = self._rows(sql.BLOCKS, {"id": id, "after": at, "window": WINDOW})
             yield from rows
             at = rows[-1][1] if rows else at + WINDOW
+
+    def sizes(self, stream: str) -> dict[str, int]:
+        return {self._path(stream, writer, id).stem: size for writer, id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)})}
+
+    def read(self, stream: str, segment: str, start: int = 0, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Batch]:
+        from palan.stores.tables import stacked
+
+        size = self.sizes(stream).get(segment, 0)
+        for frame in self._frames(self._path(stream, *segment.split("_")), int(segment.partition("_")[2]), start, size, damaged):
+            yield stacked(segment, frame.end, [(frame.end, frame.data)])
 
     def streams(self) -> list[str]:
         return [str(stream) for (stream,) in self._rows(sql.STREAMS, {})]
@@ -550,12 +563,13 @@ class PostgresBlocks(Blocks):
             missing = (_gap(path, last, size),) if last < size else ()
             yield Verified(found.name, found.frames, last, (*found.damage, *missing))
 
-    def compact(self, stream: str) -> int:
+    def compact(self, stream: str, only: Collection[str] | None = None) -> int:
         def compact(db: Connection) -> int:
             moved = 0
             with db.transaction():
                 for writer, id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream}).fetchall():
-                    moved += _merge(db, self._path(stream, writer, id), id, size)
+                    if only is None or self._path(stream, writer, id).stem in only:
+                        moved += _merge(db, self._path(stream, writer, id), id, size)
             return moved
 
         named(stream)
@@ -574,7 +588,7 @@ class PostgresBlocks(Blocks):
     def _rows(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         return self._server.run(lambda db: db.cursor(binary=True).execute(sql.bound(statement), values).fetchall())
 
-    def _path(self, stream: str, writer: int, id: int) -> Path:
+    def _path(self, stream: str, writer: int | str, id: int | str) -> Path:
         """Name a segment as a file of the server's would be."""
         return Path(self._server.name, stream, f"{writer}_{id}")
 

@@ -5,6 +5,7 @@ written to the disk a few milliseconds later, or `durable=True` waits for that. 
 
 Beside a segment that is closed stands an empty file `<segment>.<bytes>.end`: from then on a missing byte is a loss, and not
 the torn tail of a writer that was killed. The segment of one that was killed is closed by the next writer of its stream.
+A compacted file `<segment>.<digest>.parquet` has one note, `<segment>.<digest>.end`, of all segments that are in it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,36 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
 
 from palan.core import new_id, utcnow
 from palan.errors import Corrupt, PalanError
-from palan.stores.contract import Blocks, Frame, Position, Verified, refuse
+from palan.stores.contract import Batch, Blocks, Frame, Position, Verified, refuse
 from palan.stores.files import sync_folder, write_atomically
 
 _PREFIX = struct.Struct("<II")
 HEADER = struct.Struct("<III")
 SEGMENT_BYTES = 64 << 20
 SYNC_SECONDS = 0.02
+DIGITS = 64
+"""How long a digest is as text: no length of a segment is."""
 ENDS = "ends"
 """Under what a compacted file keeps where its segments ended: whoever has read so far need not read it again."""
+SMALL = 4 << 20
+"""Bytes below which a compacted file is compacted again, with others."""
+SMALLS = 16
+"""So many of them are."""
+AT_ONCE = 500
+"""Segments that one compaction takes at the most: it holds them all open."""
+WINDOW = 4 << 20
+"""How many bytes of a segment are read at a time."""
+_TICK = 100_000_000  # nanoseconds: what changes a folder so soon after another change may leave its time as it is
 _NAME = re.compile(r"[A-Za-z0-9_.@-]+(/[A-Za-z0-9_.@-]+)*")
 
 
@@ -78,6 +92,15 @@ class _Writer:
             os.close(self.fd)
 
 
+class _Listing(msgspec.Struct, frozen=True):
+    """What a stream's folder held at a time, in nanoseconds: its segments, where those end that are closed or compacted, and the compacted files."""
+
+    time: int
+    segments: list[str]
+    ends: dict[str, int]
+    compacted: list[str]
+
+
 _OPEN: weakref.WeakSet[SegmentBlocks] = weakref.WeakSet()
 
 
@@ -100,6 +123,7 @@ class SegmentBlocks(Blocks):
         self._failed: OSError | None = None
         self._syncer: threading.Thread | None = None
         self._pid = os.getpid()
+        self._listed: dict[Path, _Listing] = {}
         weakref.finalize(self, _close_at_last, self._lock, self._writers, self._pid)
         _OPEN.add(self)
 
@@ -230,29 +254,81 @@ class SegmentBlocks(Blocks):
             if what := _gone(folder, name, ends[name]):
                 damaged(Corrupt(what, "restore the file from a backup"))
 
-    def _compacted(self, folder: Path, after: Position, read: set[Path], done: set[str]) -> Iterator[Frame]:
-        """Yield what compacted files hold of segments that are not `done`; the files go to `read`, the segments to `done`."""
-        for path in sorted(set(folder.glob("*.parquet")) - read):
-            read.add(path)
-            ends = _moved(path) if after else {}
-            if ends and all(after.get(segment, 0) >= end for segment, end in ends.items()):
-                done.update(ends)  # it was read to its end before
-                continue
-            frames = [frame for frame in _read_compacted(path) if frame.segment not in done]
-            done.update(frame.segment for frame in frames)
-            yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
+    def _compacted(self, folder: Path, after: Position, read: set[Path], done: set[str], only: str = "") -> Iterator[Frame]:
+        """Yield what compacted files hold of segments that are not `done`, or only of one; the files go to `read`, the segments to `done`."""
+        while new := sorted(set(folder.glob("*.parquet")) - read):
+            read.update(new)
+            for path in new:
+                ends = _moved(path) if after or only else {}
+                if only and ends and only not in ends:
+                    continue
+                if ends and all(after.get(segment, 0) >= end for segment, end in ends.items()):
+                    done.update(ends)  # it was read to its end before
+                    continue
+                try:
+                    frames = [frame for frame in _read_compacted(path) if frame.segment not in done]
+                except FileNotFoundError:  # compacted again, into a file that is there now
+                    continue
+                done.update(frame.segment for frame in frames)
+                yield from (frame for frame in frames if frame.end > after.get(frame.segment, 0))
+
+    def sizes(self, stream: str) -> dict[str, int]:
+        folder = self._folder(stream)
+        found = self._listing(folder)
+        sizes = dict(found.ends)
+        for name in found.segments:
+            if name not in sizes:
+                with suppress(FileNotFoundError):  # compacted meanwhile: then its folder is listed anew the next time
+                    sizes[name] = (folder / f"{name}.seg").stat().st_size
+        return dict(sorted(sizes.items()))
+
+    def _listing(self, folder: Path) -> _Listing:
+        """Return what a folder holds, read again only after a name in it has changed."""
+        try:
+            time_ = folder.stat().st_mtime_ns
+            known = self._listed.get(folder)
+            if known is not None and known.time == time_:
+                return known
+            now = time.time_ns()
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries]
+        except FileNotFoundError:
+            return _Listing(0, [], {}, [])
+        segments, compacted = (sorted(name.removesuffix(kind) for name in names if name.endswith(kind)) for kind in (".seg", ".parquet"))
+        found = _Listing(time_, segments, _ends(folder, names), compacted)
+        if now - time_ > _TICK:
+            self._listed[folder] = found
+        return found
+
+    def read(self, stream: str, segment: str, start: int = 0, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Batch]:
+        folder = self._folder(stream)
+        path = folder / f"{segment}.seg"
+        size = self._listing(folder).ends.get(segment, 0)  # first: a segment that is closed from now on is not judged
+        try:
+            with path.open("rb") as file:
+                yield from batches(path, start, lambda at, window: _piece(file.fileno(), at, window), damaged)
+                if what := _shorter(path, size, os.fstat(file.fileno()).st_size):
+                    damaged(Corrupt(what, "restore the file from a backup"))
+        except FileNotFoundError:
+            frames = [frame for frame in self._compacted(folder, {}, set(), set(), segment) if frame.segment == segment]
+            content = b"".join(framed(frame.data) for frame in frames)
+            begin = frames[-1].end - len(content) if frames else 0
+            if content:
+                yield from batches(path, start, lambda at, window: content[at - begin : at - begin + window], damaged)
+            elif what := _gone(folder, segment, size):
+                damaged(Corrupt(what, "restore the file from a backup"))
+        except OSError as error:
+            raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod -R u+rX {self.root}") from error
 
     def streams(self) -> list[str]:
         return sorted({path.parent.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.suffix in (".seg", ".parquet")})
 
     def writers(self, stream: str) -> dict[str, bool]:
         folder = self._folder(stream)
-        if not folder.is_dir():
-            return {}
-        ends, found = _ends(folder), dict[str, bool]()
-        for path in folder.glob("*.seg"):
-            name = path.stem.partition("_")[0]
-            found[name] = found.get(name, False) or (path.stem not in ends and _is_locked(path))
+        listing, found = self._listing(folder), dict[str, bool]()
+        for segment in listing.segments:
+            name = segment.partition("_")[0]
+            found[name] = found.get(name, False) or (segment not in listing.ends and _is_locked(folder / f"{segment}.seg"))
         return found
 
     def lost(self) -> list[str]:
@@ -289,32 +365,42 @@ class SegmentBlocks(Blocks):
                     yield Verified(str(path), 0, path.stat().st_size, (error.what,))
 
     def files(self) -> Iterator[tuple[Path, int]]:
-        """Yield every file, with as many of its bytes as a copy is to take; a segment may be gone when its turn comes.
+        """Yield every file, with as many of its bytes as a copy is to take; one may be gone when its turn comes.
 
         All that is there now is in the copy, while others append and compact: what was closed is listed first, so that nothing
-        is missed of what is closed later, and compacted files last, when their segments were copied or found gone.
+        is missed of what is closed later, and compacted files last, when what they hold was copied or found gone.
         """
         folders = sorted({path.parent for path in self.root.rglob("*") if path.is_file()})
-        ends = [path for folder in folders for path in sorted(folder.glob("*.end"))]
-        segments = []
-        for path in (path for folder in folders for path in sorted(folder.glob("*.seg"))):
-            with suppress(FileNotFoundError):
-                segments.append((path, path.stat().st_size))
-        yield from segments
+        notes = [path for folder in folders for path in sorted(folder.glob("*.end"))]
+        yield from _sized(path for folder in folders for path in sorted(folder.glob("*.seg")))
         for folder in folders:
-            for path in sorted(folder.iterdir()):
-                if path.is_file() and path.suffix not in (".seg", ".end", ".new", ".tmp"):
-                    yield path, path.stat().st_size
-        yield from ((path, 0) for path in ends)
+            done = set[Path]()
+            while new := {path for path in folder.iterdir() if path.is_file() and path.suffix not in (".seg", ".end", ".new", ".tmp")} - done:
+                yield from _sized(sorted(new))
+                done |= new
+        yield from _sized(notes)
 
-    def compact(self, stream: str) -> int:
+    def compact(self, stream: str, only: Collection[str] | None = None) -> int:
         import polars as pl
 
         folder = self._folder(stream)
         with self._explained(folder), ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
-            closed = [path for path in sorted(folder.glob("*.seg")) if _claim(path, stack)]
+            ends, closed, size = _ends(folder), list[Path](), 0
+            for path in sorted(folder.glob("*.seg")):
+                if len(closed) < AT_ONCE and size < SEGMENT_BYTES and (only is None or path.stem in only) and _claim(path, stack):
+                    closed.append(path)
+                    size += _size(path)
             frames = [frame for path in closed for frame in frames_in(path, 0, _bytes_past(path, 0))]
+            moved = len(frames)
+            small = [path for path in sorted(folder.glob("*.parquet")) if 0 <= _size(path) < SMALL and _claim(path, stack)]
+            if len(small) < SMALLS:
+                small = []
+            done = {frame.segment for frame in frames}
+            for path in small:
+                frames += [frame for frame in _read_compacted(path) if frame.segment not in done]
+                done = {frame.segment for frame in frames}
             if frames:
+                frames.sort(key=attrgetter("segment", "end"))
                 table = pl.DataFrame(
                     {
                         "segment": [frame.segment for frame in frames],
@@ -323,18 +409,19 @@ class SegmentBlocks(Blocks):
                     }
                 )
                 buffer = io.BytesIO()
-                ends = {frame.segment: frame.end for frame in frames}
-                table.write_parquet(buffer, compression="zstd", metadata={ENDS: msgspec.json.encode(ends).decode()})
+                note = msgspec.json.encode({frame.segment: frame.end for frame in frames})
+                table.write_parquet(buffer, compression="zstd", metadata={ENDS: note.decode()})
                 # The name holds the digest of the content: every read is checked against it.
-                digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-                write_atomically(folder / f"{closed[-1].stem}.{digest}.parquet", buffer.getvalue())
-            moved = {frame.segment for frame in frames}
+                name = f"{frames[-1].segment}.{hashlib.sha256(buffer.getvalue()).hexdigest()}"
+                write_atomically(folder / f"{name}.parquet", buffer.getvalue())
+                write_atomically(folder / f"{name}.end", note)
             for path in closed:
                 path.unlink()
-                if path.stem not in moved:  # it held no whole frame: nothing of it is in the compacted file
-                    for end in folder.glob(f"{path.stem}.*.end"):
-                        end.unlink()
-        return len(frames)
+                (folder / f"{path.stem}.{ends.get(path.stem, 0)}.end").unlink(missing_ok=True)
+            for path in small:
+                path.unlink()
+                path.with_suffix(".end").unlink(missing_ok=True)
+        return moved
 
     def close(self) -> None:
         """Sync and close this process's segments; the end of the process does so as well."""
@@ -394,11 +481,35 @@ def _note_end(segment: Path, size: int) -> None:
     segment.with_name(f"{segment.stem}.{size}.end").touch()
 
 
-def _ends(folder: Path) -> dict[str, int]:
+def _ends(folder: Path, names: Iterable[str] | None = None) -> dict[str, int]:
     """Return the length of each closed segment of a stream, by name."""
-    with os.scandir(folder) as entries:
-        parts = [entry.name.split(".") for entry in entries if entry.name.endswith(".end")]
-    return {name: int(size) for name, size, _ in parts}
+    found: dict[str, int] = {}
+    for note in [path.name for path in folder.iterdir()] if names is None else names:
+        if note.endswith(".end"):
+            name, size, _ = note.split(".")
+            found |= {name: int(size)} if len(size) < DIGITS else _noted(folder / note)
+    return found
+
+
+@lru_cache(256)
+def _noted(path: Path) -> dict[str, int]:
+    """Return where the segments end that are in a compacted file, as its note says."""
+    with suppress(msgspec.MsgspecError, FileNotFoundError):
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, int])
+    return {}
+
+
+def _sized(paths: Iterable[Path]) -> Iterator[tuple[Path, int]]:
+    for path, size in [(path, _size(path)) for path in paths]:
+        if size >= 0:
+            yield path, size
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def _shorter(path: Path, size: int, found: int) -> str:
@@ -407,7 +518,7 @@ def _shorter(path: Path, size: int, found: int) -> str:
 
 def _gone(folder: Path, name: str, size: int) -> str:
     # A compaction takes the note of an empty segment away with it: looked at again, the note says who was faster.
-    return f"{folder / name}.seg is gone: it had {size} bytes when it was closed" if size and (folder / f"{name}.{size}.end").exists() else ""
+    return f"{folder / name}.seg is gone: it had {size} bytes when it was closed" if size and name in _ends(folder) else ""
 
 
 def _is_locked(path: Path) -> bool:
@@ -435,6 +546,10 @@ def framed(data: bytes) -> bytes:
     """Return the data with what tells later whether it is whole: its length and the two checksums."""
     prefix = _PREFIX.pack(len(data), zlib.crc32(data))
     return prefix + zlib.crc32(prefix).to_bytes(4, "little") + data
+
+
+def _piece(fd: int, at: int, window: int) -> bytes:
+    return os.pread(fd, max(min(window, os.fstat(fd).st_size - at), 0), at)
 
 
 def _bytes_past(path: Path, start: int) -> bytes:
@@ -474,6 +589,27 @@ def frames_in(path: Path, start: int, data: bytes) -> Iterator[Frame]:
             )
         yield Frame(path.stem, start + end, payload)
         at = end
+
+
+def batches(path: Path, start: int, get: Callable[[int, int], bytes], damaged: Callable[[Corrupt], None]) -> Iterator[Batch]:
+    """Yield the frames of a segment past `start`; `get` returns as many of its bytes as there are, from a place on."""
+    from palan.stores.tables import stacked, whole
+
+    at, window = start, WINDOW
+    while True:
+        data = get(at, window)
+        found = whole(path.stem, at, data)
+        if found is None:  # what is damaged is looked at frame by frame, to the end: there a frame may lie across two pieces
+            rest = [(frame.end, frame.data) for frame in past_damage(path, at, get(at, 1 << 62), damaged)]
+            if rest:
+                yield stacked(path.stem, rest[-1][0], rest)
+            return
+        if found.tables:
+            yield found
+        if len(data) < window:
+            return
+        window = WINDOW if found.tables else 2 * window  # a frame is larger
+        at = found.end
 
 
 def past_damage(path: Path, start: int, data: bytes, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
@@ -516,6 +652,8 @@ def _next_whole(data: bytes, at: int) -> int:
 
 def _moved(path: Path) -> dict[str, int]:
     """Return where the segments end that a compacted file was made of, without reading it; nothing where it does not say so."""
+    if ends := _noted(path.with_suffix(".end")):
+        return ends
     import polars as pl
 
     try:
