@@ -31,6 +31,7 @@ import polars as pl
 from msgspec.structs import replace
 
 from palan.core import digest
+from palan.decisions.nouns import Job
 from palan.errors import Corrupt, NotFound, PalanError
 from palan.ledger import Entry, link
 from palan.models import user
@@ -475,6 +476,36 @@ class RecordsSuite:
         assert sorted(epoch for each in won for epoch in each) == list(range(1, 11))
         found = stores[0].get(Release, "delay")
         assert found is not None and found.epoch == 11
+
+    def test_what_is_claimed_goes_to_one_alone_and_in_order(self, tmp_path: Path) -> None:
+        stores = [self.open(tmp_path) for _ in range(4)]
+        jobs = [Job(f"j{number:02d}", "ab"[number % 2], "a@1", "queued", NOON, "{}", priority=number % 3, queue=f"q{number % 4}") for number in range(60)]
+        stores[0].put(*jobs)
+        turn = sorted((each for each in jobs if each.model == "a"), key=lambda job: (-job.priority, job.id))
+
+        def claim(records: Records, limit: int, **more: Any) -> list[Job]:
+            return records.claim(Job, {"fate": "running", "holder": "me", "expires": NOON}, order=("-priority", "id"), limit=limit, model="a", fate="queued", **more)
+
+        first = claim(stores[0], 3)
+        assert {each.id for each in first} == {each.id for each in turn[:3]}
+        assert {(each.fate, each.holder, each.expires) for each in first} == {("running", "me", NOON)}
+        assert stores[1].get(Job, first[0].id) == first[0]
+        assert claim(stores[1], 5, but={"queue": ["q0", "q2"]}) == [] and claim(stores[1], 5, id=first[0].id) == []
+        with stores[2].transaction():
+            (inside,) = claim(stores[2], 1)
+        taken: list[list[str]] = [[] for _ in stores]
+
+        def compete(place: int) -> None:
+            while some := claim(stores[place], 2):
+                taken[place] += [each.id for each in some]
+
+        threads = [threading.Thread(target=compete, args=(place,)) for place in range(len(stores))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(id for each in taken for id in each) == sorted(each.id for each in turn if each.id not in {inside.id, *(one.id for one in first)})
+        assert len(stores[3].find(Job, fate="queued")) == 30
 
     def test_a_lease_has_one_holder_and_its_token_rises(self, tmp_path: Path) -> None:
         one, two = self.open(tmp_path), self.open(tmp_path)

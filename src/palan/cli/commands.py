@@ -886,6 +886,123 @@ def runs_import(ctx: click.Context, source: str, as_json: bool) -> None:
     _print(verb(_open(ctx, quiet=as_json), source), as_json, show)
 
 
+@cli.group(cls=Bare)
+def jobs() -> None:
+    """Long solves: list them, show one, submit, stop, or work them. Without a command it lists them.
+
+    `palan up` and `palan serve` work the queue beside what they answer; `palan jobs work` does nothing else. The job with the
+    highest priority is begun first, of equal ones the oldest; [models.NAME.jobs] limits how many are worked at once.
+
+    \b
+    Example:  palan jobs submit routing instance.json --priority 5
+              palan jobs
+    """
+
+
+@jobs.command("list")
+@click.argument("model", required=False, default="")
+@click.option("--limit", default=50, type=click.IntRange(1, 1000), show_default=True, help="How many at the most.")
+@_json
+@click.pass_context
+def jobs_list(ctx: click.Context, model: str, limit: int, as_json: bool) -> None:
+    """List jobs, the newest first; with MODEL, those of one model.
+
+    \b
+    Example:  palan jobs list routing --limit 5
+    """
+    from palan.flows.jobs import jobs as verb
+
+    columns = {"id": "job", "version": "version", "fate": "fate", "status": "status", "priority": "priority", "queue": "queue", "objective": "objective", "seconds": "seconds", "about": "about"}
+
+    project = _open(ctx, quiet=True)
+    if model:
+        project.model(model)
+    _print(verb(project, model, limit=limit), as_json, lambda found: _table(found, columns) if found else click.echo("no job was submitted yet\nnext: palan jobs submit MODEL FILE"))
+
+
+@jobs.command("show")
+@click.argument("id")
+@_json
+@click.pass_context
+def jobs_show(ctx: click.Context, id: str, as_json: bool) -> None:
+    """Show one job, with its incumbents and its answer.
+
+    \b
+    Example:  palan jobs show 01m0zq4k7v3r9x2c5d8f1g6h
+    """
+    from palan.flows.jobs import job as verb
+
+    def show(found: dict[str, Any]) -> None:
+        _table([found], {"version": "version", "fate": "fate", "status": "status", "objective": "objective", "bound": "bound", "seconds": "seconds"})
+        for name in ("about", "reason", "queue", "priority", "decision"):
+            if found[name]:
+                click.echo(f"{name}: {found[name]}")
+        if found["incumbents"]:
+            _table(found["incumbents"][-LISTED:], {"seconds": "seconds", "objective": "objective", "bound": "bound"})
+        if found["fate"] in ("queued", "running"):
+            click.echo(f"next: palan jobs stop {id}")
+
+    _print(verb(_open(ctx, quiet=True), id), as_json, show)
+
+
+@jobs.command("submit")
+@click.argument("model")
+@click.argument("file", type=click.File("rb"))
+@click.option("--version", default="", metavar="VERSION", help="Such as routing@3; else the champion.")
+@click.option("--time-limit", default="", metavar="TIME", help="How long the solve may take; else the model's own time_limit.")
+@click.option("--priority", default=0, show_default=True, help="Jobs with a higher one are begun first.")
+@click.option("--queue", default="", metavar="NAME", help="Jobs of one queue share the limit per_queue.")
+@click.option("--idempotency-key", default="", metavar="KEY", help="Submitting again under the same key gives the same job.")
+@_json
+@click.pass_context
+def jobs_submit(ctx: click.Context, model: str, file: Any, version: str, time_limit: str, priority: int, queue: str, idempotency_key: str, as_json: bool) -> None:
+    """Queue the instance in FILE (JSON; "-" is standard input) for MODEL.
+
+    \b
+    Example:  palan jobs submit routing instances/monday.json --priority 5 --queue lyon
+    """
+    from palan.data.inputs import parsed
+    from palan.flows.jobs import submit as verb
+
+    seconds = _config_value("duration", time_limit).total_seconds() if time_limit else None
+    made = verb(
+        _open(ctx, quiet=True), model, instance=parsed(file.read(), file.name), version=version, time_limit=seconds, priority=priority, queue=queue, idempotency_key=idempotency_key
+    )
+    _print(made, as_json, lambda made: click.echo(f"job {made['id']} is {made['fate']} for {made['version']}\nnext: palan jobs show {made['id']}"))
+
+
+@jobs.command("stop")
+@click.argument("id")
+@click.option("--reason", default="", metavar="TEXT", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def jobs_stop(ctx: click.Context, id: str, reason: str, as_json: bool) -> None:
+    """Ask a job to end with the best answer that it has, whichever process works on it; a queued one ends at once.
+
+    \b
+    Example:  palan jobs stop 01m0zq4k7v3r9x2c5d8f1g6h --reason "good enough"
+    """
+    from palan.flows.jobs import stop as verb
+
+    _print(verb(_open(ctx, quiet=True), id, reason), as_json, lambda made: click.echo(f"job {made['id']} is {'cancelled' if made['fate'] == 'cancelled' else 'asked to stop'}"))
+
+
+@jobs.command("work")
+@click.option("--until-empty", is_flag=True, help="End when no job is left.")
+@click.pass_context
+def jobs_work(ctx: click.Context, until_empty: bool) -> None:
+    """Work the queue and do nothing else, until Ctrl-C or SIGTERM, which put the jobs under way back.
+
+    Start it as often, and on as many machines that share the store, as there is work for.
+
+    \b
+    Example:  palan jobs work
+    """
+    from palan.flows.jobs import work as verb
+
+    verb(_open(ctx), until_empty=until_empty)
+
+
 @cli.command()
 @_json
 @click.pass_context

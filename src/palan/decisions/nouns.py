@@ -52,7 +52,7 @@ class Job(msgspec.Struct, frozen=True):
     version: str
     fate: str
     time: datetime
-    request: str  # blob of the instance
+    request: str  # JSON of what was asked, or the blob of it where it is long
     started: datetime | None = None
     ended: datetime | None = None
     status: str = ""
@@ -62,3 +62,8 @@ class Job(msgspec.Struct, frozen=True):
     decision: str = ""
     idempotency_key: str = ""
     reason: str = ""
+    priority: int = 0  # the highest first, then the oldest
+    queue: str = ""  # jobs of one name share the limit `per_queue` of their model
+    holder: str = ""  # the process that works on it, and
+    expires: datetime | None = None  # until when it has to say so again; then another one takes over
+    died: int = 0  # processes in a row that ended without a word while they had it

@@ -117,6 +117,12 @@ def _text(value: object) -> str:
     return value
 
 
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1000:
+        raise Wrong("a whole number from 1 to 1000")
+    return value
+
+
 def _texts(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise Wrong('a list of texts, such as ["a", "b"]')
@@ -190,6 +196,14 @@ class ReactPolicy(msgspec.Struct, frozen=True):
     cooldown: Annotated[timedelta, Option(duration, "rest between two remedies of one model")] = timedelta(days=7)
 
 
+class JobsPolicy(msgspec.Struct, frozen=True):
+    """`[models.NAME.jobs]`."""
+
+    at_once: Annotated[int | None, Option(_count, "jobs that all processes together work at once; else as many as they are")] = None
+    per_process: Annotated[int, Option(_count, "jobs that one process works at once")] = 1
+    per_queue: Annotated[int | None, Option(_count, "jobs of one queue that are worked at once; else as many as there are")] = None
+
+
 class ModelConfig(msgspec.Struct, frozen=True):
     """`[models.NAME]`."""
 
@@ -207,6 +221,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     instances: Annotated[str, Option(_text, "glob of real instances (JSON)")] = ""
     fallback: Annotated[str, Option(_text, "the model that answers when this one cannot")] = ""
     time_limit: Annotated[timedelta | None, Option(_positive, "deadline of one decision")] = None
+    jobs: JobsPolicy = JobsPolicy()
     release: ReleasePolicy = ReleasePolicy()
     watch: WatchPolicy = WatchPolicy()
     react: ReactPolicy = ReactPolicy()
@@ -262,6 +277,7 @@ ENVIRONMENT = {
     "PALAN_ACTOR": "who acts, for the ledger, instead of the user's name",
     "PALAN_HOST": "address that serve and up listen on",
     "PALAN_PORT": "port that serve and up listen on",
+    "PALAN_SERVER": "address of a `palan up` on another machine, which runs are tracked for",
     "PALAN_TOKEN": "token that a request must carry; needed for any address but loopback",
 }
 

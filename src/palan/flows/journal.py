@@ -79,7 +79,7 @@ def recorded(step: Step) -> Any:
     """
     kept = step.value
     if not isinstance(kept, dict) or "value" not in kept or digest_of(kept["value"]) != kept.get("digest"):
-        raise Corrupt(f'the step "{step.name}" is damaged at value: it is not what was recorded', "restore palan.db from a backup")
+        raise Corrupt(f'the step "{step.name}" is damaged at value: it is not what was recorded', "restore the records from a backup: palan restore FILE")
     return kept["value"]
 
 
@@ -145,6 +145,8 @@ class Journal:
         """The share of recorded steps that are done again, to see whether they give the same."""
         self.careful = careful
         """Whether each attempt is written down before it is made: the run before this one died, nobody knows in which step."""
+        self._tried = {each.id for each in project.store.records.find(Attempt)}
+        """What was begun before and has not ended: for all else there is nothing to look up before it is done."""
         self.executed: list[str] = []
         self.replayed: list[str] = []
 
@@ -174,7 +176,7 @@ class Journal:
             raise
         except BaseException:  # what a user puts right, or Ctrl-C: no attempt of the step's own
             if before or self.careful:
-                records.put(before or replace(attempt, count=0))
+                self._keep(before or replace(attempt, count=0))
             raise
         value = self._record(key, name, parts, value, time.perf_counter() - started, attempted=bool(before) or self.careful)
         self.executed.append(name)
@@ -216,7 +218,7 @@ class Journal:
     def _begin(self, key: str, name: str, *, write: bool) -> tuple[Attempt | None, Attempt]:
         """Write down that this is tried, where it has to be; return the last attempt of it that did not come to its end, and this one."""
         records = self.project.store.records
-        before = records.get(Attempt, key)
+        before = records.get(Attempt, key) if write or key in self._tried else None
         count = before.count if before else 0
         if before and count >= MOST:
             raise PalanError(f'the step "{name}" is dead after {count} attempts: {before.reason}', f'put that right, then: palan retry "{name}"')
@@ -224,14 +226,18 @@ class Journal:
             count += 1
         attempt = Attempt(key, name, self.run.id, count, self.project.clock(), DIED)
         if before or write:
-            records.put(attempt)
+            self._keep(attempt)
         return before, attempt
+
+    def _keep(self, attempt: Attempt) -> None:
+        self._tried.add(attempt.id)
+        self.project.store.records.put(attempt)
 
     def _failed(self, attempt: Attempt, error: Exception) -> None:
         reason = (error.what if isinstance(error, PalanError) else f"{type(error).__name__}: {error}")[:500]
         records = self.project.store.records
         if records.get(Attempt, attempt.id) in (None, attempt):  # a successor's own attempt is not ours to end
-            records.put(replace(attempt, reason=reason))
+            self._keep(replace(attempt, reason=reason))
         if attempt.count >= MOST:
             self.project.tell(f'the step "{attempt.name}" is dead after {attempt.count} attempts; palan retry "{attempt.name}"')
 

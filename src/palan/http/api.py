@@ -79,10 +79,12 @@ def routes(site: Site) -> list[Route]:
 
     async def submit(request: Request) -> Any:
         name = request.path_params["model"]
-        limit = request.query_params.get("time_limit")
-        seconds = None if limit is None else _seconds(limit)
-        body = await request.body()
-        made = await run_in_threadpool(partial(jobs.submit, project, name, body, time_limit=seconds, idempotency_key=request.headers.get("idempotency-key", "")))
+        asked = request.query_params
+        seconds = _seconds(asked["time_limit"]) if "time_limit" in asked else None
+        priority = asked.get("priority", "0")
+        rank = whole(priority.removeprefix("-"), "priority", 0, 1000) * (-1 if priority.startswith("-") else 1)
+        more: dict[str, Any] = {"time_limit": seconds, "priority": rank, "queue": asked.get("queue", ""), "idempotency_key": request.headers.get("idempotency-key", "")}
+        made = await run_in_threadpool(partial(jobs.submit, project, name, await request.body(), **more))
         site.runner.wake()
         return made
 

@@ -128,6 +128,15 @@ class Records(ABC):
         """Replace the noun if the stored one still has this `epoch` (0: none is stored yet); else return False."""
 
     @abstractmethod
+    def claim(
+        self, noun: type[T], changes: Mapping[str, object], *, order: Sequence[str], limit: int, but: Mapping[str, Sequence[str]] | None = None, **where: object
+    ) -> list[T]:
+        """Change the first `limit` nouns whose fields equal `where`, and none of `but`; return them as they are now, in no order.
+
+        Each goes to one caller alone, and nobody waits for another one's. `order` names fields, as `find` does.
+        """
+
+    @abstractmethod
     def transaction(self, *, durable: bool = False) -> AbstractContextManager[None]:
         """All or nothing, and alone: writes of other processes wait. Nested calls join the outer one.
 

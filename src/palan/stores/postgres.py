@@ -226,7 +226,7 @@ class Server:
             told = text.partition("FATAL:")[2].strip().splitlines()
             if "no password supplied" in text or "password authentication failed" in text:
                 raise PalanError(f"the store at {self.name} refused the password of {self._user or 'its user'}", "export PGPASSWORD=..., or write it into ~/.pgpass") from error
-            if not told or "starting up" in text or "shutting down" in text or "recovery" in text or "too many" in text:
+            if not told or "starting up" in text or "shutting down" in text or "recovery" in text or "too many" in text or "terminating connection" in text:
                 why = told[0] if told else text.splitlines()[0].rpartition(" failed: ")[2]
                 raise Busy(f"the store at {self.name} does not answer: {why}", f"pg_isready {self._at}") from error
             if f'database "{self._database}" does not exist' in text:
@@ -287,6 +287,8 @@ class PostgresRecords(sql.SqlRecords):
         _forked.add(self)
         self.kept_in = self._server.name
         self._mine = threading.local()  # the connection of the transaction that this thread is in
+
+    lock = "for update skip locked"
 
     def put(self, *nouns: object) -> None:
         def put(db: Connection) -> None:

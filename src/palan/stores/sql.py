@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
@@ -230,13 +230,52 @@ def _table(noun: Any) -> Table:
 
 def find(
     of: Table,
-    where: dict[str, object],
+    where: Mapping[str, object],
     order: str,
     limit: int | None,
     since: datetime | None,
     until: datetime | None,
 ) -> tuple[str, list[Any]]:
     """Return the statement and its values for `Records.find`."""
+    clauses, values = _equal(of, where)
+    for test, bound in ((">=", since), ("<", until)):
+        if bound is not None:
+            clauses.append(f"time {test} ?")
+            values.append(stamp(bound))
+    by = order.lstrip("-") or of.key
+    if by not in of.columns:
+        raise TypeError(f"{of.name} has no field {by}")
+    direction = " desc" if order.startswith("-") else ""
+    # As SQLite does by itself; said only where there can be nulls, because PostgreSQL then uses no index for the order.
+    nulls = (" nulls last" if direction else " nulls first") if by in of.nullable else ""
+    ordered = [f"{by}{direction}{nulls}", *(f"{name}{direction}" for name in of.keys if name != by)]
+    parts = [of.select]
+    if clauses:
+        parts += ["where", " and ".join(clauses)]
+    parts += ["order by", ", ".join(ordered)]
+    if limit is not None:
+        parts.append("limit ?")
+        values.append(limit)
+    return " ".join(parts), values
+
+
+def claim(
+    of: Table, changes: Mapping[str, object], order: Sequence[str], limit: int, but: Mapping[str, Sequence[str]], where: Mapping[str, object], lock: str
+) -> tuple[str, list[Any]]:
+    """Return the statement and its values for `Records.claim`; `lock` keeps others from the rows that are chosen."""
+    clauses, values = _equal(of, where)
+    for column, some in but.items():
+        clauses.append(f"{column} not in ({', '.join('?' * len(some))})")
+        values += [of.bind(column, each) for each in some]
+    ordered = ", ".join(f"{name.lstrip('-')}{' desc' if name.startswith('-') else ''}" for name in order)
+    chosen = " ".join(["with chosen as (select", of.key, "from", of.name, "where", " and ".join(clauses), "order by", ordered, "limit ?", lock])
+    assign = ", ".join(f"{name} = ?" for name in changes)
+    update = " ".join([") update", of.name, "set", assign, "where", of.key, "in (select", of.key, "from chosen) returning", ", ".join(of.columns)])
+    return chosen + update, [*values, limit, *(of.bind(name, value) for name, value in changes.items())]
+
+
+def _equal(of: Table, where: Mapping[str, object]) -> tuple[list[str], list[Any]]:
+    """Return the clauses of the fields that have to equal a value, or any of several, and what they are bound to."""
     clauses: list[str] = []
     values: list[Any] = []
 
@@ -256,25 +295,7 @@ def find(
             clause(column, f"in ({marks})", [of.bind(column, each) for each in value])
         else:
             clause(column, "= ?", [of.bind(column, value)])
-    if since is not None:
-        clause("time", ">= ?", [stamp(since)])
-    if until is not None:
-        clause("time", "< ?", [stamp(until)])
-    by = order.lstrip("-") or of.key
-    if by not in of.columns:
-        raise TypeError(f"{of.name} has no field {by}")
-    direction = " desc" if order.startswith("-") else ""
-    # As SQLite does by itself; said only where there can be nulls, because PostgreSQL then uses no index for the order.
-    nulls = (" nulls last" if direction else " nulls first") if by in of.nullable else ""
-    ordered = [f"{by}{direction}{nulls}", *(f"{name}{direction}" for name in of.keys if name != by)]
-    parts = [of.select]
-    if clauses:
-        parts += ["where", " and ".join(clauses)]
-    parts += ["order by", ", ".join(ordered)]
-    if limit is not None:
-        parts.append("limit ?")
-        values.append(limit)
-    return " ".join(parts), values
+    return clauses, values
 
 
 PAGE = 500
@@ -318,9 +339,21 @@ class SqlRecords(Records):
 
     kept_in = "palan.db"  # what a damaged row is restored from
 
+    lock = ""  # what keeps others from rows that are chosen to be changed
+
     @abstractmethod
     def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
         """Return the rows that a statement finds."""
+
+    @abstractmethod
+    def _write(self, statement: str, values: Any) -> Sequence[Any]:
+        """Change rows, and return what the statement returns."""
+
+    def claim(
+        self, noun: type[T], changes: Mapping[str, object], *, order: Sequence[str], limit: int, but: Mapping[str, Sequence[str]] | None = None, **where: object
+    ) -> list[T]:
+        of = table(noun)
+        return [build(noun, of, row, self.kept_in) for row in self._write(*claim(of, changes, order, limit, but or {}, where, self.lock))]
 
     def get(self, noun: type[T], key: str | int) -> T | None:
         where: dict[str, Any] = {table(noun).key: key}

@@ -40,10 +40,10 @@ class SQLiteRecords(sql.SqlRecords):
         self._depth = 0
         self._durable = False
         self._sync = False  # a durable transaction within one that is not: its commit has to be taken to the disk
-        self._refused: PalanError | None = None  # why this store can only be read
+        self._explained = _Explained(path)
         refuse_network(path.parent)
         try:
-            with _explained(path):
+            with self._explained:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._db = _connect(path, wait)
                 self._db.execute("pragma journal_mode = wal")
@@ -57,7 +57,7 @@ class SQLiteRecords(sql.SqlRecords):
             if hasattr(self, "_db"):
                 self._db.close()
             self._db = self._only_to_read(error, wait)
-            self._refused = error
+            self._explained.refused = error
 
     def _only_to_read(self, why: PalanError, wait: float) -> sqlite3.Connection:
         """Open what is there for the verbs that read: nothing more than that works on a full disk or one that may not be written."""
@@ -126,19 +126,21 @@ class SQLiteRecords(sql.SqlRecords):
 
     def copy_to(self, target: Path) -> None:
         """Write all that is committed, as of one moment, to another file, while other processes go on."""
-        with self._lock, self._explained():
+        with self._lock, self._explained:
             _copy(self._db, target)
 
     def put(self, *nouns: object) -> None:
         with self.transaction() if len(nouns) > 1 else nullcontext():
             for kind, some in groupby(nouns, type):
                 of = sql.table(kind)
-                with self._lock, self._explained():
+                with self._lock, self._explained:
                     self._db.executemany(of.replace, [of.row(each) for each in some])
 
     def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
-        with self._lock, self._explained():
+        with self._lock, self._explained:
             return self._db.execute(statement, values).fetchall()
+
+    _write = _read
 
     def add(self, noun: object) -> bool:
         of = sql.table(type(noun))
@@ -149,7 +151,7 @@ class SQLiteRecords(sql.SqlRecords):
 
     def verify(self) -> list[str]:
         try:
-            with self._lock, self._explained():
+            with self._lock, self._explained:
                 found = [str(text) for (text,) in self._db.execute("pragma integrity_check")]
         except Corrupt as error:
             return [error.what]
@@ -174,13 +176,13 @@ class SQLiteRecords(sql.SqlRecords):
                     self._depth -= 1
                 return
             try:
-                with self._explained():
+                with self._explained:
                     if durable:
                         self._db.execute("pragma synchronous = full")
                     self._db.execute("begin immediate")
                 self._depth, self._durable, self._sync = 1, durable, False
                 yield
-                with self._explained():
+                with self._explained:
                     self._db.execute("commit")
                     if self._sync:
                         self._sync_log()
@@ -202,7 +204,7 @@ class SQLiteRecords(sql.SqlRecords):
     def lease(self, name: str, holder: str, ttl: timedelta, *, now: datetime) -> Lease | None:
         expires = now + ttl
         values = {"name": name, "holder": holder, "expires": stamp(expires), "now": stamp(now)}
-        with self._lock, self._explained():
+        with self._lock, self._explained:
             row = self._db.execute(sql.TAKE_LEASE, values).fetchone()
         return Lease(name, holder, row[0], expires) if row else None
 
@@ -214,16 +216,9 @@ class SQLiteRecords(sql.SqlRecords):
             self._db.close()
 
     def _run(self, statement: str, values: Any) -> sqlite3.Cursor:
-        with self._lock, self._explained():
+        with self._lock, self._explained:
             return self._db.execute(statement, values)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            with _explained(self.path):
-                yield
-        except PalanError as error:
-            raise (self._refused if self._refused and type(error) is PalanError else error) from error
 
 
 _FUSED = ("sshfs", "ceph", "glusterfs", "davfs", "rclone", "s3fs", "goofys", "mountpoint-s3", "gcsfuse", "blobfuse", "blobfuse2", "juicefs", "seaweedfs", "mfs", "smbnetfs")
@@ -303,32 +298,44 @@ def _no_space(path: Path, name: str) -> PalanError:
     return PalanError(f"no space left for the store {path} ({name})", f"free some space (df {path.parent}) or lift the limit on files (ulimit -f), then repeat the command")
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the database's own errors into ones that say where, and what to do."""
-    try:
-        yield
-    except PermissionError as error:
-        raise PalanError(f"the folder {path.parent} cannot be written", f"chmod u+rwx {path.parent}") from error
-    except OSError as error:
+class _Explained:
+    """Turns the database's own errors into ones that say where, and what to do. Entered at every statement, so it is no generator."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.refused: PalanError | None = None  # why this store can only be read
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            return
+        told = _told(self.path, error)
+        if told is not None:
+            raise (self.refused if self.refused and type(told) is PalanError else told) from error
+
+
+def _told(path: Path, error: BaseException) -> PalanError | None:
+    """Return what to say of an error of the database, or of the system; None where it says enough itself."""
+    if isinstance(error, PermissionError):
+        return PalanError(f"the folder {path.parent} cannot be written", f"chmod u+rwx {path.parent}")
+    if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _no_space(path, error.strerror or "no space") from error
+            return _no_space(path, error.strerror or "no space")
         if error.errno == errno.EROFS:
-            raise PalanError(f"the store {path} cannot be written: its disk is read-only", f"mount -o remount,rw, or copy the project elsewhere: df {path.parent.parent}") from error
-        raise PalanError(f"the store {path} cannot be opened: {error.strerror}", "check the disk and the path") from error
-    except sqlite3.OperationalError as error:
+            return PalanError(f"the store {path} cannot be written: its disk is read-only", f"mount -o remount,rw, or copy the project elsewhere: df {path.parent.parent}")
+        return PalanError(f"the store {path} cannot be opened: {error.strerror}", "check the disk and the path")
+    if isinstance(error, sqlite3.OperationalError):
         text = str(error)
         if "locked" in text or "busy" in text:
-            raise Conflict(
-                f"another program has locked {path} for too long", f"find it with: fuser {path}, then try again"
-            ) from error
+            return Conflict(f"another program has locked {path} for too long", f"find it with: fuser {path}, then try again")
         if "readonly" in text or "unable to open" in text:
-            raise PalanError(f"the store {path} cannot be written", f"chmod -R u+rwX {path.parent}") from error
+            return PalanError(f"the store {path} cannot be written", f"chmod -R u+rwX {path.parent}")
         name = str(getattr(error, "sqlite_errorname", ""))
         if "full" in text or name in _WRITES:
-            raise _no_space(path, name) from error
-        raise PalanError(f"the store {path} failed: {text}", "palan --debug status") from error
-    except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
-            raise
-        raise Corrupt(f"the store {path} is damaged: {error}", "restore it from a backup") from error
+            return _no_space(path, name)
+        return PalanError(f"the store {path} failed: {text}", "palan --debug status")
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+        return Corrupt(f"the store {path} is damaged: {error}", "restore it from a backup")
+    return None
