@@ -147,18 +147,18 @@ def test_every_gate_is_in_the_reference() -> None:
 
 def test_every_route_is_in_the_reference_and_every_one_there_exists() -> None:
     from palan.flows.serve import Site
-    from palan.http import api, decide
+    from palan.http import api, decide, runs
     from palan.web import routes
 
     nobody: Any = SimpleNamespace()  # routes are only listed: nothing of the site is asked
     site = Site(**{each.name: nobody for each in msgspec.structs.fields(Site)})
-    listed = {(method, route.path) for route in [*api.routes(site), *routes.routes(site)] for method in (route.methods or ()) if method != "HEAD"}
+    listed = {(method, route.path) for route in [*runs.routes(nobody), *api.routes(site), *routes.routes(site)] for method in (route.methods or ()) if method != "HEAD" or route.methods == {"HEAD"}}
     listed.remove(("POST", "/v1/{verb}"))
     listed |= {("POST", f"/v1/{verb}") for verb in api.VERBS}
     for path in ("/v1/models/{model}/decide", "/v1/models/{model}/outcomes"):
         assert decide.hot(nobody, {"type": "http", "method": "POST", "path": path}) is not None
         listed.add(("POST", path))
-    documented = set(re.findall(r"^\| `(GET|POST|PUT|DELETE) (/[^`\s]*)` \|", reference("http.md"), re.M))
+    documented = set(re.findall(r"^\| `(GET|HEAD|POST|PUT|DELETE) (/[^`\s]*)` \|", reference("http.md"), re.M))
     assert not listed - documented, f"not in docs/reference/http.md: {sorted(listed - documented)}"
     assert not documented - listed, f"only in docs/reference/http.md: {sorted(documented - listed)}"
 

@@ -886,6 +886,27 @@ def runs_import(ctx: click.Context, source: str, as_json: bool) -> None:
     _print(verb(_open(ctx, quiet=as_json), source), as_json, show)
 
 
+@cli.command()
+@click.argument("server", required=False, default="")
+@_json
+@click.pass_context
+def send(ctx: click.Context, server: str, as_json: bool) -> int:
+    """Send the runs that wait on this machine for a SERVER, or for every one that they were tracked for.
+
+    Processes that track send by themselves; this is for what they could not. It needs no project, and the token in PALAN_TOKEN.
+
+    \b
+    Example:  palan send
+              palan send http://host:7070
+    """
+    from palan.cli.runs import sent
+    from palan.flows.send import send as verb
+
+    found = verb(server) if as_json else verb(server, tell=tell)
+    _print(found, as_json, sent)
+    return ACT if any(each["waiting"] for each in found) else FINE
+
+
 @cli.group(cls=Bare)
 def jobs() -> None:
     """Long solves: list them, show one, submit, stop, or work them. Without a command it lists them.

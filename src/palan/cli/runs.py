@@ -141,6 +141,14 @@ def terminal_width() -> int:
 
 def print_table(table: Sequence[Column]) -> None:
     """Print columns side by side, numbers to the right."""
+def sent(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print what left this machine, and why the rest did not."""
+    if not found:
+        say("nothing waits to be sent")
+    for each in found:
+        say(f"{each['server']}: {each['sent']:,} bytes sent" + (f", {each['waiting']:,} wait: {each['why'] or 'its process still tracks, and sends'}" if each["waiting"] else ""))
+
+
     from rich.cells import cell_len
 
     widths = [each.width() for each in table]

@@ -172,7 +172,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _part(run: LiveRun, name: str) -> LiveRun:
-    return start(run.experiment, name=name, parent=run, project=run.project)
+    return start(run.experiment, name=name, parent=run)
 
 
 # scikit-learn

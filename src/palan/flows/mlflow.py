@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from palan.core import new_id, utcnow
 from palan.errors import Conflict, Invalid, NotFound, PalanError
-from palan.flows.fold import KILLED, STREAM, TRACK, fold
+from palan.flows.fold import KILLED, STREAM, TRACK, fold, tracked
 from palan.flows.project import Project
 from palan.flows.track import LONGEST
 from palan.runs.mlflow import Experiment, Input, LoggedModel, ModelMetric, holds, ordered
@@ -127,7 +127,7 @@ class Tracking:
     def __init__(self, project: Project) -> None:
         self.project = project
         self.records = project.store.records
-        self._append = project.store.blocks.append
+        self._append = tracked(project).append
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._names: dict[tuple[str, ...], Names] = {}
         self._lock = threading.RLock()

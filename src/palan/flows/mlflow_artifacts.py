@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from urllib.parse import unquote
 
-from palan.flows.fold import STREAM, fold
+from palan.flows.fold import STREAM, fold, tracked
 from palan.flows.mlflow import invalid, lacking
 from palan.flows.project import Project
 from palan.runs.points import event
@@ -48,7 +48,7 @@ def keep(project: Project, path: str, file: Path) -> None:
         raise invalid("Invalid path")
     digest = project.store.blobs.put(file)
     body = {name: (digest, file.stat().st_size)}
-    project.store.blocks.append(STREAM, (event(owner, time.time_ns(), "artifact", body),))
+    tracked(project).append(STREAM, (event(owner, time.time_ns(), "artifact", body),))
 
 
 def find(project: Project, path: str) -> Artifact:

@@ -9,7 +9,8 @@ from typing import Any
 
 from palan.core import canonical, digest_of
 from palan.data.nouns import DataVersion
-from palan.flows.project import Project
+from palan.flows.root import FILE
+from palan.stores.contract import Blobs, Records
 
 LOCKS = ("uv.lock", "poetry.lock", "pdm.lock", "Pipfile.lock", "requirements.txt")
 
@@ -17,9 +18,14 @@ FOLDER = "about"
 """Where the artefacts of a run lie that tell how to repeat it."""
 
 
-def surroundings(project: Project) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
-    """Return the fields of a run that say how to repeat it, and what is long as artefacts: path -> (blob, bytes)."""
-    root = project.root
+def surroundings(root: Path, blobs: Blobs, records: Records | None = None) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+    """Return the fields of a run that say how to repeat it, and what is long as artefacts: path -> (blob, bytes).
+
+    Args:
+        root: the folder of a project; or one whose code is of no project, which is told by the script alone.
+        blobs: where the artefacts are put.
+        records: those of the project, which know the newest data versions.
+    """
     environment = {"python": ".".join(str(each) for each in sys.version_info[:3])}
     files: dict[str, Path | bytes] = {"distributions.json": canonical(_distributions())}
     lock = next((root / name for name in LOCKS if (root / name).is_file()), None)
@@ -33,9 +39,10 @@ def surroundings(project: Project) -> tuple[dict[str, Any], dict[str, tuple[str,
     if script.suffix == ".py" and script.is_file() and "site-packages" not in script.parts:
         environment["script"] = script.name
         files[script.name] = script
-    newest = {each.data: each.number for each in project.store.records.find(DataVersion, order="number")}
-    about = {"code": digest_of(_sources(root)), "data": newest, "environment": environment}
-    return about, {f"{FOLDER}/{name}": (project.store.blobs.put(what), len(what) if isinstance(what, bytes) else what.stat().st_size) for name, what in files.items()}
+    newest = {each.data: each.number for each in records.find(DataVersion, order="number")} if records is not None else {}
+    code = _sources(root) if (root / FILE).is_file() else script.read_text(encoding="utf-8") if script.name in files else ""
+    about = {"code": digest_of(code) if code else "", "data": newest, "environment": environment}
+    return about, {f"{FOLDER}/{name}": (blobs.put(what), len(what) if isinstance(what, bytes) else what.stat().st_size) for name, what in files.items()}
 
 
 def _distributions() -> dict[str, str]:

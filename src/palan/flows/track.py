@@ -1,18 +1,22 @@
 """Tracking of runs: `palan.start("routing", lr=1e-3)`, then `log`, `params`, `tags`, `artifact`.
 
-A call appends one record to this process's own segment and is done: no lock of another process, no database. What was
-logged when the process is killed is there; whoever looks at the runs finds it.
+A call appends one record to this process's own segment and is done: no lock of another process, no database, no network. What
+was logged when the process is killed is there; whoever looks at the runs finds it. What is tracked for a server, or in a
+database, a thread carries there meanwhile.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import struct
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -21,12 +25,18 @@ import msgspec
 
 from palan.core import new_id, utcnow
 from palan.errors import Invalid, NotFound, PalanError
-from palan.flows.fold import STREAM, fold
+from palan.flows.config import load
+from palan.flows.courier import Courier
+from palan.flows.fold import STREAM, fold, is_shared, tracked
 from palan.flows.project import Project, open_project
-from palan.flows.root import find_root
+from palan.flows.root import FILE, find_root
+from palan.flows.send import Address, Sender, address, asked, send, waiting
 from palan.flows.surroundings import surroundings
 from palan.runs.points import Names, event
 from palan.runs.run import Run
+from palan.stores.contract import Blobs, Blocks
+from palan.stores.files import FileBlobs
+from palan.stores.segments import SegmentBlocks
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,13 +47,32 @@ R = TypeVar("R")
 LONGEST = 16_384
 """Characters of a text value that are kept in a record; a longer one belongs in an artefact."""
 
+SETTLE_SECONDS = 3.0
+"""How long the end of a run, and of its process, waits at the most until what was logged has arrived elsewhere."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where runs are tracked: what a call appends to, on this machine, and who carries it to where it belongs, if that is elsewhere."""
+
+    experiment: str
+    root: Path
+    blocks: Blocks
+    blobs: Blobs
+    project: Project | None = None
+    to: Address | None = None
+    courier: Courier | None = None
+
+
 _current: ContextVar[LiveRun | None] = ContextVar("current", default=None)
 _projects: dict[Path, Project] = {}
-_lock = threading.Lock()
+_couriers: dict[Path, Courier] = {}
+_remote: dict[str, Place] = {}
+_lock = threading.RLock()
 
 
 def _after_fork() -> None:
     _projects.clear()  # a child opens the store anew
+    _couriers.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -57,6 +86,7 @@ def start(
     parent: LiveRun | str | None = None,
     resume: str = "",
     project: Project | Path | str | None = None,
+    server: str = "",
     system: float | None = None,
     **params: Any,
 ) -> LiveRun:
@@ -65,30 +95,45 @@ def start(
     Args:
         experiment: what is tried; the project's name if it is empty.
         name: what to call this run.
-        parent: the run that it is a part of; inside another one's `with` that one.
+        parent: the run that it is a part of, and is kept beside; inside another one's `with` that one.
         resume: the id of a run to go on with instead.
         project: an open project, or its folder.
+        server: the address of a `palan up` on another machine, which it is for: argument, else PALAN_SERVER. The token is
+            PALAN_TOKEN. What is logged is kept here until the server has it, whether that is there or not.
         system: log CPU and memory of this process every so many seconds.
         params: parameters, as `LiveRun.params` takes them.
 
     Raises:
         NotFound: there is no project, or no run with the id to resume.
+        PalanError: the address of the server is none, or what is for it cannot be kept here.
     """
-    where = project if isinstance(project, Project) else _open(project)
+    outer = parent if isinstance(parent, LiveRun) else None if parent else _current.get()
+    place = _place(project, server, outer)
     if resume:
-        known = _known(where, resume)
-        run = LiveRun(where, known.id, known.subject)
+        id, of = _known(place, resume)
+        run = LiveRun(place, id, of)
         run._tell("resume", {})
     else:
-        outer = parent.id if isinstance(parent, LiveRun) else parent or (current.id if (current := _current.get()) else "")
-        run = LiveRun(where, new_id(utcnow()), experiment or where.config.name)
-        about, files = _about(where)
-        run._tell("start", {"experiment": run.experiment, "about": {"name": name, "parent": outer, **about}, "files": files})
+        above = outer.id if outer is not None else parent or ""
+        run = LiveRun(place, new_id(utcnow()), experiment or place.experiment)
+        about, files = _about(place)
+        run._tell("start", {"experiment": run.experiment, "about": {"name": name, "parent": above, **about}, "files": files})
     if params:
         run.params(**params)
     if system:
         run._sample(system)
     return run
+
+
+def _place(project: Project | Path | str | None, server: str, outer: LiveRun | None) -> Place:
+    if project is not None and server:
+        raise PalanError("a run is tracked in a project or for a server, not both", "leave out project= or server=")
+    if project is not None:
+        return _here(project if isinstance(project, Project) else _open(project))
+    if not server and outer is not None:
+        return outer.place
+    server = server or os.environ.get("PALAN_SERVER", "")
+    return _there(address(server)) if server else _here(_open(None))
 
 
 def _open(folder: Path | str | None) -> Project:
@@ -99,34 +144,97 @@ def _open(folder: Path | str | None) -> Project:
         return _projects[root]
 
 
-def _known(project: Project, id: str) -> Run:
-    fold(project)
-    run = project.store.records.get(Run, id)
+def _here(project: Project) -> Place:
+    courier = None
+    if is_shared(project):
+        with _lock:
+            courier = _couriers.get(project.root)
+            if courier is None:
+                note = f"; what is logged waits in {project.folder / 'blocks'}, and is read when that is put right"
+                courier = _couriers[project.root] = Courier(lambda: fold(project), "palan-fold", every=1.0, note=note)
+                atexit.register(_last_fold, courier)
+    return Place(project.config.name, project.root, tracked(project), project.store.blobs, project, courier=courier)
+
+
+def _last_fold(courier: Courier) -> None:
+    if not courier.settle(SETTLE_SECONDS, last=True):
+        sys.stderr.write(f"palan: runs wait to be read into the store: {courier.why or 'it is slow'}\npalan: to do so: palan runs\n")
+
+
+def _there(to: Address) -> Place:
+    with _lock:
+        if to.url not in _remote:
+            token = os.environ.get("PALAN_TOKEN", "")
+            sender = Sender.begun(to, token)
+            root = _root()
+            courier = Courier(sender.send, "palan-send", note=f"; what is logged waits in {sender.folder}, and is sent when that is put right")
+            left = Courier(lambda: send(to.url, token=token), "palan-left", every=30.0)
+            place = Place(_named(root), root, SegmentBlocks(sender.folder), FileBlobs(sender.folder / "blobs"), to=to, courier=courier)
+            _remote[to.url] = place
+            left.begin()
+            atexit.register(_last_send, place, sender.folder)
+        return _remote[to.url]
+
+
+def _last_send(place: Place, folder: Path) -> None:
+    """Close what this process wrote, which is then whole, and wait a little until it has arrived."""
+    if place.courier is None or not isinstance(place.blocks, SegmentBlocks):
+        return
+    try:
+        place.blocks.close()
+    except PalanError as error:
+        sys.stderr.write(f"{error}\n")
+    place.courier.settle(SETTLE_SECONDS, last=True)
+    if size := waiting(folder):
+        sys.stderr.write(f"palan: {size:,} bytes of runs wait in {folder}: {place.courier.why or 'the server is slow'}; to send them: palan send\n")
+
+
+def _root() -> Path:
+    """Return the folder of the project around the current folder; where there is none, the folder of the script."""
+    with suppress(NotFound):
+        return find_root()
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(script).resolve().parent if script else Path.cwd()
+
+
+def _named(root: Path) -> str:
+    with suppress(PalanError):
+        return load(root / FILE).name
+    return root.name
+
+
+def _known(place: Place, id: str) -> tuple[str, str]:
+    """Return the id and the experiment of a run to go on with; a server that does not answer is taken at the user's word."""
+    if place.project is None:
+        return id, asked(place.to, id, os.environ.get("PALAN_TOKEN", "")) if place.to else ""
+    fold(place.project)
+    run = place.project.store.records.get(Run, id)
     if run is None:
         raise NotFound(f'no run "{id}"', "palan runs")
-    return run
+    return run.id, run.subject
 
 
-_surroundings: dict[Path, tuple[dict[str, Any], dict[str, tuple[str, int]]]] = {}
+_surroundings: dict[tuple[Path, str], tuple[dict[str, Any], dict[str, tuple[str, int]]]] = {}
 
 
-def _about(project: Project) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+def _about(place: Place) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
     """Return what a run is repeated with, found out once in a process: what it runs was loaded when it began."""
-    if project.root not in _surroundings:
-        _surroundings[project.root] = surroundings(project)
-    return _surroundings[project.root]
+    key = place.root, place.to.url if place.to else ""
+    if key not in _surroundings:
+        _surroundings[key] = surroundings(place.root, place.blobs, place.project.store.records if place.project else None)
+    return _surroundings[key]
 
 
 class LiveRun:
     """A run that is going on. Every call is kept once it returns, whatever happens to the process."""
 
-    def __init__(self, project: Project, id: str, experiment: str = "") -> None:
-        self.project = project
+    def __init__(self, place: Place, id: str, experiment: str = "") -> None:
+        self.place = place
         self.id = id
         self.experiment = experiment
         self.before_end: list[Callable[[], None]] = []
         self._id = id.encode()
-        self._append = project.store.blocks.append
+        self._append = place.blocks.append
         self._step = 0
         self._names: dict[tuple[str, ...], Names] = {}
         self._stop: threading.Event | None = None
@@ -195,7 +303,7 @@ class LiveRun:
     def _keep(self, what: Path | bytes, size: int, path: str) -> str:
         if path.startswith("/") or ".." in Path(path).parts:
             raise Invalid(f'"{path}" leads out of the run', "give a path without .. that does not begin with /", field="path", value=path)
-        digest = self.project.store.blobs.put(what)
+        digest = self.place.blobs.put(what)
         self._tell("artifact", {path: (digest, size)})
         return digest
 
@@ -241,6 +349,8 @@ class LiveRun:
             raise
         finally:
             self._tell("end", {"status": status, "reason": reason})
+            if self.place.courier is not None:
+                self.place.courier.settle(SETTLE_SECONDS)
 
     def __enter__(self) -> LiveRun:
         self._token = _current.set(self)
@@ -259,6 +369,8 @@ class LiveRun:
 
     def _tell(self, verb: str, body: Any) -> None:
         self._append(STREAM, (event(self.id, time.time_ns(), verb, body),))
+        if self.place.courier is not None:
+            self.place.courier.begin()
 
     def _sample(self, seconds: float) -> None:
         self._stop = threading.Event()

@@ -12,8 +12,9 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from palan.flows.mlflow import Tracking
+from palan.flows.receive import Receiver
 from palan.flows.serve import Site
-from palan.http import api, mlflow
+from palan.http import api, mlflow, runs
 from palan.http.decide import hot
 from palan.http.guard import Door, Guard
 
@@ -35,7 +36,7 @@ def build(site: Site, pages: Sequence[BaseRoute] = (), not_there: NotThere | Non
         headers = error.headers if isinstance(error, HTTPException) else None
         return JSONResponse({"error": what, "code": {404: "not_found", 405: "wrong_method"}.get(code, "refused"), "hint": hint}, code, headers=headers)
 
-    rest = Starlette(routes=[*api.routes(site), *pages], exception_handlers={HTTPException: missing})
+    rest = Starlette(routes=[*runs.routes(Receiver(site.project)), *api.routes(site), *pages], exception_handlers={HTTPException: missing})
     rest.router.redirect_slashes = False
     wire = mlflow.Wire(Tracking(site.project))
 

@@ -105,7 +105,7 @@ async def body(receive: Receive) -> bytes:
 
 def is_streamed(method: str, path: str) -> bool:
     """Tell whether the body is a file of any size, which is taken in piece by piece."""
-    return method == "PUT" and path.startswith(_FILES)
+    return method == "PUT" and path.startswith((*_FILES, "/v1/runs/blobs/"))
 
 
 def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1, method: str = "POST") -> tuple[int, str, str] | None:
