@@ -24,8 +24,9 @@ from palan.releases.nouns import Arm, Release
 from palan.runs.run import Run, Step
 from palan.stores import open_store
 from palan.stores.files import FileBlobs
-from palan.stores.segments import HEADER, SegmentBlocks
+from palan.stores.segments import HEADER, SegmentBlocks, framed, past_damage
 from palan.stores.sqlite import SQLiteRecords
+from palan.stores.tables import whole
 from palan.testing import BlobsSuite, BlocksSuite, RecordsSuite
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -78,6 +79,27 @@ def test_every_flipped_byte_of_a_segment_is_found(tmp_path: Path) -> None:
         first, last = [int(word.rstrip(":")) for word in refused.value.what.split("bytes ")[1].split()[0:3:2]]
         assert first <= at < last and path.name in refused.value.what
         path.write_bytes(whole)
+
+
+def test_frames_read_as_arrays_are_those_that_are_read_one_by_one(tmp_path: Path) -> None:
+    dice, path = random.Random(5), tmp_path / "x.seg"
+    for _ in range(60):
+        some = [dice.randbytes(length) for _ in range(dice.randrange(1, 12)) for length in [dice.choice((1, 30, 47))] * dice.choice((1, 3, 40, 90))]
+        data = b"".join(framed(frame) for frame in some)
+        data = data[: dice.randrange(len(data) + 1)] + dice.choice((b"", bytes(20)))
+        single = list(past_damage(path, 7, data, lambda damage: None))
+        wanted = [(frame.end, frame.data) for frame in single]
+        found = whole("x", 7, data)
+        if found is None:  # a torn frame, and zeros behind it
+            continue
+        told = [(int(end), bytes(frame)) for ends, table in found.tables for end, frame in zip(ends, table, strict=True)]
+        assert sorted(told) == wanted and found.end == (wanted[-1][0] if wanted else 7)
+        for length in (1, 30, 47):  # in order, though they lie in several tables
+            assert [each for each in told if len(each[1]) == length] == [each for each in wanted if len(each[1]) == length]
+        for place in dice.sample(range(found.end - 7), min(20, found.end - 7)):
+            flipped = data[:place] + bytes([data[place] ^ 1 << dice.randrange(8)]) + data[place + 1 :]
+            after = whole("x", 7, flipped)
+            assert after is None or after.end <= 7 + place
 
 
 def test_whole_frames_before_the_damage_are_still_given(tmp_path: Path) -> None:
@@ -325,6 +347,7 @@ from msgspec.structs import replace
 from pathlib import Path
 from palan.releases.nouns import Release
 from palan.stores.sqlite import SQLiteRecords
+from palan.stores.tables import whole
 records, won = SQLiteRecords(Path(sys.argv[1])), 0
 while (now := records.get(Release, "delay")).epoch < 60:
     won += records.swap(replace(now, epoch=now.epoch + 1), epoch=now.epoch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -17,11 +18,13 @@ import polars as pl
 import pytest
 
 from palan.errors import Invalid, NotFound, PalanError
-from palan.flows.fold import KILLED, fold
+from palan.flows import fold as fold_module
+from palan.flows.fold import KILLED, fold, following
 from palan.flows.project import Project, open_project
 from palan.flows.runs import compare, curve, run_page, search
 from palan.flows.track import start, track
 from palan.runs.run import Curve, Run, Value
+from palan.stores import segments
 
 SOURCES = Path(__file__).parents[1] / "src"
 
@@ -67,7 +70,7 @@ def test_what_a_run_logs_is_found_again(project: Project) -> None:
 
 
 def test_an_empty_project_has_no_runs(project: Project) -> None:
-    assert search(project) == {"runs": [], "next": ""}
+    assert search(project) == {"runs": [], "next": "", "reading": False}
     with pytest.raises(NotFound, match="palan runs"):
         run_page(project, "nothing")
 
@@ -303,6 +306,63 @@ def test_a_fold_that_is_killed_is_as_if_not_begun(project: Project) -> None:
     fold(project)
     assert fold(project) == 0
     assert curve(project, run.id, "loss", points=100_000)["values"] == [float(step) for step in range(60_000)]
+
+
+def test_a_look_takes_a_moment_and_the_next_one_goes_on(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_module, "PATIENCE", 0.0)
+    monkeypatch.setattr(fold_module, "AT_ONCE", 1000)
+    monkeypatch.setattr(segments, "WINDOW", 4096)
+    run = start("long", project=project)
+    for step in range(500):
+        run.log(loss=float(step))
+    last = start("last", project=project)
+    assert [(each["experiment"], each["metrics"]["loss"] < 499) for each in search(project)["runs"]] == [("long", True)]
+    assert run_page(project, last.id)["reading"] is False  # a run that is asked for is waited for
+    for step in range(500, 1000):
+        run.log(loss=float(step))
+    seen = [search(project)]
+    while seen[-1]["reading"]:
+        seen.append(search(project))
+    assert 5 < len(seen) < 100 and seen[0]["reading"]
+    losses = [found["runs"][1]["metrics"]["loss"] for found in seen]
+    assert losses == sorted(losses) and losses[-1] == 999
+    assert fold(project) == 0
+    assert curve(project, run.id, "loss", points=1000)["values"] == [float(step) for step in range(1000)]
+
+
+def test_somebody_who_serves_reads_what_is_logged_by_itself(project: Project) -> None:
+    with following(project):
+        run = start(project=project)
+        run.log(loss=1.0)
+        until = time.monotonic() + 30
+        while not project.store.records.find(Curve) and time.monotonic() < until:
+            time.sleep(0.05)
+    assert project.store.records.find(Value, run=run.id)[0].number == 1.0
+    assert fold(project) == 0
+
+
+def test_frames_of_many_kinds_and_lengths_come_in_their_order(project: Project) -> None:
+    dice = random.Random(3)
+    runs = [start(f"e{number}", project=project) for number in range(3)]
+    told: dict[str, list[list[float]]] = {run.id: [[], [], []] for run in runs}
+    last: dict[str, str] = {}
+    for _ in range(40):
+        run, width = dice.choice(runs), dice.randrange(3)
+        for _ in range(dice.choice((1, 2, 100))):
+            value = dice.random()
+            run.log({f"m{width}.{number}": value for number in range(width + 1)})
+            told[run.id][width].append(value)
+        run.tags(last=value)
+        last[run.id] = repr(value)
+        if dice.random() < 0.2:
+            fold(project)
+    for run in runs:
+        found = run_page(project, run.id)
+        for width, values in enumerate(told[run.id]):
+            if values:
+                assert curve(project, run.id, f"m{width}.0", points=10_000)["values"] == values
+                assert found["metrics"][f"m{width}.{width}"] == values[-1]
+        assert found["tags"].get("last") == last.get(run.id)
 
 
 def logs_in_a_fork(root: str) -> None:

@@ -53,6 +53,8 @@ class Column(msgspec.Struct, frozen=True):
 def listed(found: Mapping[str, Any], search: str, order: Sequence[str], flow: str, limit: int) -> None:
     """Print what a search found as a table, and how to go on."""
     told = found["runs"]
+    if found["reading"]:
+        say("more was logged than is read: the next palan runs goes on with it")
     if not told:
         say(FIRST if not search and flow == "track" else "no run is like that")
         say("next: palan runs")
@@ -139,8 +141,6 @@ def terminal_width() -> int:
     return max(20, shutil.get_terminal_size((100, 24)).columns)
 
 
-def print_table(table: Sequence[Column]) -> None:
-    """Print columns side by side, numbers to the right."""
 def sent(found: Sequence[Mapping[str, Any]]) -> None:
     """Print what left this machine, and why the rest did not."""
     if not found:
@@ -149,6 +149,8 @@ def sent(found: Sequence[Mapping[str, Any]]) -> None:
         say(f"{each['server']}: {each['sent']:,} bytes sent" + (f", {each['waiting']:,} wait: {each['why'] or 'its process still tracks, and sends'}" if each["waiting"] else ""))
 
 
+def print_table(table: Sequence[Column]) -> None:
+    """Print columns side by side, numbers to the right."""
     from rich.cells import cell_len
 
     widths = [each.width() for each in table]

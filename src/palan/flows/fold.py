@@ -7,25 +7,28 @@ is killed is as if not begun, and one that is done twice adds nothing.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from math import inf
 from pathlib import Path
+from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from palan.errors import Corrupt
-from palan.flows.project import Project
+from palan.errors import Corrupt, PalanError
+from palan.flows.project import Project, open_project
 from palan.runs.mlflow import Experiment
 from palan.runs.run import Artifact, Curve, Folded, Keyset, Part, Run, Value, number
 from palan.stores.contract import Batch, Blocks
 from palan.stores.segments import SegmentBlocks
 
 if TYPE_CHECKING:
-    from palan.runs.points import Block, Event, Summary
+    from palan.runs.points import Block, Summary
+    from palan.runs.points import Event as Told
 
 STREAM = "runs"
 TRACK = "track"
@@ -39,6 +42,9 @@ SEGMENTS = 500
 
 PATIENCE = 0.5
 """Seconds after which somebody who looks is shown what there is."""
+
+FOLLOWS = 2.0
+"""Seconds between two folds of a server."""
 
 FEW = 16
 """Curves up to which the last parts of each are asked for by themselves."""
@@ -58,8 +64,39 @@ def fold(project: Project) -> int:
 
 
 def look(project: Project) -> bool:
-    """Fold for a moment; tell whether there is more, which the next look goes on with."""
-    return _fold(project, monotonic() + PATIENCE)[1]
+    """Fold for a moment; tell whether there is more, which the next look goes on with.
+
+    Who has just waited does not wait again at once: a page asks for many things.
+    """
+    blocks = tracked(project)
+    if monotonic() < _rests.get(blocks, 0.0):
+        return True
+    _, more = _fold(project, monotonic() + PATIENCE)
+    _rests[blocks] = monotonic() + PATIENCE if more else 0.0
+    return more
+
+
+@contextmanager
+def following(project: Project) -> Iterator[None]:
+    """Fold beside whatever the block does, so that who looks has not to wait for it; on connections of its own."""
+    own, done = open_project(project.root, clock=project.clock, actor=project.actor, tell=project.tell), Event()
+    thread = Thread(target=_follow, args=(own, done), name="fold", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        own.store.records.close()
+
+
+def _follow(project: Project, done: Event) -> None:
+    pause = 0.0
+    while not done.wait(pause):
+        try:
+            pause = 0.0 if _fold(project, monotonic() + PATIENCE)[1] else FOLLOWS
+        except PalanError:  # who looks is told
+            pause = FOLLOWS
 
 
 def _fold(project: Project, until: float) -> tuple[int, bool]:
@@ -105,6 +142,7 @@ def _gathered(blocks: Blocks, segments: Sequence[str], places: Mapping[str, int]
     return batches, len(segments)
 
 
+_rests: weakref.WeakKeyDictionary[Blocks, float] = weakref.WeakKeyDictionary()
 _known: weakref.WeakKeyDictionary[Blocks, dict[str, int]] = weakref.WeakKeyDictionary()
 
 
@@ -163,7 +201,7 @@ def take(project: Project, batches: Sequence[Batch]) -> None:
         records.remove(Curve, (part.run, part.keyset, part.part))
 
 
-def _runs(project: Project, events: Sequence[tuple[Event, str]]) -> dict[str, Run]:
+def _runs(project: Project, events: Sequence[tuple[Told, str]]) -> dict[str, Run]:
     """Return the runs that events change, as they are after them."""
     changing = [(event, segment) for event, segment in events if event.verb in ("start", "resume", "end", "name")]
     ids = list({event.run for event, _ in changing})
@@ -202,7 +240,7 @@ def _chunks(ids: Sequence[str], size: int = 500) -> Iterable[list[str]]:
         yield list(ids[at : at + size])
 
 
-def _values(project: Project, events: Sequence[Event], blocks: Mapping[tuple[str, bytes], Block]) -> list[Value]:
+def _values(project: Project, events: Sequence[Told], blocks: Mapping[tuple[str, bytes], Block]) -> list[Value]:
     from palan.runs import points
 
     found: dict[tuple[str, str], Value] = {}
@@ -239,7 +277,7 @@ def _joined(run: str, before: Value | None, new: Summary) -> Value:
     return replace(joined, text=text, number=last, step=new.step, time=new.time)
 
 
-def _artifacts(events: Iterable[Event]) -> list[Artifact]:
+def _artifacts(events: Iterable[Told]) -> list[Artifact]:
     found = {}
     for event in events:
         files = event.body["files"] if event.verb == "start" else event.body if event.verb == "artifact" else {}

@@ -15,7 +15,7 @@ import msgspec
 
 from palan.core import figure, stamp
 from palan.errors import Invalid, NotFound
-from palan.flows.fold import fold
+from palan.flows.fold import fold, look
 from palan.flows.project import Project
 from palan.runs.beside import columns, repeated
 from palan.runs.run import Artifact, Curve, Drawn, Keyset, Run, Shown, Value
@@ -42,14 +42,15 @@ COMPARED = 200
 def search(project: Project, where: str = "", *, order: Sequence[str] = (), after: str = "", limit: int = 50, flow: str = "track") -> dict[str, Any]:
     """Search runs: `where` is a text such as "metrics.loss < 0.3 AND params.model = 'trees'", `order` keys such as "metrics.loss".
 
-    Returns {"runs": [...], "next"}: each run with its params, metrics (last values) and tags; `next`, given as `after`,
-    continues, and is empty at the end. `flow` is what kind of run: "track" (what somebody tracks), "build", ...; empty for all.
+    Returns {"runs": [...], "next", "reading"}: each run with its params, metrics (last values) and tags; `next`, given as
+    `after`, continues, and is empty at the end. `reading` says that more was logged than could be read in the time that
+    somebody waits: the next search goes on with it. `flow` is what kind of run: "track" (what somebody tracks), "build", ...; empty for all.
 
     Raises:
         PalanError: the search or an order cannot be read; the character is marked.
         Invalid: `after` is no place that was given out.
     """
-    fold(project)
+    reading = look(project)
     told = parse(where)
     parts: list[Condition] = [Compare(Field("attribute", "deleted"), "null")]  # nothing that was put aside
     parts += [Compare(Field("attribute", "flow"), "=", (flow,))] if flow else []
@@ -60,6 +61,7 @@ def search(project: Project, where: str = "", *, order: Sequence[str] = (), afte
     return {
         "runs": [told_of(run, values.get(run.id, ())) for run, _ in shown],
         "next": _token(shown[-1][1]) if len(found) > limit else "",
+        "reading": reading,
     }
 
 
@@ -119,8 +121,19 @@ def find_run(project: Project, id: str) -> Run:
     Raises:
         NotFound: there is none, or more than one.
     """
+    return _looked(project, id)[0]
+
+
+def _looked(project: Project, id: str) -> tuple[Run, bool]:
+    """Return a run, and whether more was logged than is read."""
+    reading = look(project)
+    try:
+        return _found(project, id), reading
+    except NotFound:
+        if not reading:
+            raise
     fold(project)
-    return _found(project, id)
+    return _found(project, id), False
 
 
 def _found(project: Project, id: str) -> Run:
@@ -149,10 +162,12 @@ def _literal(text: str) -> str:
 def run_page(project: Project, id: str) -> dict[str, Any]:
     """Return everything that is known of one run: values with their extremes, artefacts, children, surroundings.
 
+    `reading` says that more was logged than could be read in the time that somebody waits.
+
     Raises:
         NotFound: there is no such run.
     """
-    run = find_run(project, id)
+    run, reading = _looked(project, id)
     records = project.store.records
     values = records.find(Value, run=run.id)
     return {
@@ -167,6 +182,7 @@ def run_page(project: Project, id: str) -> dict[str, Any]:
         "code": run.code,
         "data": dict(run.data),
         "environment": dict(run.environment),
+        "reading": reading,
     }
 
 
@@ -212,7 +228,7 @@ def curves(project: Project, ids: Sequence[str], metric: str, *, points: int = D
     Raises:
         NotFound: no such run.
     """
-    fold(project)
+    look(project)
     having = {each.id: each for each in project.store.records.find(Keyset) if metric in each.names}
     return [_curve(project, _found(project, id).id, metric, having, points, after, low, high) for id in ids]
 
@@ -324,6 +340,8 @@ def _outline(keysets: dict[Keyset, Parts], metric: str, low: int | None, high: i
 
 def chosen(project: Project, ids: Sequence[str], where: str = "", *, order: Sequence[str] = (), flow: str = "track") -> list[str]:
     """Return the runs to put side by side: those that are named, or else the first that a search finds."""
+    if not ids:
+        fold(project)
     return list(ids) or [each["run"] for each in search(project, where, order=order, limit=COMPARED, flow=flow)["runs"]]
 
 

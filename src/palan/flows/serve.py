@@ -19,6 +19,7 @@ from palan.core import whole
 from palan.errors import PalanError
 from palan.flows.address import announced
 from palan.flows.decide import Deciders
+from palan.flows.fold import following
 from palan.flows.jobs import Runner
 from palan.flows.project import Project
 
@@ -71,7 +72,7 @@ def serve(
         server = uvicorn.Server(_config(site))
         site.deciders.follow()
         site.runner.start()
-        with _ended_by_signals(server), announced(project, site.url):
+        with _ended_by_signals(server), announced(project, site.url), following(project):
             if ready:
                 ready(Server(site.url, site.deciders, site.runner))
             project.tell(f"serving {project.config.name} at {site.url}")
@@ -120,7 +121,7 @@ def serving(project: Project, host: str = "", port: int | None = None, *, token:
             if not thread.is_alive():
                 raise PalanError(f"the server at {site.url} did not start", "look at the log above")
             time.sleep(0.005)
-        with announced(project, site.url):
+        with announced(project, site.url), following(project):
             yield Server(site.url, site.deciders, site.runner)
     finally:
         server.should_exit = True

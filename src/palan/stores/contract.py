@@ -48,7 +48,7 @@ Table = tuple[Any, Any]
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """Some frames of one segment, in no order of their tables, and the place where the next one begins."""
+    """Some frames of one segment, those of one length in order, and the place where the next one begins."""
 
     segment: str
     end: int

@@ -49,6 +49,8 @@ def whole(segment: str, start: int, data: bytes) -> Batch | None:
             if count >= _FEW:
                 if zlib.crc32(memoryview(data)[at : at + count * step]) != _told(data, at, length, count):
                     return None
+                if length in loose:  # those of one length stay in order
+                    tables.append(_table(*loose.pop(length)))
                 frames = raw[at : at + count * step].reshape(count, step)[:, HEADER.size :]
                 tables.append((start + at + step * np.arange(1, count + 1), frames))
                 at += count * step

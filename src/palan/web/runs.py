@@ -13,6 +13,7 @@ from starlette.datastructures import QueryParams
 
 from palan.errors import PalanError
 from palan.flows import runs
+from palan.flows.fold import fold
 from palan.flows.project import Project
 from palan.runs.beside import asked, columns, value_of
 from palan.runs.search import parse, parse_order
@@ -46,7 +47,7 @@ def runs_view(project: Project, frame: views.Frame, query: QueryParams) -> views
     """Return the page of a search. One that cannot be read is shown with its mistake marked."""
     q, flow, chosen = query.get("q", "").strip(), query.get("flow", "track"), query.getlist("show")
     keys = _keys(query.getlist("order"))
-    wrong, found = "", cast(dict[str, Any], {"runs": [], "next": ""})
+    wrong, found = "", cast(dict[str, Any], {"runs": [], "next": "", "reading": False})
     try:
         found = runs.search(project, q, order=keys, after=query.get("after", ""), limit=ROWS, flow=flow)
     except PalanError as error:
@@ -68,6 +69,7 @@ def runs_view(project: Project, frame: views.Frame, query: QueryParams) -> views
         "flow": flow,
         "flows": list(dict.fromkeys([*FLOWS, flow])),
         "wrong": wrong,
+        "reading": found["reading"],
         "next": f"/runs?{urlencode([*state, ('after', found['next'])])}" if found["next"] else "",
         "first": f"/runs?{urlencode(state)}" if query.get("after") else "",
         "compare": f"/runs/compare?{urlencode([('q', q), ('flow', flow), *ordered])}" if len(told) > 1 else "",
@@ -209,6 +211,7 @@ def compare_view(project: Project, frame: views.Frame, query: QueryParams) -> vi
 
 def runs_csv(project: Project, query: QueryParams) -> str:
     """Return what a search finds, every value of it, as CSV."""
+    fold(project)
     told = runs.search(project, query.get("q", ""), order=_keys(query.getlist("order")), limit=runs.MOST, flow=query.get("flow", "track"))["runs"]
     own = ["run", "name", "flow", "experiment", "status", "started", "ended", "parent"]
     names = [*columns(told), *dict.fromkeys(f"tags.{key}" for each in told for key in each["tags"])]

@@ -461,6 +461,7 @@ class RunsPage(TypedDict):
     flow: str
     flows: list[str]
     wrong: str  # what is wrong with the search, marked at its character, ""
+    reading: bool  # more was logged than is read
     next: str  # addresses, "" where there is none
     first: str
     compare: str
