@@ -269,6 +269,7 @@ class Config(msgspec.Struct, frozen=True):
     data: Mapping[str, DataConfig]
     models: Mapping[str, ModelConfig]
     settings: tuple[Setting, ...]
+    notify: str = ""
 
 
 ENVIRONMENT = {
@@ -301,7 +302,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     reader = _Reader(path, text)
     reader.known(raw, (), ["project", "data", "models"])
     project = reader.table(raw, ("project",))
-    reader.known(project, ("project",), ["name", "store", "blobs"])
+    reader.known(project, ("project",), ["name", "store", "blobs", "notify"])
     for key, value in project.items():
         if not isinstance(value, str) or not value:
             raise reader.wrong(("project",), key, f"{value!r} is not a text in quotes", f'{key} = "..."')
@@ -309,6 +310,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
         Setting("project.name", project.get("name", path.parent.name), FILE if "name" in project else "default"),
         _store(reader, project, environment),
         Setting("project.blobs", _blobs(reader, project), FILE if "blobs" in project else "default", "where blobs are, if not in the store: s3://bucket/prefix"),
+        Setting("project.notify", _notify(reader, project), FILE if "notify" in project else "default", "address that palan tick tells of pages: https://..., or $NAME of a variable"),
     ]
     data = {}
     for name, table in reader.table(raw, ("data",)).items():
@@ -324,7 +326,7 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
         reader.name(("models", name))
         models[name] = reader.read(ModelConfig, table, ("models", name), settings, name=name)
     _check_references(reader, data, models)
-    return Config(str(settings[0].value), str(settings[1].value), str(settings[2].value), data, models, tuple(settings))
+    return Config(str(settings[0].value), str(settings[1].value), str(settings[2].value), data, models, tuple(settings), str(settings[3].value))
 
 
 def _store(reader: "_Reader", project: Mapping[str, Any], environment: Mapping[str, str]) -> Setting:
@@ -339,6 +341,13 @@ def _blobs(reader: "_Reader", project: Mapping[str, Any]) -> str:
     address = str(project.get("blobs", ""))
     if address and not BUCKET.fullmatch(address):  # not shown: somebody may have put a secret into it
         raise reader.wrong(("project",), "blobs", "is no address of a bucket", 'blobs = "s3://bucket/prefix"; server and credentials are told by AWS_* variables')
+    return address
+
+
+def _notify(reader: "_Reader", project: Mapping[str, Any]) -> str:
+    address = str(project.get("notify", ""))
+    if address and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?|\$[A-Za-z_]\w*", address):  # not shown: it may hold a secret
+        raise reader.wrong(("project",), "notify", "is no address", 'notify = "https://host/path", or "$NAME" of the variable that holds it')
     return address
 
 

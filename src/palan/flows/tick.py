@@ -25,7 +25,7 @@ MADE_UP = 366
 
 
 def tick(project: Project) -> list[dict[str, Any]]:
-    """Ingest what was delivered, judge the windows that ended, judge canaries, and answer open pages.
+    """Ingest what was delivered, judge the windows that ended, judge canaries, answer open pages, and tell `[project] notify`.
 
     Each duty has a slot: what was done in it is recorded, so a second call, or a second machine, does it not again.
     A duty that fails is told of and does not keep the others from being done.
@@ -45,6 +45,8 @@ def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
     for name in project.config.models:
         if project.store.records.get(Release, name) is not None:
             duties += [*_watch(project, journal, name), _react(project, name)]
+    if project.config.notify:
+        duties.append(_notify(project, journal))
     return [each for each in duties if each is not None and each["text"]]
 
 
@@ -127,6 +129,12 @@ def _react(project: Project, name: str) -> dict[str, Any] | None:
         return "; ".join(said)
 
     return _told(f"react {name}", answer)
+
+
+def _notify(project: Project, journal: Journal) -> dict[str, Any]:
+    from palan.flows.notify import notify
+
+    return _told("notify", lambda: "; ".join(notify(project, journal)))
 
 
 def _told(what: str, work: Callable[[], str]) -> dict[str, Any]:
