@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from palan.data.nouns import Repair
-from palan.errors import NotAdmitted
+from palan.errors import Invalid, NotAdmitted, NotFound
 from palan.flows import deliveries, tables
+from palan.flows.accept import accept
 from palan.flows.build import build
 from palan.flows.check import check
 from palan.flows.ingest import ingest
@@ -205,3 +206,33 @@ def test_a_version_that_learnt_from_suspect_rows_does_not_pass(project: Project,
     build(opened, "damp")
     assert "data" not in [each["gate"] for each in check(opened, "damp@3")["findings"]]
     opened.store.records.close()
+
+
+def test_a_suspicion_that_is_no_fault_is_accepted_with_a_reason(project: Project, months: list[pl.DataFrame]) -> None:
+    for name, frame in zip("89a", months, strict=False):
+        deliver(project, name, frame)
+    with pytest.raises(NotFound, match="nothing is suspected of weather"):
+        accept(project, "weather", reason="it is a new station")
+    deliver(project, "b", celsius(months[3]))
+    with pytest.raises(Invalid, match="without a reason"):
+        accept(project, "weather", reason=" ")
+    with pytest.raises(NotFound, match=r"of weather\.humid"):
+        accept(project, "weather", column="humid", reason="it is a new station")
+    rows = tables.find_data_version(project, "weather")
+    assert "palan accept weather" in why(project, "weather")["to do"]
+
+    made = accept(project, "weather", column="temp", reason="the station was moved")
+    assert made["version"] == "weather@5" and "°C instead of °F" in made["accepted"][0]
+    assert suspected(project) == []
+    assert tables.find_data_version(project, "weather").parts == rows.parts
+    entry = log(project)["entries"][-1]
+    assert (entry["verb"], entry["subject"], entry["reason"]) == ("accepted", "weather@5", "the station was moved")
+    told = why(project, "weather")
+    assert told["suspected"] == [] and told["accepted"][0].endswith("the station was moved") and told["to do"] == ""
+    assert "°C" not in status(project)["data"][0]["why"]
+
+    report = deliver(project, "c", celsius(months[4]))  # it goes on, and stays accepted
+    assert report["warnings"] == [] and suspected(project) == [] and report["next"] != f"palan why {report['version']}"
+    deliver(project, "b", months[3])
+    deliver(project, "c", months[4])
+    assert suspected(project) == []

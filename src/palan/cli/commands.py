@@ -180,6 +180,29 @@ def ingest(ctx: click.Context, data: str | None, as_json: bool) -> None:
     _print(verb(_open(ctx, quiet=as_json), data or ""), as_json, show)
 
 
+@cli.command()
+@click.argument("data")
+@click.option("--column", default="", metavar="COLUMN", help="Only what is suspected of this column.")
+@click.option("--reason", required=True, help="Why, for the ledger.")
+@_json
+@click.pass_context
+def accept(ctx: click.Context, data: str, column: str, reason: str, as_json: bool) -> None:
+    """Say that what is suspected of DATA is no fault: it means this now. `palan why DATA` shows what is suspected.
+
+    \b
+    Example:  palan accept weather --reason "the station reports in °C since May"
+    """
+    from palan.flows.accept import accept as verb
+
+    def show(made: dict[str, Any]) -> None:
+        for each in made["accepted"]:
+            click.echo(f"accepted: {each}")
+        click.echo(f"{made['version']}: the same rows; in the ledger: {made['reason']}")
+        click.echo("next: palan status")
+
+    _print(verb(_open(ctx, quiet=as_json), data, column=column, reason=reason), as_json, show)
+
+
 def _param(text: str) -> tuple[str, Any]:
     import msgspec
 

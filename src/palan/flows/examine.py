@@ -96,7 +96,9 @@ def examine(
             if _is_certain(each, window.height / len(stretch), contract) and not (each.kind == "nulls" and set(each.columns) <= _outcomes(project)):
                 through = each.until.date() - timedelta(days=1) if each.until else stretch[-1]
                 told = _joined(told, [_marked(each, through)])
-    return _joined(still, told), [each for each in told if _through(each) >= first]
+    accepted = [each for each in known if tables.ACCEPTED in each.evidence]
+    told = [_as_accepted(each, accepted) for each in told]
+    return _joined(still, told), [each for each in told if _through(each) >= first and tables.ACCEPTED not in each.evidence]
 
 
 def said(each: Hypothesis) -> str:
@@ -155,16 +157,18 @@ def _with_stored(
 
     from palan.data import doctor
 
-    key, first = list(contract.key), rows[doctor.DAY].min()
+    key, first = list(contract.key), min(rows[doctor.DAY].unique().to_list())
     seen: set[date] = set()
     for part in reversed(before):
         stored = doctor.dated(_has(tables.load_frame(project, part, names), names, contract), contract.time)
         stored = stored.filter(pl.col(doctor.DAY).is_between(begin - OLDEST, end))
-        if key and stored.height and stored[doctor.DAY].max() >= first:  # type: ignore[operator]
+        days = stored[doctor.DAY].unique().to_list()
+        if key and days and max(days) >= first:
             stored = stored.join(rows, on=key, how="anti", nulls_equal=True)
+            days = stored[doctor.DAY].unique().to_list()
         rows = pl.concat([rows, stored])
-        seen |= {day for day in stored[doctor.DAY].unique().to_list() if day < begin}
-        if len(seen) > HISTORY + LEAST and stored.height and stored[doctor.DAY].max() < begin:  # type: ignore[operator]
+        seen |= {day for day in days if day < begin}
+        if len(seen) > HISTORY + LEAST and days and max(days) < begin:
             break
     rows = rows.sort(contract.time)
     return rows, doctor.days_of(rows)
@@ -205,6 +209,15 @@ def _joined(earlier: Sequence[Hypothesis], later: Sequence[Hypothesis]) -> list[
     return found
 
 
+def _as_accepted(each: Hypothesis, accepted: Sequence[Hypothesis]) -> Hypothesis:
+    """Return a suspicion as accepted where it is, or goes on with, one that somebody took for no fault."""
+    old = next((old for old in accepted if _same(old, each) and old.since - timedelta(days=2) <= each.since and each.since.date() <= _through(old) + timedelta(days=2)), None)
+    return each if old is None else replace(each, evidence={**each.evidence, tables.ACCEPTED: old.evidence[tables.ACCEPTED]})
+
+
+def _same(old: Hypothesis, each: Hypothesis) -> bool:
+    return (old.kind, sorted(old.columns)) == (each.kind, sorted(each.columns))
+
+
 def _goes_on(old: Hypothesis, each: Hypothesis) -> bool:
-    same = (old.kind, sorted(old.columns)) == (each.kind, sorted(each.columns))
-    return same and old.since <= each.since and each.since.date() <= _through(old) + timedelta(days=2)
+    return _same(old, each) and old.since <= each.since and each.since.date() <= _through(old) + timedelta(days=2)

@@ -185,7 +185,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         "reasons": _sum(report["reasons"] for report in reports),
         "warnings": [*warnings, *(warning for report in reports for warning in report["warnings"])],
         "text": "; ".join([*warnings, *resolved, *(report["text"] for report in reports)]) or "nothing new",
-        "next": _next(project, name, version, bool(waiting or suspect)),
+        "next": _next(project, name, version, bool(waiting or any(tables.ACCEPTED not in each["evidence"] for each in suspect))),
     }, errors
 
 
@@ -203,7 +203,7 @@ def _examined(
     before = [part for part in parts if newest and part in set(newest.parts)]
     broken = [report["quarantine"] for report in reports if report["quarantine"]]
     new = [report["part"] for report in reports if report["part"]]
-    suspect, told = examine.examine(project, contract, before, new, broken, tables.suspicions(project, contract.name))
+    suspect, told = examine.examine(project, contract, before, new, broken, tables.suspicions(project, contract.name, accepted=True))
     return [msgspec.to_builtins(each) for each in suspect], [examine.said(each) for each in told]
 
 

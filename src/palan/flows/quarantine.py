@@ -145,7 +145,8 @@ def explain(project: Project, ref: str) -> dict[str, Any]:
     newest = tables.latest(project, version.data) == version
     reports = version.verdict.get("files", [version.verdict])
     open_ = waiting(project, version.data, until=version.time)
-    suspected = tables.suspicions(project, version.data) if newest else []
+    every = tables.suspicions(project, version.data, accepted=True) if newest else []
+    suspected = [each for each in every if tables.ACCEPTED not in each.evidence]
     return {
         "kind": "data",
         "data": version.ref,
@@ -155,6 +156,7 @@ def explain(project: Project, ref: str) -> dict[str, Any]:
         "came from": [name for name, content in version.sources.items() if before is None or before.sources.get(name) != content],
         "warnings": [str(rule["text"]) for report in reports for rule in report.get("table", []) if not rule["holds"]],
         "suspected": [f"{each.text}; seen until {each.evidence['through']}" for each in suspected],
+        "accepted": [f"{each.text}: {each.evidence[tables.ACCEPTED]}" for each in every if each not in suspected],
         "repairs": [examine.said(each) for each in suspected if each.repairs],
         "waiting": sum(each.rows for each in open_),
         "quarantine": listed(project, open_),
@@ -167,7 +169,7 @@ def _to_do(data: str, open_: Sequence[Quarantine], suspected: bool) -> str:
     if files:
         shown = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         return f"put {shown} right, or the rule in [data.{data}] where the rule is wrong; then: palan ingest {data}"
-    return f"have the rows delivered as they were before, with their key; then: palan ingest {data}" if suspected else ""
+    return f"have the rows delivered as they were before, with their key; then: palan ingest {data}; or, if it is no fault: palan accept {data} --reason WHY" if suspected else ""
 
 
 def _shown(value: object) -> str:

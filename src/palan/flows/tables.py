@@ -27,6 +27,9 @@ _one_at_a_time = threading.RLock()
 SUSPECT = "suspect"
 """Where a data version keeps what the data doctor suspects, in its verdict."""
 
+ACCEPTED = "accepted"
+"""Where a suspicion that somebody took for no fault keeps the reason, in its evidence."""
+
 
 def contract_of(project: Project, name: str) -> contracts.Contract:
     """Return the contract of a table, as palan.toml declares it."""
@@ -185,8 +188,10 @@ def _transform(project: Project, name: str, versions: Mapping[str, DataVersion])
 
     config = project.data(name)
     folder, _ = packages.stage(project, packages.code_of(project, config.transform))
-    with Worker(folder, config.transform, kind=TRANSFORMATION) as worker:
+    with Worker(folder, config.transform, kind=TRANSFORMATION, watched=True) as worker:
         frame = worker.transform({each: read(project, version) for each, version in versions.items()})
+        for path in packages.undeclared(project, worker):
+            project.tell(packages.unnoticed(config.transform, path))
     checked = verify(frame, contract_of(project, name))
     if checked.verdict.bad:
         raise PalanError(
@@ -212,16 +217,21 @@ def _arguments(project: Project, entry: str) -> list[str]:
     raise PalanError(f"{entry} is not a plain function", f"define {name}(…) with data names as arguments in {file}")
 
 
-def suspicions(project: Project, data: str, *, repairs: Sequence[Repair] = ()) -> list[Hypothesis]:
+def inputs_of(project: Project, data: str) -> list[str]:
+    """Return the tables that a table is made of; of one that is ingested none."""
+    transform = project.data(data).transform
+    return _arguments(project, transform) if transform else []
+
+
+def suspicions(project: Project, data: str, *, repairs: Sequence[Repair] = (), accepted: bool = False) -> list[Hypothesis]:
     """Return what the data doctor suspects of a table, or of the tables that it is made of, as they are now.
 
-    A suspicion stands until its rows are delivered again and do not bear it out. `evidence["through"]` is the last day on
-    which it was seen, `repairs` what would put it right. What these repairs, such as those of a release, put right is
-    left out.
+    A suspicion stands until its rows are delivered again and do not bear it out, or until somebody accepts it: of those only
+    `accepted` tells. `evidence["through"]` is the last day on which it was seen, `repairs` what would put it right. What
+    these repairs, such as those of a release, put right is left out.
     """
-    config = project.data(data)
-    if config.transform:
-        found = [each for name in _arguments(project, config.transform) for each in suspicions(project, name, repairs=repairs)]
+    if inputs := inputs_of(project, data):
+        found = [each for name in inputs for each in suspicions(project, name, repairs=repairs, accepted=accepted)]
         return [each for place, each in enumerate(found) if each not in found[:place]]
     newest = latest(project, data)
     kept = newest.verdict.get(SUSPECT) if newest else None
@@ -235,7 +245,8 @@ def suspicions(project: Project, data: str, *, repairs: Sequence[Repair] = ()) -
     return [
         each
         for each in msgspec.convert(kept, list[Hypothesis])
-        if not all(any(name == column and since <= each.since and (until is None or (each.until and each.until <= until)) for column, since, until in right) for name in each.columns)
+        if (accepted or ACCEPTED not in each.evidence)
+        and not all(any(name == column and since <= each.since and (until is None or (each.until and each.until <= until)) for column, since, until in right) for name in each.columns)
     ]
 
 

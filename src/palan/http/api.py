@@ -30,6 +30,7 @@ from palan.releases.nouns import Release
 
 VERBS: Mapping[str, str] = {
     "ingest": "take in the files that a table's source has and the store has not",
+    "accept": "take what is suspected of a table for what it means now",
     "build": "make a version of a model",
     "check": "judge a version by the model's gates",
     "release": "say which version answers",
