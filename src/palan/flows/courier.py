@@ -6,12 +6,15 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from palan.errors import PalanError
 
 EVERY = 0.5
 """Seconds between two rounds: what was logged is seen elsewhere about so much later."""
+PATIENCE = 2.0
+"""Seconds that it may fail before it says so: a server that restarts is nothing to tell of."""
 LONGEST = 10.0
 """Seconds between two rounds that fail, after some."""
 
@@ -54,6 +57,7 @@ class Courier:
             return self._turn.wait_for(lambda: self._done >= needed, seconds) and not self._failed
 
     def _run(self) -> None:
+        since = time.monotonic()
         while True:
             self._wake.clear()
             with self._turn:
@@ -64,8 +68,8 @@ class Courier:
                 self.why, self._done = why, self._begun
                 self._turn.notify_all()
             if not why:
-                self._told = ""
-            elif self._failed > 1 and not self._is_last and why != self._told:  # once may be the restart of a server
+                self._told, since = "", time.monotonic()
+            elif time.monotonic() > since + PATIENCE and not self._is_last and why != self._told:
                 self._told = why
                 sys.stderr.write(f"palan: {why}{self.note}\n")
             self._wake.wait(min(self.every * 2 ** min(self._failed, 8), max(LONGEST, self.every)))
