@@ -40,7 +40,7 @@ def test_postgresql_is_restarted_and_killed(tmp_path: Path, postgres: Database) 
 
 
 def test_the_disk_is_full(tmp_path: Path) -> None:
-    all_kept(full_disk(tmp_path, 4, 3), 3, "open", "point")
+    all_kept(full_disk(tmp_path, 7, 3), 3, "poured", "entry", "point")
 
 
 def test_another_program_locks_the_database(tmp_path: Path) -> None:

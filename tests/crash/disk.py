@@ -67,7 +67,8 @@ def filled(disk: Path, origin: str, room: int, pour: bool) -> tuple[list[Told], 
     lost: list[str] = []
     if pour:  # one process logs until there is no room, and goes on when there is some
         try:
-            run = start("poured", project=open_project(root))
+            project = open_project(root)
+            run = start("poured", project=project)
             while points < 200_000:
                 run.log(loss=float(points), step=points)
                 points += 1
@@ -82,12 +83,12 @@ def filled(disk: Path, origin: str, room: int, pour: bool) -> tuple[list[Told], 
         for number in range(points, points + 10):
             run.log(loss=float(number), step=number)
         run.end()
-        (drawn,) = curves(run.project, [run.id], "loss", points=10_000_000)
+        (drawn,) = curves(project, [run.id], "loss", points=10_000_000)
         if drawn["steps"] != list(range(points + 10)) or drawn["values"] != [float(step) for step in drawn["steps"]]:
             lost.append(f"of {points + 10} points {len(drawn['steps'])} are there")
         told += [Told("did", "poured")] * points
-        run.project.store.records.close()
-        run.project.store.blocks.close()
+        project.store.records.close()
+        project.store.blocks.close()
     more: list[Told] = []
     work(root, "round 2", more.append, disk / "aside")
     lost += [f"with room again {each.step} is refused: {each.what}" for each in more if each.verb != "did"]

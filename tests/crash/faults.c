@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -18,7 +19,7 @@ static char under[PATH_MAX];
 static size_t length;
 static int number = EIO, how;
 static long nth;
-static atomic_long calls;
+static atomic_long calls, again;
 
 void fault_arm(const char *folder, long at, int kind, int error) {
     snprintf(under, sizeof under, "%s", folder);
@@ -28,6 +29,7 @@ void fault_arm(const char *folder, long at, int kind, int error) {
 }
 
 long fault_calls(void) { return atomic_load(&calls); }
+long fault_again(void) { return atomic_load(&again); }
 
 /* 0: let it pass, 1: fail, 2: half of it. */
 static int verdict(const char *path) {
@@ -39,14 +41,34 @@ static int verdict(const char *path) {
     return now == nth || how == FROM_THEN_ON;
 }
 
-static int of_file(int fd) {
-    if (!length) return 0;
-    char link[64], path[PATH_MAX];
+static const char *name_of(int fd, char *path) {
+    char link[64];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t size = readlink(link, path, sizeof path - 1);
-    if (size < 0) return 0;
-    path[size] = 0;
-    return verdict(path);
+    ssize_t size = readlink(link, path, PATH_MAX - 1);
+    path[size < 0 ? 0 : size] = 0;
+    return path;
+}
+
+static int of_file(int fd) {
+    char path[PATH_MAX];
+    return length ? verdict(name_of(fd, path)) : 0;
+}
+
+static int of_database(int fd) {
+    char path[PATH_MAX];
+    return strstr(name_of(fd, path), ".db") != NULL;
+}
+
+/* A file whose sync failed is not to be synced again. SQLite does so when it closes, and reads its log then: that is its own affair. */
+static int of_sync(int fd) {
+    static ino_t failed[256];
+    static int known;
+    struct stat file;
+    int told = of_file(fd), regular = !fstat(fd, &file) && S_ISREG(file.st_mode) && !of_database(fd);
+    for (int at = 0; told != 1 && regular && at < known; at++)
+        if (failed[at] == file.st_ino) again++;
+    if (told == 1 && regular && known < 256) failed[known++] = file.st_ino;
+    return told;
 }
 
 static int of_path(const char *path) {
@@ -77,9 +99,10 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
     if (told == 1) REFUSED;
     return NEXT(pwrite64)(fd, data, told == 2 && size > 1 ? size / 2 : size, at);
 }
+#define ON_SYNC(name) int name(int fd) { if (of_sync(fd) == 1) REFUSED; return NEXT(name)(fd); }
+ON_SYNC(fsync)
+ON_SYNC(fdatasync)
 #define ON_FILE(name, given, passed) int name given { if (of_file(fd) == 1) REFUSED; return NEXT(name) passed; }
-ON_FILE(fsync, (int fd), (fd))
-ON_FILE(fdatasync, (int fd), (fd))
 ON_FILE(ftruncate, (int fd, off_t size), (fd, size))
 ON_FILE(ftruncate64, (int fd, off64_t size), (fd, size))
 #define ON_PATH(name, given, passed) int name given { if (of_path(path) == 1) REFUSED; return NEXT(name) passed; }

@@ -92,6 +92,8 @@ def worked(out: int, library: ctypes.CDLL, root: Path, aside: Path, nth: int, ki
     library.fault_arm(os.fsencode(root), nth, kind, number)
     work(root, "round 1", counted, aside)
     calls += [library.fault_calls()]
+    if again := library.fault_again():
+        say(Told("untold", "sync", f"{again} times a file was synced again although the disk had refused that"))
     library.fault_arm(b"", 0, ONCE, 0)
     say(Told("calls", *map(str, calls)))
 
@@ -120,7 +122,7 @@ def main(library: str, root: str, made: str, seed: str, count: str) -> None:
     from palan.runs import points  # noqa: F401
 
     shim = ctypes.CDLL(library)
-    shim.fault_calls.restype = ctypes.c_long
+    shim.fault_calls.restype = shim.fault_again.restype = ctypes.c_long
     shim.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     origin = Path(root) / "origin"
     getattr(origins, made)(origin)

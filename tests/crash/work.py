@@ -111,7 +111,7 @@ def missing(root: Path, told: list[Told], aside: Path | None = None) -> list[str
     for each in told:
         if each.verb == "did":
             by.setdefault(each.step, []).append(each.what)
-    found = [f"{each.step} ended with a traceback: {each.what}" for each in told if each.verb == "untold"]
+    found = [f"{each.step}: {each.what}" for each in told if each.verb == "untold"]
     found += [f"{each.step} was refused without a next command: {each.what}" for each in told if each.verb == "refused" and "\nhint: " not in each.what]
     try:
         project = open_project(root)

@@ -192,12 +192,17 @@ class SQLiteRecords(sql.SqlRecords):
                     self._db.execute("rollback")
                 if durable:
                     self._db.execute("pragma synchronous = normal")
+                if self._explained.refused:  # a failed fsync is never retried: what the system dropped would count as written
+                    self._db.execute("pragma query_only = on")
 
     def _sync_log(self) -> None:
         """Take the commits to the disk, as `synchronous = full` would have done: within a transaction it cannot be set."""
         log = os.open(f"{self.path}-wal", os.O_RDONLY)
         try:
             os.fsync(log)
+        except OSError as error:
+            self._explained.refused = _refused(self.path, error.strerror or "fsync")
+            raise
         finally:
             os.close(log)
 
@@ -218,7 +223,6 @@ class SQLiteRecords(sql.SqlRecords):
     def _run(self, statement: str, values: Any) -> sqlite3.Cursor:
         with self._lock, self._explained:
             return self._db.execute(statement, values)
-
 
 
 _FUSED = ("sshfs", "ceph", "glusterfs", "davfs", "rclone", "s3fs", "goofys", "mountpoint-s3", "gcsfuse", "blobfuse", "blobfuse2", "juicefs", "seaweedfs", "mfs", "smbnetfs")
@@ -290,8 +294,20 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-_WRITES = {"SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_TRUNCATE", "SQLITE_IOERR_FSYNC"}
-"""What SQLite says when the system takes no more bytes: a full disk or quota, or a limit on the size of files."""
+_WRITES = {"SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP", "SQLITE_IOERR_SHMOPEN", "SQLITE_IOERR_TRUNCATE"}
+"""What SQLite says when the system takes no more bytes: a full disk or quota, a limit on the size of files, or a fault of the disk."""
+
+
+def _is_limited(path: Path) -> bool:
+    """Tell whether there is no room, or a limit on the size of files."""
+    import resource
+
+    disk = os.statvfs(path.parent)
+    return disk.f_bavail * disk.f_frsize < 1 << 20 or resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+
+
+def _refused(path: Path, why: str) -> PalanError:
+    return PalanError(f"the disk refused what was written to the store {path} ({why})", "put the disk right, then start palan again")
 
 
 def _no_space(path: Path, name: str) -> PalanError:
@@ -303,7 +319,7 @@ class _Explained:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.refused: PalanError | None = None  # why this store can only be read
+        self.refused: PalanError | None = None  # why this store can only be read, at all or from now on
 
     def __enter__(self) -> None:
         pass
@@ -312,6 +328,8 @@ class _Explained:
         if error is None:
             return
         told = _told(self.path, error)
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC":
+            self.refused = told
         if told is not None:
             raise (self.refused if self.refused and type(told) is PalanError else told) from error
 
@@ -333,8 +351,12 @@ def _told(path: Path, error: BaseException) -> PalanError | None:
         if "readonly" in text or "unable to open" in text:
             return PalanError(f"the store {path} cannot be written", f"chmod -R u+rwX {path.parent}")
         name = str(getattr(error, "sqlite_errorname", ""))
-        if "full" in text or name in _WRITES:
+        if "full" in text or (name in _WRITES and _is_limited(path)):
             return _no_space(path, name)
+        if name == "SQLITE_IOERR_FSYNC":
+            return _refused(path, name)
+        if name.startswith("SQLITE_IOERR"):
+            return PalanError(f"the disk refused to read or write the store {path} ({name})", f"df {path.parent}; dmesg: put the disk right, then repeat the command")
         return PalanError(f"the store {path} failed: {text}", "palan --debug status")
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
         return Corrupt(f"the store {path} is damaged: {error}", "restore it from a backup")
