@@ -49,6 +49,7 @@ class Worker:
         state: files of a fitted model, as `fit` returned them.
         inputs: the columns of X, and
         outcome: the column y, for objects in scikit-learn's style.
+        watched: whether to note which files it reads, for `reads`: not for one that serves.
         env: variables to add to the child's environment.
         start_seconds: how long starting and loading the model may take.
         grace: seconds between SIGTERM and SIGKILL.
@@ -64,6 +65,7 @@ class Worker:
         state: Mapping[str, bytes] | None = None,
         inputs: Sequence[str] = (),
         outcome: str = "",
+        watched: bool = False,
         env: Mapping[str, str] | None = None,
         start_seconds: float = 60.0,
         grace: float = 0.5,
@@ -72,7 +74,7 @@ class Worker:
         self.entry = entry
         self.start_seconds = start_seconds
         self.grace = grace
-        self._opening = {"kind": kind, "params": dict(params or {}), "inputs": list(inputs), "outcome": outcome}
+        self._opening = {"kind": kind, "params": dict(params or {}), "inputs": list(inputs), "outcome": outcome, "watched": watched}
         self._state = dict(state or {})
         self._env = dict(env or {})
         self._lock = threading.RLock()
@@ -140,6 +142,12 @@ class Worker:
 
     def ping(self) -> None:
         self._call({"op": "ping"}, 5.0)
+
+    def reads(self, root: Path, *known: Path) -> list[str]:
+        """Return the files that the child has read, but for those of `known` folders, of Python, of libraries and of the system."""
+        with self._lock:
+            found: list[str] = [] if self.pid is None else self._call({"op": "reads", "root": str(root), "known": [str(self.folder), *map(str, known)]}, 10.0)
+            return found
 
     def fit(self, data: pl.DataFrame | Sequence[Any], *, seed: int = 0, time_limit: float | None = None) -> dict[str, bytes]:
         """Let the model learn; return what it learnt as named files, which this worker keeps for its next child.

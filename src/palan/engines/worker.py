@@ -106,6 +106,10 @@ class Served:
             return "pong"
         if op == "open":
             return self.open(request)
+        if op == "reads":
+            from palan.engines import reads
+
+            return reads.unknown(Path(request["root"]), [Path(each) for each in request["known"]])
         if op == "transform":
             return self.transform(request)
         model = self.model
@@ -141,6 +145,10 @@ class Served:
                 raise PalanError(f"a worker cannot {op!r}", "fit decide solve check score evaluate table ping")
 
     def open(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request.get("watched"):
+            from palan.engines import reads  # a worker that serves watches nothing
+
+            reads.watch()
         if request["kind"] == TRANSFORMATION:
             self.transformation = load(Path(request["folder"]), request["entry"])
             return {"kind": TRANSFORMATION, "name": request["entry"], "verbs": [], "params": {}}

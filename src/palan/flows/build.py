@@ -111,12 +111,12 @@ def make(
     lend = partial(Worker, folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome)
 
     def look() -> dict[str, Any]:
-        with lend() as worker:
-            return worker.open()
+        with lend(watched=True) as worker:
+            return {**worker.open(), "reads": packages.undeclared(project, worker)}
 
     def learn(data: DataVersion) -> dict[str, Any]:
-        with lend() as worker:
-            return fit(project, model, worker, data, repairs, since=since, seed=seed)
+        with lend(watched=True) as worker:
+            return {**fit(project, model, worker, data, repairs, since=since, seed=seed), "reads": packages.undeclared(project, worker)}
 
     about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, look)
     kind = about["kind"]
@@ -144,6 +144,8 @@ def make(
             f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, lend, data, learnt, repairs, since, seed)
         )
     takes = signature(project, config, kind, data)
+    for path in dict.fromkeys([*about.get("reads", ()), *learnt.get("reads", ())]):
+        project.tell(packages.unnoticed(config.model, path))
     journal.note(
         params=merged,
         metrics={**reference["metrics"], **({"rows": float(learnt["rows"])} if learnt["rows"] else {})},

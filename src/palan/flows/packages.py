@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import hmac
 import os
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -202,6 +203,21 @@ def stage(project: Project, code: Closure) -> tuple[Path, dict[str, str]]:
     """Store the closure's files as blobs and lay them out; return the folder and {path: blob}."""
     blobs = {path: project.store.blobs.put((project.root / path).read_bytes()) for path in code.files}
     return unpack(project, digest_of(blobs), blobs), blobs
+
+
+def undeclared(project: Project, worker: Worker) -> list[str]:
+    """Return which files a worker has read of which palan.toml knows nothing: relative to the project, where they lie in it."""
+    root, found = project.root.resolve(), [Path(each) for each in worker.reads(project.root, project.folder)]
+    globs = [*(each.source for each in project.config.data.values()), *(each.instances for each in project.config.models.values()), *(each.golden for each in project.config.models.values())]
+    declared = {path.resolve() for each in filter(None, globs) for path in root.glob(each)} if found else set()
+    return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in found if path not in declared]
+
+
+def unnoticed(entry: str, path: str) -> str:
+    """Say what it means that a file is read which is not declared, and how to declare it."""
+    name = re.sub(r"\W+", "_", Path(path).stem)
+    there = f'[data.{name}] source = "{path}"' if not Path(path).is_absolute() else f"put it into the project, and [data.{name}] source = ..."
+    return f"{entry.partition(':')[0]} read {path}, which palan does not know: a change of it will not be noticed; in palan.toml: {there}"
 
 
 WARM = 4
