@@ -237,7 +237,7 @@ def test_numbers_may_come_as_texts_and_both_prefixes_answer(client: MlflowClient
         client.log_metric(run, "curve", float(step), step=step)
     _, answer = call(server, "GET", f"/api/2.0/mlflow/metrics/get-history-bulk-interval?run_ids={run}&metric_key=curve&max_results=10")
     steps = [each["step"] for each in answer["metrics"]]
-    assert len(steps) == 10 and (steps[0], steps[-1]) == (0, 49) and {each["run_id"] for each in answer["metrics"]} == {run}
+    assert len(steps) == 11 and (steps[0], steps[-1]) == (0, 49) and {each["run_id"] for each in answer["metrics"]} == {run}
     assert call(server, "GET", "/api/2.0/mlflow/nothing")[0] == 404 and call(server, "GET", "/api/2.0/mlflow/runs/create")[0] == 405
     assert call(server, "POST", "/api/2.0/mlflow/runs/search", {}, {"Origin": "http://evil.example"})[0] == 403
 

@@ -21,20 +21,24 @@ from msgspec.structs import replace
 from palan.core import new_id, utcnow
 from palan.errors import Conflict, Invalid, NotFound, PalanError
 from palan.flows.fold import KILLED, STREAM, TRACK, fold, tracked
-from palan.flows.project import Project
+from palan.flows.project import Project, record
 from palan.flows.track import LONGEST
 from palan.runs.mlflow import Experiment, Input, LoggedModel, ModelMetric, holds, ordered
 from palan.runs.points import Names, event
 from palan.runs.run import Curve, Keyset, Run, Value
-from palan.runs.search import Both, Compare, Condition, Field, Not, parse, parse_order
+from palan.runs.search import ATTRIBUTES, Both, Compare, Condition, Field, Not, parse, parse_order
 
 STATUSES = {"RUNNING": "running", "SCHEDULED": "running", "FINISHED": "done", "FAILED": "failed", "KILLED": "killed"}
 VIEWS = ("ACTIVE_ONLY", "DELETED_ONLY", "ALL")
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
-MOST_METRICS, MOST_PARAMS, MOST_TAGS, LONGEST_KEY, MOST_RUNS = 1000, 100, 100, 250, 50_000
+UNKNOWN = "unknown"  # what a client calls a user that it was not told
+MOST_METRICS, MOST_PARAMS, MOST_TAGS, LONGEST_KEY, LONGEST_NAME, LONGEST_DIGEST, MOST_RUNS = 1000, 100, 100, 250, 500, 36, 50_000
 KEPT = 10_000  # runs, and sets of names, that are known without a look into the store
 
 _NAME = re.compile(r"[/\w.\- :]*")
+_USER = Field("tag", "mlflow.user")
+_RUN = {**ATTRIBUTES, "user_id": "user", "dataset_name": "dataset.name", "dataset_digest": "dataset.digest", "dataset_context": "dataset.context"}
+_DATASET = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\bdatasets?\.(name|digest|context)\b")
 _HINT = "see docs/how-to/use-mlflow-clients.md"
 
 
@@ -43,7 +47,7 @@ class Metric(msgspec.Struct, gc=False):
 
     key: str = ""
     value: float | None = None
-    timestamp: int | None = None
+    timestamp: int | float | None = None
     step: int = 0
     model_id: str = ""
     dataset_name: str = ""
@@ -181,11 +185,12 @@ class Tracking:
         for count, most, what in ((len(metrics), MOST_METRICS, "metrics"), (len(params), MOST_PARAMS, "params"), (len(tags), MOST_TAGS, "tags")):
             if count > most:
                 raise invalid(f"A batch logging request can contain at most {most} {what}. Got {count} {what}. Please split up {what} across multiple requests and try again.")
+        if (count := len(metrics) + len(params) + len(tags)) > MOST_METRICS:
+            what = "metrics, params, and tags"
+            raise invalid(f"A batch logging request can contain at most {MOST_METRICS} {what}. Got {count} {what}. Please split up {what} across multiple requests and try again.")
         _check_metrics(metrics, batch)
-        for place, each in enumerate(params):
-            check_name(each.key, f"params[{place}].name" if batch else "name", "Param name" if batch else "key")
-        for place, each in enumerate(tags):
-            check_name(each.key, f"tags[{place}].name" if batch else "name", "key")
+        _check_keys(params, "params" if batch else "", "Param key")
+        _check_keys(tags, "tags" if batch else "", "")
         known = self.writable(run)
         frames = self._points(run, metrics)
         ns = time.time_ns()
@@ -207,12 +212,12 @@ class Tracking:
         """Return the frames of points: those of one moment and step are one, as long as no name comes twice."""
         rows: list[tuple[int, int, dict[str, float]]] = []
         for each in metrics:
-            ms, step, value = each.timestamp, each.step, each.value
+            ms, step, value = int(each.timestamp or 0), each.step, each.value
             last = rows[-1] if rows else None
             if last is not None and last[0] == ms and last[1] == step and each.key not in last[2]:
                 last[2][each.key] = value  # type: ignore[assignment]
             else:
-                rows.append((ms, step, {each.key: value}))  # type: ignore[dict-item, arg-type]
+                rows.append((ms, step, {each.key: value}))  # type: ignore[dict-item]
         frames: list[bytes] = []
         fresh: dict[tuple[str, ...], Names] = {}
         id = run.encode()
@@ -240,7 +245,7 @@ class Tracking:
                 last = {(each.key, each.run, each.dataset, each.digest): each for each in model.metrics}
                 for each in metrics:
                     if each.model_id == id:
-                        new = ModelMetric(each.key, repr(each.value), each.timestamp or 0, each.step, run, each.dataset_name, each.dataset_digest)
+                        new = ModelMetric(each.key, repr(each.value), int(each.timestamp or 0), each.step, run, each.dataset_name, each.dataset_digest)
                         place = new.key, new.run, new.dataset, new.digest
                         before = last.get(place)
                         if before is None or (before.step, before.time, before.number) <= (new.step, new.time, new.number):
@@ -265,15 +270,14 @@ class Tracking:
         if of.deleted:
             raise invalid(f"The experiment {of.number} must be in the 'active' state. Current state is deleted.")
         given = {each.key: each.value[:LONGEST] for each in tags}
-        for key in given:
-            check_name(key, "name", "key")
+        _check_keys(tags, "tags", "")
         if name and given.get(NAME, name) != name:
             raise invalid(f"Both 'run_name' argument and 'mlflow.runName' tag are specified, but with different values (run_name='{name}', mlflow.runName='{given[NAME]}').")
         now = utcnow()
         id = new_id(now)
         name = name or given.get(NAME, "") or f"run-{id[-8:].lower()}"
         given[NAME] = name
-        if user:
+        if user and user != UNKNOWN:
             given.setdefault("mlflow.user", user)
         ns = start * 1_000_000 or time.time_ns()
         about = {"name": name, "parent": given.get(PARENT, "")}
@@ -294,7 +298,10 @@ class Tracking:
     def put_aside(self, id: str, *, deleted: bool) -> None:
         """Delete a run, or restore it: it stays where it is, and is found only by who asks for deleted ones."""
         run = self.run(id)
-        self._mark([run], utcnow() if deleted else None)
+        with self.records.transaction(durable=True):
+            self._mark([run], utcnow() if deleted else None)
+            if (run.deleted is not None) != deleted:
+                record(self.project, "delete" if deleted else "restore", run.id, "by a client of MLflow", runs=[run.id])
 
     def _mark(self, runs: Sequence[Run], deleted: datetime | None) -> None:
         with self.records.transaction():
@@ -333,23 +340,29 @@ class Tracking:
 
     def put_inputs(self, run: str, inputs: Iterable[Input]) -> None:
         self.writable(run)
-        self.records.put(*inputs)
+        for each in inputs:
+            self.records.add(each)  # what was told first of a dataset stays
 
     def search(self, experiments: Sequence[str], where: str, view: str, limit: int, order: Sequence[str], token: str) -> tuple[list[Run], str]:
         """Return the runs of some experiments that a filter finds, and the token of the next page."""
         fold(self.project)
         after = page_place(token)
-        numbers = [int(each) for each in experiments if each.isdecimal()]
-        names = tuple(each.name for each in self._experiments() if each.number in set(numbers))
+        numbers = {_experiment_number(each) for each in experiments}
+        told, keys = parse(_DATASET.sub(lambda each: f"attributes.dataset_{each[1]}" if each[1] else each[0], where), _RUN), parse_order(order, _RUN)
+        names = tuple(each.name for each in self._experiments() if each.number in numbers)
         if not names:
             return [], ""
-        told = parse(where)
         parts: list[Condition] = [Compare(Field("attribute", "flow"), "=", (TRACK,)), Compare(Field("attribute", "subject"), "in", names)]
         parts += _viewed(view)
-        parts += [_own_words(told)] if told else []
-        found = self.records.search(Run, Both(tuple(parts), every=True), parse_order(order), after=after, limit=limit + 1)
+        parts += [_own_words(told, self._with_dataset)] if told else []
+        found = self.records.search(Run, Both(tuple(parts), every=True), [replace(key, field=_USER) if key.field.key == "user" else key for key in keys], after=after, limit=limit + 1)
         shown = found[:limit]
         return [run for run, _ in shown], page_token(shown[-1][1]) if len(found) > limit else ""
+
+    def _with_dataset(self, where: Compare) -> Compare:
+        """Return the runs that read a dataset of which a comparison holds."""
+        found = (each.run for each in self.records.find(Input, kind="dataset") if holds(where, partial(_of_dataset, each)))
+        return Compare(Field("attribute", "id"), "in", tuple(dict.fromkeys(found)) or ("",))
 
     def history(self, run: str, key: str) -> list[tuple[int, int, float]]:
         """Return every point of a metric as (milliseconds, step, value), in that order."""
@@ -364,7 +377,8 @@ class Tracking:
             for part in self.records.find(Curve, run=run, keyset=list(keysets[at : at + 500])):
                 block = points.unpack(part.data, [key])
                 found += zip((block.times // 1_000_000).tolist(), block.steps.tolist(), block.values[0].tolist(), strict=True)
-        return sorted(found, key=lambda each: (each[0], each[1], -math.inf if math.isnan(each[2]) else each[2]))
+        # a point that was sent twice, as after a lost answer, is one
+        return sorted(dict.fromkeys(found), key=lambda each: (each[0], each[1], -math.inf if math.isnan(each[2]) else each[2]))
 
     def sampled(self, runs: Sequence[str], key: str, low: int | None, high: int | None, most: int) -> list[tuple[str, int, int, float]]:
         """Return points of a metric of several runs as (run, milliseconds, step, value): those of at most `most` steps, and of the
@@ -374,7 +388,7 @@ class Tracking:
         curves = {run: [each for each in self._history(run, key, keysets) if (low is None or each[1] >= low) and (high is None or each[1] <= high)] for run in runs}
         steps = sorted({step for curve in curves.values() for _, step, _ in curve})
         kept = {step for curve in curves.values() if curve for step in (min(each[1] for each in curve), max(each[1] for each in curve))}
-        kept |= set(steps if len(steps) <= most else [steps[round(place * (len(steps) - 1) / max(most - 1, 1))] for place in range(most)])
+        kept |= set(steps if len(steps) <= most else [steps[place * len(steps) // most] for place in range(most)])
         return [(run, ms, step, value) for run, curve in curves.items() for ms, step, value in sorted(curve, key=lambda each: each[1::-1]) if step in kept]
 
     # -- experiments
@@ -390,7 +404,7 @@ class Tracking:
     def experiments(self) -> list[Experiment]:
         """Return all experiments, the newest first."""
         fold(self.project)
-        return sorted(self._experiments(), key=lambda each: (each.updated, each.number), reverse=True)
+        return sorted(self._experiments(), key=lambda each: (each.time, each.number), reverse=True)
 
     def experiment(self, id: str) -> Experiment:
         """Return an experiment by its number.
@@ -399,11 +413,10 @@ class Tracking:
             Invalid: that is no number.
             NotFound: there is none.
         """
-        if not re.fullmatch(r"-?\d{1,18}", id):
-            raise invalid(f"Invalid experiment ID '{id}'. Experiment ID must be a valid integer.")
-        found = self.records.get(Experiment, int(id))
+        number = _experiment_number(id)
+        found = self.records.get(Experiment, number)
         if found is None:
-            found = next((each for each in self.experiments() if each.number == int(id)), None)
+            found = next((each for each in self.experiments() if each.number == number), None)
         if found is None:
             raise lacking(f"No Experiment with id={id} exists")
         return found
@@ -420,6 +433,9 @@ class Tracking:
         Raises:
             Conflict: there is one of this name, perhaps a deleted one.
         """
+        if len(name) > LONGEST_NAME:
+            raise invalid(f"'name' exceeds the maximum length of {LONGEST_NAME} characters", "name")
+        _check_keys(tags, "", "")
         fold(self.project)
         with self.records.transaction():
             if any(each.name == name for each in self._experiments()):
@@ -436,7 +452,7 @@ class Tracking:
             before = self.experiment(id)
             if before.deleted:
                 raise PalanError("Cannot rename a non-active experiment.", _HINT)
-            if self.records.find(Experiment, name=name, limit=1):
+            if any(each.number != before.number for each in self.records.find(Experiment, name=name, limit=1)):
                 raise Conflict(f"Experiment(name={name}) already exists.", _HINT)
             self.records.put(replace(before, name=name, updated=utcnow()))
             self.records.put(*(replace(run, subject=name) for run in self._runs_of(before)))
@@ -498,6 +514,27 @@ def paged(found: Sequence[Any], limit: int, token: str) -> tuple[list[Any], str]
     return list(found[begin : begin + limit]), page_token([begin + limit]) if len(found) > begin + limit else ""
 
 
+def _of_dataset(each: Input, field: Field) -> str | None:
+    if field.key == "dataset.context":
+        return next((tag["value"] for tag in each.about.get("tags", ()) if tag["key"] == "mlflow.data.context"), None)
+    return each.digest if field.key == "dataset.digest" else each.name
+
+
+def _experiment_number(id: str) -> int:
+    if not re.fullmatch(r"-?\d{1,18}", id):
+        raise invalid(f"Invalid experiment ID '{id}'. Experiment ID must be a valid integer.")
+    return int(id)
+
+
+def _check_keys(pairs: Sequence[Pair], of: str, what: str) -> None:
+    """Refuse keys of parameters or tags; `of` is the field of a batch that they are in."""
+    for place, each in enumerate(pairs):
+        where = f"{of}[{place}].key" if of else "key"
+        if not each.key:
+            raise missing(where)
+        check_name(each.key, where, what or where)
+
+
 def _check_metrics(metrics: Sequence[Metric], batch: bool) -> None:
     checked = set()
     for place, each in enumerate(metrics):
@@ -544,13 +581,19 @@ def _viewed(view: str) -> list[Condition]:
     return [] if view == "ALL" else [Not(deleted) if view == "DELETED_ONLY" else deleted]
 
 
-def _own_words(where: Condition) -> Condition:
-    """Return a filter with palan's words for what a run's status is."""
+def _own_words(where: Condition, with_dataset: Callable[[Compare], Compare]) -> Condition:
+    """Return a filter with palan's words for what a run's status is, its user, and the datasets that it read."""
     match where:
         case Not(item):
-            return Not(_own_words(item))
+            return Not(_own_words(item, with_dataset))
         case Both(items, every):
-            return Both(tuple(_own_words(each) for each in items), every)
+            return Both(tuple(_own_words(each, with_dataset) for each in items), every)
+        case Compare(Field("attribute", key)) if key.startswith("dataset."):
+            return with_dataset(where)
+        case Compare(Field("attribute", "user"), op, values):
+            return Compare(_USER, op, values)
+        case Compare(Field("attribute", "status"), "like" | "ilike"):
+            return Compare(where.field, "in", tuple(own for word, own in STATUSES.items() if holds(where, lambda _, word=word: word)) or ("",))  # type: ignore[misc]
         case Compare(Field("attribute", "status"), op, values):
             return Compare(where.field, op, tuple(STATUSES.get(str(each).upper(), str(each)) for each in values))
     return where

@@ -15,15 +15,18 @@ from msgspec.structs import replace
 
 from palan.core import new_id, utcnow
 from palan.errors import Conflict
-from palan.flows.mlflow import Pair, Tracking, check_name, invalid, lacking, millis, searched
+from palan.flows.mlflow import Pair, Tracking, check_name, invalid, lacking, millis, missing, searched
 from palan.runs.mlflow import LoggedModel, ModelVersion, RegisteredModel
 from palan.runs.search import Field
 
 STAGES = ("None", "Staging", "Production", "Archived")
+GONE = "Deleted_Internal"
+"""The stage of a version that was deleted."""
 _HINT = "see docs/how-to/use-mlflow-clients.md"
 _PROMPT = "mlflow.prompt.is_prompt"
 """Clients ask for models without this tag as for those where it is not 'true'."""
 
+LONGEST_TAG = 100_000
 _ALIAS = re.compile(r"[\w\-]+")
 
 MODEL = {"name": "name", "creation_timestamp": "created", "last_updated_timestamp": "updated", "timestamp": "updated"}
@@ -54,6 +57,7 @@ class Registry:
 
     def create(self, name: str, description: str, tags: Sequence[Pair]) -> RegisteredModel:
         _check_model_name(name)
+        _check_tags(tags)
         now = utcnow()
         made = RegisteredModel(name, now, now, description, {each.key: each.value for each in tags})
         if not self.records.add(made):
@@ -64,10 +68,10 @@ class Registry:
         _check_model_name(new)
         with self.records.transaction():
             before = self.model(name)
-            if self.records.get(RegisteredModel, new):
+            if new != name and self.records.get(RegisteredModel, new):
                 raise Conflict(f"Registered Model (name={new}) already exists.", _HINT)
             after = replace(before, name=new, updated=utcnow())
-            versions = self.versions(name)
+            versions = self.records.find(ModelVersion, model=name)
             self.records.remove(RegisteredModel, (name,))
             for each in versions:
                 self.records.remove(ModelVersion, (name, each.number))
@@ -86,7 +90,7 @@ class Registry:
     def delete(self, name: str) -> None:
         with self.records.transaction():
             self.model(name)
-            for each in self.versions(name):
+            for each in self.records.find(ModelVersion, model=name):
                 self.records.remove(ModelVersion, (name, each.number))
             self.records.remove(RegisteredModel, (name,))
 
@@ -102,7 +106,7 @@ class Registry:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return all versions of a model, the oldest first."""
-        return sorted(self.records.find(ModelVersion, model=name), key=lambda each: each.number)
+        return sorted((each for each in self.records.find(ModelVersion, model=name) if each.stage != GONE), key=lambda each: each.number)
 
     def latest(self, name: str, stages: Sequence[str] = ()) -> list[ModelVersion]:
         """Return the newest version of each stage."""
@@ -114,17 +118,18 @@ class Registry:
         if not re.fullmatch(r"\d{1,18}", str(number)):
             raise invalid(f"Parameter 'version' must be an integer, got '{number}'.", "version")
         found = self.records.find(ModelVersion, model=name, number=int(number), limit=1)
-        if not found:
+        if not found or found[0].stage == GONE:
             raise lacking(f"Model Version (name={name}, version={number}) not found")
         return found[0]
 
     def create_version(self, name: str, source: str, run: str, logged: str, description: str, link: str, tags: Sequence[Pair]) -> ModelVersion:
         """Register a model that was logged; versions are numbered from 1, whoever registers at the same time."""
         self._check_source(source, run)
+        _check_tags(tags)
         if source.startswith("models:/m-"):
             logged = logged or source.removeprefix("models:/")
-        if logged and not run:
-            run = self.logged(logged).run
+        if logged:
+            run = self.logged(logged).run or run
         now = utcnow()
         with self.records.transaction():
             self.model(name)
@@ -134,6 +139,11 @@ class Registry:
             self.records.put(made)
             self._change(name, updated=now)
         return made
+
+    def original(self, version: ModelVersion) -> ModelVersion:
+        """Return the version that this one is a copy of, itself if it is none."""
+        copied = re.fullmatch(r"models:/([^/]+)/(\d+)", version.source)
+        return self.original(self.version(copied[1], copied[2])) if copied and (copied[1], int(copied[2])) != (version.model, version.number) else version
 
     def _check_source(self, source: str, run: str) -> None:
         """Refuse a source that is a path of some machine, or that belongs to another run than it says."""
@@ -169,7 +179,8 @@ class Registry:
     def delete_version(self, name: str, number: str) -> None:
         with self.records.transaction():
             gone, model = self.version(name, number), self.model(name)
-            self.records.remove(ModelVersion, (name, gone.number))
+            # Its number is never given again: who asks for it is told that it is gone, and gets no other model.
+            self.records.put(replace(gone, stage=GONE, source="", run="", logged="", description="", link="", tags={}))
             self._change(name, updated=utcnow(), aliases={alias: each for alias, each in model.aliases.items() if each != gone.number})
 
     def tag_version(self, name: str, number: str, key: str, value: str | None) -> None:
@@ -190,7 +201,7 @@ class Registry:
         if re.fullmatch(r"[vV]\d+", alias):
             raise invalid(f"Version alias name '{alias}' is reserved.", "alias")
         if len(alias) > 255:
-            raise invalid("'alias' exceeds the maximum length of 255 characters", "alias")
+            raise invalid("'Registered model alias name' exceeds the maximum length of 255 characters", "alias")
         with self.records.transaction():
             found = self.version(name, number)
             self._change(name, aliases={**self.model(name).aliases, alias: found.number})
@@ -211,7 +222,9 @@ class Registry:
         return [alias for alias, number in self.model(version.model).aliases.items() if number == version.number]
 
     def search_versions(self, where: str, limit: int, order: Sequence[str], token: str) -> tuple[list[ModelVersion], str]:
-        every = sorted(self.records.find(ModelVersion), key=lambda each: (each.updated, each.number), reverse=True)
+        every = sorted((each for each in self.records.find(ModelVersion) if each.stage != GONE), key=lambda each: (each.model, -each.number))
+        if not order:
+            every.sort(key=lambda each: each.updated, reverse=True)
         return searched(every, _of_version, VERSION, where, limit, order, token)
 
     # -- logged models
@@ -269,6 +282,8 @@ def _number(id: str) -> int:
 
 
 def _check_model_name(name: str) -> None:
+    if not name.strip():
+        raise missing("name")
     if "/" in name or ":" in name:
         raise invalid(f"Invalid model name '{name}'. Names cannot contain '/' or ':'.", "name")
 
@@ -283,8 +298,15 @@ def _stage(stage: str) -> str:
 def _tagged(tags: Mapping[str, str], key: str, value: str | None) -> dict[str, str]:
     if value is None:
         return {name: each for name, each in tags.items() if name != key}
-    check_name(key, "key", "key")
+    _check_tags([Pair(key, value)])
     return {**tags, key: value}
+
+
+def _check_tags(tags: Sequence[Pair]) -> None:
+    for each in tags:
+        check_name(each.key, "key", "key")
+        if len(each.value) > LONGEST_TAG:
+            raise invalid(f"'value' exceeds the maximum length of {LONGEST_TAG} characters", "value")
 
 
 def _of_model(each: RegisteredModel, field: Field) -> str | float | None:

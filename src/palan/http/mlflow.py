@@ -17,7 +17,20 @@ from starlette.types import Receive, Scope, Send
 
 from palan.errors import Busy, Conflict, Corrupt, Invalid, NotFound, PalanError
 from palan.flows import mlflow_artifacts as artifacts
-from palan.flows.mlflow import MOST_RUNS, Metric, Pair, Tracking, invalid, millis, missing, page_place, page_token
+from palan.flows.mlflow import (
+    LONGEST_DIGEST,
+    LONGEST_NAME,
+    MOST_RUNS,
+    UNKNOWN,
+    Metric,
+    Pair,
+    Tracking,
+    invalid,
+    millis,
+    missing,
+    page_place,
+    page_token,
+)
 from palan.flows.mlflow_registry import Registry
 from palan.http import mlflow_artifacts, mlflow_models
 from palan.http.answers import respond, told
@@ -30,7 +43,7 @@ PREFIX = re.compile(r"/(?:ajax-)?api/[23]\.0/mlflow(?=/)")
 
 def is_mlflow(path: str) -> bool:
     """Tell whether a path is one of MLflow's."""
-    return PREFIX.match(path) is not None or mlflow_artifacts.PREFIX.match(path) is not None
+    return PREFIX.match(path) is not None or mlflow_artifacts.OTHER.match(path) is not None
 
 
 Answer = Mapping[str, Any]
@@ -138,7 +151,7 @@ class Wire:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request of which `is_mlflow` says that it is one."""
-        if mlflow_artifacts.PREFIX.match(scope["path"]):
+        if mlflow_artifacts.OTHER.match(scope["path"]):
             try:
                 await mlflow_artifacts.proxy(self.tracking.project, scope, receive, send)
             except Exception as error:  # noqa: BLE001 - as below
@@ -181,19 +194,22 @@ def read(of: Route, method: str, query: bytes, content: bytes, named: Mapping[st
     Raises:
         Invalid: a field has another type, or is missing.
     """
+    given: dict[str, Any] = {}
     try:
         if method == "GET" or (not content and query):
-            given: dict[str, Any] = {}
             lists = {each.name for each in msgspec.structs.fields(of.read.type) if str(each.type).startswith("list")}
             for name, values in parse_qs(query.decode("latin-1"), keep_blank_values=True).items():
                 given[name] = values if name in lists else values[-1]
             asked = msgspec.convert(given, of.read.type, strict=False)
         else:
-            asked = of.read.decode(content.strip() or b"{}")
+            asked = _decoded(of.read, content.strip() or b"{}")
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
         field = place.strip("`$.") or "body"
-        raise invalid(f"Invalid value for parameter '{field}' supplied: {what}. See the API docs for more information about request parameters.", field) from None
+        value = _at(given if method == "GET" else msgspec.json.decode(content), field)
+        raise invalid(
+            f"Invalid value {value} for parameter '{field}' supplied: {what}. See the API docs for more information about request parameters.", field
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid(f"Malformed JSON: {error}") from None
     for name, value in named.items():
@@ -204,6 +220,46 @@ def read(of: Route, method: str, query: bytes, content: bytes, named: Mapping[st
         if getattr(asked, name) in ("", None, []):
             raise missing(name)
     return asked
+
+
+def _decoded(read: msgspec.json.Decoder[Any], content: bytes) -> Any:
+    """Return what a body says: a null says nothing, and old clients send a text with the body in it."""
+    try:
+        return read.decode(content)
+    except msgspec.ValidationError:
+        given = msgspec.json.decode(content)
+        plain = msgspec.json.decode(given) if isinstance(given, str) else given
+        return msgspec.convert(_without_nulls(plain), read.type, strict=False)
+
+
+def _without_nulls(given: Any) -> Any:
+    if isinstance(given, dict):
+        return {name: _without_nulls(each) for name, each in given.items() if each is not None}
+    return [_without_nulls(each) for each in given if each is not None] if isinstance(given, list) else given
+
+
+def _at(given: Any, place: str) -> str:
+    """Return what a request has at a place such as `metrics[0].value`, as JSON."""
+    for part in re.findall(r"\w+", place):
+        try:
+            given = given[int(part)] if isinstance(given, list) else given[part]
+        except (LookupError, TypeError, ValueError):
+            return ""
+    return msgspec.json.encode(given).decode()[:200]
+
+
+def _dataset(given: Dataset) -> tuple[str, str]:
+    """Return the name and the digest of a dataset.
+
+    Raises:
+        Invalid: one is missing, or too long.
+    """
+    for name, value, most in (("name", given.name, LONGEST_NAME), ("digest", given.digest, LONGEST_DIGEST)):
+        if not value:
+            raise missing(name)
+        if len(value) > most:
+            raise invalid(f"'{name}' exceeds the maximum length of {most} characters", name)
+    return given.name, given.digest
 
 
 def encode(answer: Answer) -> bytes:
@@ -294,7 +350,8 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
     def search_runs(asked: Search) -> Answer:
         most = 1000 if asked.max_results is None else asked.max_results
         if not 0 < most <= MOST_RUNS:
-            raise invalid(f"Invalid value {most} for parameter 'max_results' supplied: it must be from 1 to {MOST_RUNS}", "max_results")
+            rule = f"It must be at most {MOST_RUNS}" if most > 0 else "It must be a positive integer"
+            raise invalid(f"Invalid value {most} for parameter 'max_results' supplied. {rule}", "max_results")
         runs, following = tracking.search(asked.experiment_ids, asked.filter, _view(asked.run_view_type), most, asked.order_by, asked.page_token)
         return {"runs": _runs(runs), "next_page_token": following or None}
 
@@ -308,23 +365,29 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
 
     def history(asked: History) -> Answer:
         points = tracking.history(asked.run_id, asked.metric_key)
+        if asked.max_results is not None and asked.max_results <= 0:
+            raise invalid(f"Invalid value {asked.max_results} for parameter 'max_results' supplied. It must be a positive integer.", "max_results")
         begin = int(_offset(asked.page_token))
         end = len(points) if asked.max_results is None else begin + asked.max_results
         told = [{"key": asked.metric_key, "value": number(value), "timestamp": ms, "step": step} for ms, step, value in points[begin:end]]
         return {"metrics": told, "next_page_token": _token(end) if end < len(points) else None}
 
     def interval(asked: History) -> Answer:
-        if not asked.run_ids:
-            raise invalid("GetMetricHistoryBulkInterval request must specify at least one run_id.", "run_ids")
+        if len(asked.run_ids) > 100:
+            raise invalid(f"GetMetricHistoryBulkInterval request must specify at most 100 run_ids. Received {len(asked.run_ids)} run_ids.", "run_ids")
+        if (asked.start_step is None) != (asked.end_step is None):
+            raise invalid("If either start step or end step are specified, both must be specified.", "start_step")
         if asked.start_step is not None and asked.end_step is not None and asked.start_step > asked.end_step:
             raise invalid(f"end_step must be greater than start_step. Found start_step={asked.start_step} and end_step={asked.end_step}.", "end_step")
-        most = 320 if asked.max_results is None else asked.max_results
+        most = 2500 if asked.max_results is None else asked.max_results
+        if not 1 <= most <= 2500:
+            raise invalid("max_results must be between 1 and 2500.", "max_results")
         found = tracking.sampled(asked.run_ids, asked.metric_key, asked.start_step, asked.end_step, most)
         return {"metrics": [{"key": asked.metric_key, "value": number(value), "timestamp": ms, "step": step, "run_id": run} for run, ms, step, value in found]}
 
     def log_inputs(asked: Inputs) -> Answer:
         datasets = [
-            Input(asked.run_id, "dataset", each.dataset.name, each.dataset.digest, {"dataset": msgspec.to_builtins(each.dataset), "tags": msgspec.to_builtins(each.tags)})
+            Input(asked.run_id, "dataset", *_dataset(each.dataset), {"dataset": msgspec.to_builtins(each.dataset), "tags": msgspec.to_builtins(each.tags)})
             for each in asked.datasets
         ]
         tracking.put_inputs(asked.run_id, [*datasets, *(Input(asked.run_id, "model", each.model_id, "") for each in asked.models)])
@@ -370,6 +433,8 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
     def search_experiments(asked: Search) -> Answer:
         if not asked.max_results or asked.max_results < 0:
             raise invalid(f"Invalid value {asked.max_results or 0} for parameter 'max_results' supplied. It must be a positive integer", "max_results")
+        if asked.max_results > MOST_RUNS:
+            raise invalid(f"Invalid value {asked.max_results} for parameter 'max_results' supplied. It must be at most {MOST_RUNS}", "max_results")
         found, following = tracking.search_experiments(asked.filter, _view(asked.view_type), asked.max_results, asked.order_by, asked.page_token)
         return {"experiments": [_experiment(each) for each in found], "next_page_token": following or None}
 
@@ -408,7 +473,7 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
         ("POST", "/runs/outputs"): route(Inputs, log_outputs, "run_id"),
         ("POST", "/runs/log-model"): route(Fields, log_model, "run_id"),
         ("GET", "/metrics/get-history"): route(History, history, "run_id", "metric_key"),
-        ("GET", "/metrics/get-history-bulk-interval"): route(History, interval, "metric_key"),
+        ("GET", "/metrics/get-history-bulk-interval"): route(History, interval, "run_ids", "metric_key"),
         ("GET", "/artifacts/list"): route(Fields, list_artifacts, "run_id"),
         ("GET", "/server-info"): route(Fields, info),
     }
@@ -451,7 +516,7 @@ def artifact_uri(experiment: int, run: str) -> str:
 
 
 def _user(values: Sequence[Value]) -> str:
-    return next((each.text or "" for each in values if each.kind == "tag" and each.key == "mlflow.user"), "")
+    return next((each.text or "" for each in values if each.kind == "tag" and each.key == "mlflow.user"), UNKNOWN)
 
 
 def _info(run: Run, experiment: int, user: str) -> Answer:
@@ -487,7 +552,7 @@ def run_told(run: Run, experiment: int, values: Sequence[Value], inputs: Sequenc
     }
     made = [{"model_id": each.name, "step": each.about.get("step", 0)} for each in inputs if each.kind == "output"]
     return {
-        "info": _info(run, experiment, tags.get("mlflow.user", "")),
+        "info": _info(run, experiment, tags.get("mlflow.user", UNKNOWN)),
         "data": {"metrics": metrics, "params": [{"key": each.key, "value": each.text or ""} for each in values if each.kind == "param"], "tags": pairs(tags)},
         "inputs": {name: each for name, each in used.items() if each},
         **({"outputs": {"model_outputs": made}} if made else {}),

@@ -18,12 +18,18 @@ from palan.http.answers import respond
 from palan.http.guard import body
 
 PREFIX = re.compile(r"/(?:ajax-)?api/2\.0/mlflow-artifacts/artifacts(?:/|$)")
+OTHER = re.compile(r"/(?:ajax-)?api/2\.0/mlflow-artifacts/")
 
 PIECE = 1 << 20
 
 
 async def proxy(project: Project, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one request for files."""
+    if not PREFIX.match(scope["path"]):
+        await body(receive)
+        what = "Multipart upload is not supported for the current artifact repository"
+        await respond(send, 501, msgspec.json.encode({"error_code": "NOT_IMPLEMENTED", "message": what}))  # a client then sends the file whole
+        return
     path = PREFIX.sub("", scope["path"], count=1)
     match scope["method"], bool(path):
         case "PUT", True:

@@ -15,6 +15,7 @@ from palan.http.mlflow_artifacts import files
 from palan.runs.mlflow import LoggedModel, ModelVersion, RegisteredModel
 
 Answer = Mapping[str, Any]
+STATUSES = {"LOGGED_MODEL_PENDING": "PENDING", "LOGGED_MODEL_READY": "READY", "LOGGED_MODEL_UPLOAD_FAILED": "FAILED"}
 Ask = Callable[[Any], Answer]
 
 
@@ -154,7 +155,7 @@ def _versions(registry: Registry) -> dict[tuple[str, str], tuple[type, Ask, tupl
         return {}
 
     def download(asked: Named) -> Answer:
-        found = registry.version(asked.name, asked.version)
+        found = registry.original(registry.version(asked.name, asked.version))
         return {"artifact_uri": model_uri(registry.logged(found.logged)) if found.logged and found.source.startswith("models:/") else found.source}
 
     return {
@@ -179,9 +180,9 @@ def _logged(registry: Registry) -> dict[tuple[str, str], tuple[type, Ask, tuple[
         return logged_told(registry.log(asked.experiment_id or "0", asked.name, asked.model_type, asked.source_run_id, asked.params, asked.tags))
 
     def finish(asked: Logged) -> Answer:
-        words = {1: "PENDING", 2: "READY", 3: "FAILED"}
-        status = words.get(asked.status, "") if isinstance(asked.status, int) else asked.status.removeprefix("LOGGED_MODEL_").removesuffix("_UPLOAD_FAILED")
-        if status not in words.values():
+        word = asked.status if isinstance(asked.status, str) else dict(enumerate(STATUSES, 1)).get(asked.status, "")
+        status = STATUSES.get(word)
+        if status is None:
             raise missing("status")
         return logged_told(registry.change_logged(asked.model_id, status=status))
 
@@ -213,7 +214,7 @@ def _logged(registry: Registry) -> dict[tuple[str, str], tuple[type, Ask, tuple[
 
     return {
         ("POST", "/logged-models"): (Logged, create, ()),
-        ("POST", "/logged-models/search"): (Logged, search, ()),
+        ("POST", "/logged-models/search"): (Logged, search, ("experiment_ids",)),
         ("GET", "/logged-models/{model_id}"): (Logged, lambda asked: logged_told(registry.logged(asked.model_id)), ("model_id",)),
         ("PATCH", "/logged-models/{model_id}"): (Logged, finish, ("model_id",)),
         ("DELETE", "/logged-models/{model_id}"): (Logged, delete, ("model_id",)),
@@ -281,7 +282,7 @@ def logged_told(each: LoggedModel) -> dict[str, Any]:
         for metric in each.metrics
     ]
     params = [{"key": key, "value": value} for key, value in each.params.items()]
-    status = {"PENDING": "LOGGED_MODEL_PENDING", "READY": "LOGGED_MODEL_READY"}.get(each.status, "LOGGED_MODEL_UPLOAD_FAILED")
+    status = next(word for word, own in STATUSES.items() if own == each.status)
     return {
         "model": {
             "info": {

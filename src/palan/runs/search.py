@@ -33,11 +33,11 @@ ATTRIBUTES = {
     "id": "id", "run_id": "id", "name": "name", "run_name": "name", "Run name": "name", "run name": "name",
     "status": "status", "flow": "flow", "subject": "subject", "experiment": "subject", "parent": "parent",
     "time": "time", "start_time": "time", "created": "time", "Created": "time", "ended": "ended", "end_time": "ended",
-    "code": "code", "reason": "reason",
+    "code": "code", "reason": "reason", "deleted": "deleted",
 }  # fmt: skip
 """What a run has by itself, with the other words for it, and the column that holds it."""
 
-TIMES = ("time", "ended")
+TIMES = ("time", "ended", "deleted")
 
 MARK = "→"
 """Stands before the character that an error is about."""
@@ -238,6 +238,8 @@ class _Reading:
     def pattern(self, field: Field) -> str:
         if field.kind == "metric":
             self.fail("a metric is a number: LIKE is for text")
+        if field.kind == "attribute" and field.key in TIMES:
+            self.fail("a time is compared with = != < <= > >=: LIKE is for text")
         token = self.take("text") or self.take("quoted")
         if token is None:
             self.fail("a text in quotes is expected here, such as 'tree%'")
