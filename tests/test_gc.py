@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +19,18 @@ import palan.stores.files as files
 from palan.cli import main
 from palan.core import Version, digest
 from palan.errors import Corrupt
+from palan.flows.backup import backup, restore
+from palan.flows.fold import fold
 from palan.flows.gc import SEGMENTS, gc
 from palan.flows.log import log
 from palan.flows.project import Project, open_project, record
 from palan.flows.runs import search
 from palan.flows.track import start
 from palan.flows.verify import verify
+from palan.runs.points import event
 from palan.runs.run import Artifact, Step
 from palan.stores.files import FileBlobs
-from palan.stores.segments import SegmentBlocks
+from palan.stores.segments import SMALLS, SegmentBlocks, framed
 
 DAY = timedelta(days=1)
 
@@ -182,6 +187,71 @@ def test_many_small_segments_become_one_file_and_nothing_of_them_is_lost(project
     compacted.write_bytes(data)
     assert gc(project)["streams"] == []
     assert verify(project)["findings"] == []
+
+
+def ended(project: Project, number: int) -> None:
+    """Track a run as a process of its own does, which is at its end."""
+    with start("many", project=project, number=number) as run:
+        run.log(loss=number / 2)
+    assert isinstance(project.store.blocks, SegmentBlocks)
+    project.store.blocks.close()
+    for path in (project.folder / "blocks" / "runs").glob("*.seg"):
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # what takes it to the disk may hold it for a moment
+
+
+def test_what_ended_processes_tracked_becomes_one_file_and_is_found_as_before(project: Project, tmp_path: Path) -> None:
+    folder = project.folder / "blocks" / "runs"
+    for number in range(SMALLS + 1):
+        for each in range(SEGMENTS if number == SMALLS else 1):
+            ended(project, SEGMENTS * number + each)
+        if number < SMALLS:
+            assert project.store.blocks.compact("runs") > 0  # each small file would be one more to read, for ever
+    going = start("on", project=project)
+    before = search(project)
+    assert gc(project)["streams"] == []  # a process on another machine may still come back to them
+    for path in folder.glob("*.seg"):
+        old(path)
+    running = next(path for path in folder.glob("*.seg") if not list(folder.glob(f"{path.stem}.*.end")))
+    (found,) = gc(project)["streams"]
+    assert (found["stream"], found["segments"]) == ("runs", SEGMENTS)
+    assert {path.suffix for path in folder.iterdir()} == {".seg", ".parquet", ".end"} and len(list(folder.iterdir())) == 3
+    assert list(folder.glob("*.seg")) == [running]
+    going.log(loss=1.0)
+    going.end()
+    assert search(project, "experiment = 'many'")["runs"] == [each for each in before["runs"] if each["experiment"] == "many"]
+    assert fold(project) == 0 and verify(project)["findings"] == []
+
+    restore(backup(project, tmp_path / "saved.tar")["file"], tmp_path / "back")
+    back = open_project(tmp_path / "back")
+    assert fold(back) == 0 and search(back) == search(project)
+
+    again = tmp_path / "again"  # all that is known of runs can be had from the stream alone
+    again.mkdir()
+    (again / "palan.toml").write_text('[project]\nname = "sweep"\n', encoding="utf-8")
+    anew = open_project(again)
+    shutil.copytree(project.folder / "blocks", anew.folder / "blocks")
+    assert fold(anew) > 2 * SEGMENTS and search(anew)["runs"] == search(project)["runs"]
+
+    (file,) = folder.glob("*.parquet")
+    file.unlink()
+    assert "is gone" in verify(project)["findings"][0]["what"]
+
+
+def test_a_segment_that_was_compacted_and_goes_on_is_read_on(project: Project) -> None:
+    ended(project, 1)
+    fold(project)
+    folder = project.folder / "blocks" / "runs"
+    (segment,) = folder.glob("*.seg")
+    content = segment.read_bytes()
+    run = search(project)["runs"][0]["run"]
+    assert project.store.blocks.compact("runs") > 0 and not segment.exists()
+    more = content + framed(event(run, 1, "tag", {"back": "yes"}))
+    for place in (10, len(content), len(more)):  # its process sends it again from the beginning
+        segment.write_bytes(more[:place])
+        assert fold(project) == (place == len(more))
+    assert search(project)["runs"][0]["tags"] == {"back": "yes"}
+    assert project.store.blocks.compact("runs") == 0 and segment.exists()
 
 
 def test_a_sweep_that_is_killed_has_swept_less_and_lost_nothing(project: Project) -> None:

@@ -109,19 +109,21 @@ def _fold(project: Project, until: float) -> tuple[int, bool]:
     if is_shared(project):
         _vouch(project, writers)
     known, count = _reached(project, blocks), 0
-    new = [segment for segment, size in blocks.sizes(STREAM).items() if size > known.get(segment, 0)]
+    sizes = blocks.sizes(STREAM)
+    new = sorted(segment for segment, size in sizes.items() if size > known.get(segment, 0))
     while new:
         some = new[:SEGMENTS]
         places = _places(project, some)
         known.update(places)
-        batches, done = _gathered(blocks, some, places, damaged)
+        unread = [segment for segment in some if sizes[segment] > places.get(segment, 0)]
+        batches, done = _gathered(blocks, unread, places, damaged)
         if batches:
             with records.transaction():
                 if _places(project, some) != places:
                     continue  # somebody else was faster
                 take(project, batches)
         count += sum(len(ends) for batch in batches for ends, _ in batch.tables)
-        new = new[done:]
+        new = [*unread[done:], *new[len(some) :]]
         if monotonic() > until:
             break
     if not new:

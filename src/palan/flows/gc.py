@@ -2,7 +2,7 @@
 
 A blob is put before the record that names it, so one that nothing names may belong to work that still goes on: only those
 that were last put longer ago than a grace time are swept. Putting one that is there counts, and none is removed while another
-process puts one. Each removal stands alone: a sweep that was killed has removed less.
+process puts one. Runs that were deleted longer ago than that are freed, with what only they named. Each removal stands alone: a sweep that was killed has removed less.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import msgspec
 
 from palan.errors import Corrupt
-from palan.flows.fold import STREAM, fold
+from palan.flows.delete import free
+from palan.flows.fold import STREAM, TRACK, fold, tracked
 from palan.flows.project import Project, record
 from palan.flows.verify import NOUNS, blobs_of
-from palan.runs.run import Curve, Drawn, Folded, Keyset
+from palan.runs.run import Curve, Drawn, Folded, Keyset, Run
+from palan.stores.contract import Blocks
 from palan.stores.files import FileBlobs
 from palan.stores.segments import SegmentBlocks
 
@@ -31,6 +33,9 @@ WRITING = timedelta(hours=1)
 
 SEGMENTS = 16
 """Closed segments of a stream that are worth a compaction."""
+
+MANY = 256
+"""Processes that tracked runs after which a tick compacts what is left of them."""
 
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 _WITHOUT = (Curve, Drawn, Keyset, Folded)  # numbers and names of metrics
@@ -46,19 +51,22 @@ def gc(project: Project, *, dry_run: bool = False, older_than: timedelta = GRACE
     before = now - older_than
     blobs = project.store.blobs
     kept = project.config.blobs
+    freed = free(project, before, dry_run=dry_run)  # first: then nothing names their blobs
     swept = {} if not isinstance(blobs, FileBlobs) else _blobs(project, blobs, before, dry_run)
     files = _files(project.folder, min(before, now - WRITING), dry_run)
-    streams = _streams(project, dry_run)
+    streams = _streams(project, before, dry_run)
     found = {
         "dry_run": dry_run,
+        "runs": freed,
         "blobs": [{"blob": key, "bytes": size} for key, size in swept.items()],
         "files": [{"file": str(path), "bytes": size} for path, size in files.items()],
         "streams": [{"stream": name, "segments": segments, "frames": frames} for name, segments, frames in streams],
         "bytes": sum(swept.values()) + sum(files.values()),
         "kept": f"blobs in {kept} are left to the bucket: nothing there tells when one was put last" if kept else "",
     }
-    if not dry_run and (swept or files or streams):
-        told = {"blobs": len(swept), "files": len(files), "bytes": found["bytes"], "segments": sum(segments for _, segments, _ in streams)}
+    if not dry_run and (freed or swept or files or streams):
+        told: dict[str, Any] = {"blobs": len(swept), "files": len(files), "bytes": found["bytes"], "segments": sum(segments for _, segments, _ in streams)}
+        told |= {"runs": freed} if freed else {}
         record(project, "gc", "store", f"nothing named them for {older_than.total_seconds() / 3600:g} hours", **told)
     return found
 
@@ -100,17 +108,60 @@ def _files(folder: Path, before: datetime, dry_run: bool) -> dict[Path, int]:
     return found
 
 
-def _streams(project: Project, dry_run: bool) -> list[tuple[str, int, int]]:
+def _streams(project: Project, before: datetime, dry_run: bool) -> list[tuple[str, int, int]]:
     """Compact streams with many closed segments; return for each how many, and the frames that were moved."""
-    blocks = project.store.blocks
-    if not isinstance(blocks, SegmentBlocks):
-        return []  # a server's are compacted where they lie
+    blocks, here = project.store.blocks, tracked(project)
     found = []
-    for stream, segments in _closed(blocks.root):
-        # Of the stream of runs a segment also tells who is alive, and its frames were folded: they are never read again.
+    for stream, segments in _closed(blocks.root) if isinstance(blocks, SegmentBlocks) else ():  # a server's are compacted where they lie
         if stream != STREAM and segments >= SEGMENTS:
-            found.append((stream, segments, 0 if dry_run else blocks.compact(stream)))
+            found.append((stream, segments, 0 if dry_run else _compact(blocks, stream, None)))
+    settled = _settled(project, here, before) if isinstance(here, SegmentBlocks) else set()
+    if len(settled) >= SEGMENTS:
+        found.append((STREAM, len(settled), 0 if dry_run else _compact(here, STREAM, settled)))
     return found
+
+
+def tidy(project: Project, *, older_than: timedelta = GRACE) -> str:
+    """Compact what is left of many processes that tracked runs; say how many segments that were, or nothing."""
+    here = tracked(project)
+    if not isinstance(here, SegmentBlocks) or len(here.writers(STREAM)) < MANY:
+        return ""
+    settled = _settled(project, here, project.clock() - older_than)
+    if len(settled) < MANY:
+        return ""
+    return f"{len(settled):,} segments, {_compact(here, STREAM, settled):,} frames"
+
+
+def _settled(project: Project, blocks: SegmentBlocks, before: datetime) -> set[str]:
+    """Return the segments of the stream of runs that hold only what records hold, and whose process will not come back.
+
+    While one of its runs goes on a segment stays: it tells whether its process lives. So do young ones, which a process on
+    another machine that was not heard for a while may go on with.
+    """
+    fold(project)
+    records, writers = project.store.records, blocks.writers(STREAM)
+    at_work = {run.holder for run in records.find(Run, flow=TRACK, status="running")}
+    reached = {each.segment: each.reached for each in records.find(Folded)}
+    found = set()
+    for segment, size in blocks.sizes(STREAM).items():
+        holder = segment.partition("_")[0]
+        if not writers.get(holder, True) and holder not in at_work and reached.get(segment, 0) >= size and _age(blocks.root / STREAM / f"{segment}.seg") < before.timestamp():
+            found.add(segment)
+    return found
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+def _compact(blocks: Blocks, stream: str, only: set[str] | None) -> int:
+    moved = 0
+    while some := blocks.compact(stream, only):
+        moved += some
+    return moved
 
 
 def _closed(root: Path) -> Iterator[tuple[str, int]]:

@@ -40,11 +40,14 @@ def tick(project: Project) -> list[dict[str, Any]]:
 
 
 def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
+    from palan.flows.gc import tidy
+
     duties: list[dict[str, Any] | None] = []
     duties += [_ingest(project, name) for name, config in project.config.data.items() if config.source and _delivered(project, name)]
     for name in project.config.models:
         if project.store.records.get(Release, name) is not None:
             duties += [*_watch(project, journal, name), _react(project, name)]
+    duties.append(_told("tidy runs", lambda: tidy(project)))
     if project.config.notify:
         duties.append(_notify(project, journal))
     return [each for each in duties if each is not None and each["text"]]

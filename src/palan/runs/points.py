@@ -169,9 +169,14 @@ def split(block: Block, size: int = BLOCK) -> list[Block]:
 
 def pack(block: Block) -> bytes:
     """Return a block as bytes: differences of steps and times, and the values, their bytes sorted by weight, deflated."""
-    steps, times = (np.diff(each, prepend=np.int64(0)) for each in (block.steps, block.times))
-    parts = [_deflated(np.asarray(each)) for each in (steps, times, *block.values)]
+    parts = [_deflated(each) for each in (_differences(block.steps), _differences(block.times), *block.values)]
     return msgspec.msgpack.encode((len(block), block.names, parts))
+
+
+def _differences(numbers: Ints) -> Ints:
+    found = numbers.copy()
+    found[1:] -= numbers[:-1]
+    return found
 
 
 def unpack(data: bytes, names: Sequence[str] | None = None) -> Block:

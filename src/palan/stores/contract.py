@@ -181,7 +181,7 @@ class Blocks(ABC):
 
     @abstractmethod
     def sizes(self, stream: str) -> dict[str, int]:
-        """Return how many bytes each segment of a stream holds, in order: cheap, however often it is asked."""
+        """Return how many bytes each segment of a stream holds: cheap, however often it is asked."""
 
     @abstractmethod
     def read(self, stream: str, segment: str, start: int = 0, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Batch]:

@@ -93,12 +93,15 @@ class _Writer:
 
 
 class _Listing(msgspec.Struct, frozen=True):
-    """What a stream's folder held at a time, in nanoseconds: its segments, where those end that are closed or compacted, and the compacted files."""
+    """What a stream's folder held at a time, in nanoseconds: the segments that may grow, where those end that are closed, and those
+    that were compacted, and who wrote what is closed."""
 
     time: int
-    segments: list[str]
+    open: list[str]
     ends: dict[str, int]
-    compacted: list[str]
+    moved: dict[str, int]
+    closed: dict[str, int]
+    writers: dict[str, bool]
 
 
 _OPEN: weakref.WeakSet[SegmentBlocks] = weakref.WeakSet()
@@ -228,7 +231,7 @@ class SegmentBlocks(Blocks):
             raise PalanError(f"{error.filename or folder} cannot be read: {error.strerror}", f"chmod -R u+rX {self.root}") from error
 
     def _scan(self, folder: Path, after: Position, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
-        ends = _ends(folder)  # first: a segment that is closed from now on is not judged
+        ends = _moved_ends(folder) | _ends(folder)  # first: a segment that is closed from now on is not judged
         # A compaction may move segments while we read. It writes its file before it removes theirs, so segments are
         # listed first, and for one that is gone the compacted files are looked at again.
         segments = sorted(folder.glob("*.seg"))
@@ -275,12 +278,8 @@ class SegmentBlocks(Blocks):
     def sizes(self, stream: str) -> dict[str, int]:
         folder = self._folder(stream)
         found = self._listing(folder)
-        sizes = dict(found.ends)
-        for name in found.segments:
-            if name not in sizes:
-                with suppress(FileNotFoundError):  # compacted meanwhile: then its folder is listed anew the next time
-                    sizes[name] = (folder / f"{name}.seg").stat().st_size
-        return dict(sorted(sizes.items()))
+        # One that was compacted may have come back: a mirror whose process was away.
+        return found.closed | {name: max(_size(folder / f"{name}.seg"), found.closed.get(name, 0)) for name in found.open}
 
     def _listing(self, folder: Path) -> _Listing:
         """Return what a folder holds, read again only after a name in it has changed."""
@@ -293,9 +292,10 @@ class SegmentBlocks(Blocks):
             with os.scandir(folder) as entries:
                 names = [entry.name for entry in entries]
         except FileNotFoundError:
-            return _Listing(0, [], {}, [])
-        segments, compacted = (sorted(name.removesuffix(kind) for name in names if name.endswith(kind)) for kind in (".seg", ".parquet"))
-        found = _Listing(time_, segments, _ends(folder, names), compacted)
+            return _Listing(0, [], {}, {}, {}, {})
+        segments = [name.removesuffix(".seg") for name in names if name.endswith(".seg")]
+        ends, moved = _ends(folder, names), _moved_ends(folder, names)
+        found = _Listing(time_, [name for name in segments if name not in ends], ends, moved, moved | ends, {name.partition("_")[0]: False for name in segments})
         if now - time_ > _TICK:
             self._listed[folder] = found
         return found
@@ -303,11 +303,11 @@ class SegmentBlocks(Blocks):
     def read(self, stream: str, segment: str, start: int = 0, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Batch]:
         folder = self._folder(stream)
         path = folder / f"{segment}.seg"
-        size = self._listing(folder).ends.get(segment, 0)  # first: a segment that is closed from now on is not judged
+        listing = self._listing(folder)  # first: a segment that is closed from now on is not judged
         try:
             with path.open("rb") as file:
                 yield from batches(path, start, lambda at, window: _piece(file.fileno(), at, window), damaged)
-                if what := _shorter(path, size, os.fstat(file.fileno()).st_size):
+                if what := _shorter(path, listing.ends.get(segment, 0), os.fstat(file.fileno()).st_size):
                     damaged(Corrupt(what, "restore the file from a backup"))
         except FileNotFoundError:
             frames = [frame for frame in self._compacted(folder, {}, set(), set(), segment) if frame.segment == segment]
@@ -315,7 +315,7 @@ class SegmentBlocks(Blocks):
             begin = frames[-1].end - len(content) if frames else 0
             if content:
                 yield from batches(path, start, lambda at, window: content[at - begin : at - begin + window], damaged)
-            elif what := _gone(folder, segment, size):
+            elif what := _gone(folder, segment, listing.ends.get(segment, 0) or listing.moved.get(segment, 0)):
                 damaged(Corrupt(what, "restore the file from a backup"))
         except OSError as error:
             raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod -R u+rX {self.root}") from error
@@ -325,11 +325,8 @@ class SegmentBlocks(Blocks):
 
     def writers(self, stream: str) -> dict[str, bool]:
         folder = self._folder(stream)
-        listing, found = self._listing(folder), dict[str, bool]()
-        for segment in listing.segments:
-            name = segment.partition("_")[0]
-            found[name] = found.get(name, False) or (segment not in listing.ends and _is_locked(folder / f"{segment}.seg"))
-        return found
+        listing = self._listing(folder)
+        return listing.writers | {name.partition("_")[0]: True for name in listing.open if _is_locked(folder / f"{name}.seg")}
 
     def lost(self) -> list[str]:
         found = []
@@ -341,10 +338,10 @@ class SegmentBlocks(Blocks):
                     done.update(frame.segment for frame in _read_compacted(path))
                 except Corrupt as error:
                     found.append(error.what)
-            for name, size in sorted(ends.items()):
+            for name, size in sorted((_moved_ends(folder) | ends).items()):
                 path = folder / f"{name}.seg"
                 try:
-                    what = _shorter(path, size, path.stat().st_size)
+                    what = _shorter(path, ends.get(name, 0), path.stat().st_size)
                 except FileNotFoundError:
                     what = "" if name in done else _gone(folder, name, size)
                 found += [what] if what else []
@@ -385,12 +382,18 @@ class SegmentBlocks(Blocks):
 
         folder = self._folder(stream)
         with self._explained(folder), ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
-            ends, closed, size = _ends(folder), list[Path](), 0
+            ends, moved_before, closed, size = _ends(folder), _moved_ends(folder), list[Path](), 0
             for path in sorted(folder.glob("*.seg")):
-                if len(closed) < AT_ONCE and size < SEGMENT_BYTES and (only is None or path.stem in only) and _claim(path, stack):
+                again = path.stem in moved_before and _size(path) != moved_before[path.stem]  # it came back, and grew
+                if len(closed) < AT_ONCE and size < SEGMENT_BYTES and (only is None or path.stem in only) and not again and _claim(path, stack):
                     closed.append(path)
                     size += _size(path)
-            frames = [frame for path in closed for frame in frames_in(path, 0, _bytes_past(path, 0))]
+            frames: list[Frame] = []
+            for path in list(closed):
+                try:
+                    frames += list(frames_in(path, 0, _bytes_past(path, 0)))
+                except Corrupt:  # it stays as it is, for verify to name
+                    closed.remove(path)
             moved = len(frames)
             small = [path for path in sorted(folder.glob("*.parquet")) if 0 <= _size(path) < SMALL and _claim(path, stack)]
             if len(small) < SMALLS:
@@ -483,12 +486,23 @@ def _note_end(segment: Path, size: int) -> None:
 
 def _ends(folder: Path, names: Iterable[str] | None = None) -> dict[str, int]:
     """Return the length of each closed segment of a stream, by name."""
+    return {name: int(size) for name, size in _notes(folder, names) if len(size) < DIGITS}
+
+
+def _moved_ends(folder: Path, names: Iterable[str] | None = None) -> dict[str, int]:
+    """Return the length of each segment that is in a compacted file."""
     found: dict[str, int] = {}
+    for name, digest in _notes(folder, names):
+        if len(digest) == DIGITS:
+            found |= {each: max(end, found.get(each, 0)) for each, end in _noted(folder / f"{name}.{digest}.end").items()}
+    return found
+
+
+def _notes(folder: Path, names: Iterable[str] | None) -> Iterator[tuple[str, str]]:
     for note in [path.name for path in folder.iterdir()] if names is None else names:
         if note.endswith(".end"):
-            name, size, _ = note.split(".")
-            found |= {name: int(size)} if len(size) < DIGITS else _noted(folder / note)
-    return found
+            name, told, _ = note.split(".")
+            yield name, told
 
 
 @lru_cache(256)
@@ -518,7 +532,7 @@ def _shorter(path: Path, size: int, found: int) -> str:
 
 def _gone(folder: Path, name: str, size: int) -> str:
     # A compaction takes the note of an empty segment away with it: looked at again, the note says who was faster.
-    return f"{folder / name}.seg is gone: it had {size} bytes when it was closed" if size and name in _ends(folder) else ""
+    return f"{folder / name}.seg is gone: it had {size} bytes when it was closed" if size and name in _moved_ends(folder) | _ends(folder) else ""
 
 
 def _is_locked(path: Path) -> bool:
