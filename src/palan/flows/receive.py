@@ -8,8 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from palan.errors import Invalid
-from palan.flows.courier import Courier
-from palan.flows.fold import STREAM, fold, is_shared, revive
+from palan.flows.fold import STREAM, revive
 from palan.flows.project import Project
 from palan.flows.send import FORMAT
 from palan.stores.files import FileBlobs
@@ -25,8 +24,6 @@ class Receiver:
     def __init__(self, project: Project) -> None:
         self.project = project
         self._mirrors = Mirrors(project.folder / "blocks" / STREAM)
-        if is_shared(project):  # other machines look there; else whoever looks here reads what was logged
-            Courier(lambda: fold(project), "palan-fold", every=1.0).begin()
 
     def take(self, segment: str, at: int, data: bytes, *, ended: bool = False, format: int = FORMAT) -> dict[str, int]:
         """Append bytes to the mirror of a segment, and return how many it has: fewer than `at` where some before are missing.

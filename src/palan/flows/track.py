@@ -151,14 +151,24 @@ def _here(project: Project) -> Place:
             courier = _couriers.get(project.root)
             if courier is None:
                 note = f"; what is logged waits in {project.folder / 'blocks'}, and is read when that is put right"
-                courier = _couriers[project.root] = Courier(lambda: fold(project), "palan-fold", every=1.0, note=note)
-                atexit.register(_last_fold, courier)
+                read: dict[str, int] = {}
+                courier = _couriers[project.root] = Courier(lambda: _read(project, read), "palan-fold", every=1.0, note=note)
+                atexit.register(_last_fold, courier, project, read)
     return Place(project.config.name, project.root, tracked(project), project.store.blobs, project, courier=courier)
 
 
-def _last_fold(courier: Courier) -> None:
+def _read(project: Project, read: dict[str, int]) -> None:
+    """Bring what was logged into records, and note how far every segment was, at least, that is read now."""
+    sizes = tracked(project).sizes(STREAM)
+    fold(project)
+    read.update(sizes)
+
+
+def _last_fold(courier: Courier, project: Project, read: Mapping[str, int]) -> None:
     if not courier.settle(SETTLE_SECONDS, last=True):
-        sys.stderr.write(f"palan: runs wait to be read into the store: {courier.why or 'it is slow'}\npalan: to do so: palan runs\n")
+        left = sum(size - read.get(segment, 0) for segment, size in tracked(project).sizes(STREAM).items())
+        if left:
+            sys.stderr.write(f"palan: {left:,} bytes of runs wait in {project.folder / 'blocks'}: {courier.why or 'the store is slow'}; to read them: palan runs\n")
 
 
 def _there(to: Address) -> Place:

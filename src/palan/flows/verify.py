@@ -12,6 +12,7 @@ from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Job
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, NotFound, PalanError
+from palan.flows.fold import is_shared, tracked
 from palan.flows.log import ledger_breaks, unlike_the_ledger
 from palan.flows.project import Project
 from palan.gates.nouns import Evidence
@@ -120,7 +121,8 @@ def _ledger(project: Project, report: dict[str, Any]) -> Iterator[Finding]:
 def _blocks(project: Project, report: dict[str, Any]) -> Iterator[Finding]:
     project.tell("reading the blocks")
     size = 0
-    for each in project.store.blocks.verify():
+    places = (project.store.blocks, tracked(project)) if is_shared(project) else (project.store.blocks,)
+    for each in (found for place in places for found in place.verify()):
         report["files"] += 1
         report["frames"] += each.frames
         report["bytes"] += each.bytes
@@ -129,7 +131,7 @@ def _blocks(project: Project, report: dict[str, Any]) -> Iterator[Finding]:
             project.tell(f"  {size >> 30} GB of blocks")
         for what in each.damage:
             yield Finding("blocks", what, _restore(project))
-    for what in project.store.blocks.lost():
+    for what in (found for place in places for found in place.lost()):
         yield Finding("blocks", what, _restore(project))
 
 

@@ -36,7 +36,8 @@ class _Mirror:
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for note in path.parent.glob(f"{path.stem}.*.end"):  # made while its process was not heard: it goes on after all
-                note.unlink()
+                if note.name.split(".")[1].isdigit():  # others are of what was compacted
+                    note.unlink()
             # What is not whole, cut by a kill or emptied by a loss of power, comes again: its sender keeps all until the end.
             whole = [0]
             with suppress(Corrupt):
