@@ -18,6 +18,7 @@ from crash.faults import faults
 from crash.journal import kills_of_commands
 from crash.locks import foreign_lock, foreign_lock_on_postgresql
 from crash.migrations import kills_of_migrations, kills_of_migrations_on_postgresql
+from crash.remote import kills_of_remote
 from crash.report import Found
 from crash.server import kills_of_the_server
 from crash.writers import kills_of_writers
@@ -34,6 +35,7 @@ class Part(msgspec.Struct, frozen=True):
 PARTS = {
     "writers": Part(kills_of_writers, 1000, "writers killed, 8 at once, and readers beside them"),
     "server": Part(kills_of_the_server, 50, "kills of palan up"),
+    "remote": Part(kills_of_remote, 100, "kills of clients of another machine and of their server"),
     "journal": Part(kills_of_commands, 100, "kills of build, ingest and tick"),
     "postgresql": Part(kills_of_postgresql, 50, "restarts and kills of PostgreSQL"),
     "disk": Part(full_disk, 60, "full disks"),

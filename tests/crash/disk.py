@@ -15,6 +15,7 @@ from crash import origins
 from crash.report import Found
 from crash.work import Told, missing, work
 from palan.errors import PalanError
+from palan.flows.fold import fold
 from palan.flows.project import open_project
 from palan.flows.runs import curves
 from palan.flows.track import start
@@ -83,6 +84,7 @@ def filled(disk: Path, origin: str, room: int, pour: bool) -> tuple[list[Told], 
         for number in range(points, points + 10):
             run.log(loss=float(number), step=number)
         run.end()
+        fold(project)
         (drawn,) = curves(project, [run.id], "loss", points=10_000_000)
         if drawn["steps"] != list(range(points + 10)) or drawn["values"] != [float(step) for step in drawn["steps"]]:
             lost.append(f"of {points + 10} points {len(drawn['steps'])} are there")

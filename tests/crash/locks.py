@@ -13,6 +13,7 @@ from crash.database import server
 from crash.report import Found, palan
 from crash.work import TOML
 from palan.errors import Conflict
+from palan.flows.fold import fold
 from palan.flows.project import Project, open_project, record
 from palan.flows.runs import curves
 from palan.flows.track import start
@@ -114,6 +115,7 @@ def _record(root: Path, reason: str, reasons: list[str], found: Found) -> None:
 
 
 def missing(project: Project, id: str, points: int, reasons: list[str]) -> list[str]:
+    fold(project)
     (drawn,) = curves(project, [id], "loss", points=10_000_000)
     lost = [] if drawn["steps"] == list(range(points)) else [f"of {points} points {len(drawn['steps'])} are there"]
     entries = [each.reason for each in project.store.records.find(Entry) if each.verb == "noted"]
