@@ -745,11 +745,11 @@ def restore(ctx: click.Context, file: str, into: str, as_json: bool) -> None:
 
 @cli.command("gc")
 @click.option("--dry-run", is_flag=True, help="List what would go; change nothing.")
-@click.option("--older-than", default="1d", show_default=True, metavar="TIME", help="Sweep only what was last put longer ago; longer than your longest build.")
+@click.option("--older-than", default="1d", show_default=True, metavar="TIME", help="Sweep only what was last put, or deleted, longer ago; longer than your longest build.")
 @_json
 @click.pass_context
 def gc_command(ctx: click.Context, dry_run: bool, older_than: str, as_json: bool) -> None:
-    """Sweep what nothing needs: blobs that nothing names, left-over temporary files; and join small segments.
+    """Sweep what nothing needs: deleted runs, blobs that nothing names, left-over temporary files; and join small segments.
 
     It may run beside everything else. Nothing that a run, a version, a data version or a job names is ever taken.
 
@@ -763,6 +763,8 @@ def gc_command(ctx: click.Context, dry_run: bool, older_than: str, as_json: bool
         would = "would go" if dry_run else "gone"
         for each in [*found["blobs"], *found["files"]][: LISTED if dry_run else 0]:
             click.echo(f"  {each.get('blob') or each['file']}  {each['bytes']:,} bytes")
+        if found["runs"]:
+            click.echo(f"{counted(len(found['runs']), 'deleted run')} {would}")
         click.echo(f"{counted(len(found['blobs']), 'blob')} and {counted(len(found['files']), 'temporary file')} {would}: {found['bytes']:,} bytes")
         for each in found["streams"]:
             click.echo(f"{counted(each['segments'], 'segment')} of {each['stream']} {'would be' if dry_run else 'are'} one file")
@@ -856,6 +858,43 @@ def compare(ctx: click.Context, which: tuple[str, ...], as_json: bool) -> None:
 
     project = _open(ctx, quiet=True)
     _print(verb(project, which), as_json, lambda told: compared(project, told))
+
+
+@runs.command("delete")
+@click.argument("which", nargs=-1, required=True, metavar="RUN...")
+@click.option("--reason", default="", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def runs_delete(ctx: click.Context, which: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Put runs aside, with the runs within them: no search finds them, `palan runs restore` takes them back.
+
+    `palan gc` frees them for good, with the artefacts that only they named, once that is a day ago.
+    `palan runs "deleted IS NOT NULL"` lists them.
+
+    \b
+    Example:  palan runs delete 4k2m9x7q --reason "wrong data"
+    """
+    from palan.cli.runs import put_aside
+    from palan.flows.delete import delete as verb
+
+    _print(verb(_open(ctx, quiet=as_json), which, reason=reason), as_json, lambda made: put_aside(made, "delete"))
+
+
+@runs.command("restore")
+@click.argument("which", nargs=-1, required=True, metavar="RUN...")
+@click.option("--reason", default="", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def runs_restore(ctx: click.Context, which: tuple[str, ...], reason: str, as_json: bool) -> None:
+    """Take back runs that were deleted, with the runs within them.
+
+    \b
+    Example:  palan runs restore 4k2m9x7q
+    """
+    from palan.cli.runs import put_aside
+    from palan.flows.delete import restore as verb
+
+    _print(verb(_open(ctx, quiet=as_json), which, reason=reason), as_json, lambda made: put_aside(made, "restore"))
 
 
 @runs.command("export")

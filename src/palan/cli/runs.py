@@ -173,6 +173,8 @@ def shown(project: Project, page: Mapping[str, Any]) -> None:
     say(f"{title}{page['run']}")
     say(f"{page['flow']} of {cut(page['experiment'], 60)}: {paint(page['status'], _COLOURS.get(page['status'], ''))}{': ' + cut(page['reason'], 200) if page['reason'] else ''}")
     say(f"started {page['started'][:19].replace('T', ' ')}{', ended ' + page['ended'][:19].replace('T', ' ') if page['ended'] else ''} (UTC)")
+    if page["deleted"]:
+        say(f"deleted {page['deleted'][:19].replace('T', ' ')}: palan runs restore {short(page['run'])}")
     if page["parent"]:
         say(f"part of {short(page['parent'])}")
     for part in ("params", "tags"):
@@ -195,6 +197,20 @@ def shown(project: Project, page: Mapping[str, Any]) -> None:
     again = {"code": page["code"][:12], **{f"data {name}": f"{name}@{number}" for name, number in page["data"].items()}, **page["environment"]}
     _pairs("to repeat it", {name: cut(str(value), 200) for name, value in again.items() if value})
     say(f"next: {_next(page)}")
+
+
+def put_aside(made: Mapping[str, Any], verb: str) -> None:
+    """Print which runs were deleted or restored, and the way back."""
+    for each in made["runs"][:DRAWN]:
+        say(f"{verb}d {short(each['run'])}  {cut(each['name'] or each['experiment'], 60)}")
+    if len(made["runs"]) > DRAWN:
+        say(f"… and {len(made['runs']) - DRAWN:,} more")
+    if not made["runs"]:
+        say(f"nothing to {verb}")
+    elif verb == "delete":
+        say(f"next: palan runs restore {short(made['runs'][0]['run'])}   or for good, after a day: palan gc")
+    else:
+        say("next: palan runs")
 
 
 def _next(page: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from palan.core import figure, stamp
 from palan.errors import Invalid, NotFound
 from palan.flows.fold import fold, look
 from palan.flows.project import Project
-from palan.runs.beside import columns, repeated
+from palan.runs.beside import columns, fields_of, repeated
 from palan.runs.run import Artifact, Curve, Drawn, Keyset, Run, Shown, Value
 from palan.runs.search import Both, Compare, Condition, Field, parse, parse_order
 
@@ -52,7 +52,8 @@ def search(project: Project, where: str = "", *, order: Sequence[str] = (), afte
     """
     reading = look(project)
     told = parse(where)
-    parts: list[Condition] = [Compare(Field("attribute", "deleted"), "null")]  # nothing that was put aside
+    aside = Field("attribute", "deleted")
+    parts: list[Condition] = [] if aside in fields_of(told) else [Compare(aside, "null")]  # nothing that was deleted, unless asked for
     parts += [Compare(Field("attribute", "flow"), "=", (flow,))] if flow else []
     parts += [told] if told else []
     found = project.store.records.search(Run, Both(tuple(parts), every=True), parse_order(order), after=_place(after), limit=limit + 1)
@@ -108,6 +109,7 @@ def told_of(run: Run, values: Sequence[Value | Shown]) -> dict[str, Any]:
         "started": stamp(run.time),
         "ended": stamp(run.ended) if run.ended else None,
         "parent": run.parent,
+        "deleted": stamp(run.deleted) if run.deleted else None,
         "reason": run.reason,
         "params": params,
         "metrics": metrics,

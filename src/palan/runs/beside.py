@@ -25,19 +25,20 @@ def value_of(run: Told, column: str) -> Any:
 
 def asked(where: Condition | None, order: Sequence[Order] = ()) -> list[str]:
     """Return the columns that a search is about, in the order in which they are named."""
-    fields = [*_fields(where), *(each.field for each in order)]
-    return list(dict.fromkeys(f"{field.kind}s.{field.key}" for field in fields if field.kind != "attribute"))
+    named = [*fields_of(where), *(each.field for each in order)]
+    return list(dict.fromkeys(f"{field.kind}s.{field.key}" for field in named if field.kind != "attribute"))
 
 
-def _fields(where: Condition | None) -> Iterable[Field]:
+def fields_of(where: Condition | None) -> Iterable[Field]:
+    """Yield all that a search is about."""
     match where:
         case Compare(field):
             yield field
         case Not(item):
-            yield from _fields(item)
+            yield from fields_of(item)
         case Both(items):
             for each in items:
-                yield from _fields(each)
+                yield from fields_of(each)
 
 
 def columns(runs: Sequence[Told], first: Sequence[str] = ()) -> list[str]:

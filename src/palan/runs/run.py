@@ -35,7 +35,7 @@ class Run(msgspec.Struct, frozen=True):
     reason: str = ""
     name: str = ""
     parent: str = ""
-    deleted: datetime | None = None  # put aside by a client of MLflow, which may restore it
+    deleted: datetime | None = None  # put aside, until somebody restores it or palan gc frees it
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):
