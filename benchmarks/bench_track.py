@@ -97,6 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         project = made(Path(folder) / "one")
         ten, one, p99 = writing(project)
+        sending(Path(folder))
         many(Path(folder))
         run = small_runs(made(Path(folder) / "small"))
         searching(made(Path(folder) / "search"))
@@ -142,6 +143,32 @@ def writing(project: Project) -> tuple[float, float, float]:
     report("folded afterwards", [frames / (perf_counter() - before)], "calls/s")
     run.end()
     return 50_000 * NAMES / statistics.median(found), 50_000 / statistics.median(single), each[int(len(each) * 0.99)]
+
+
+def sending(folder: Path) -> None:
+    print("one process, for a server in another one")
+    project = made(folder / "sent")
+    os.environ["XDG_STATE_HOME"] = str(folder)
+    server = subprocess.Popen([sys.executable, "-m", "palan.cli", "serve", "--port", "0"], cwd=project.root, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        run = start("sent", server=server.stdout.readline().split()[-1])
+        ten = {f"m{number}": float(number) for number in range(NAMES)}
+
+        def work() -> None:
+            for _ in range(50_000):
+                run.log(ten)
+
+        found = times(work)
+        rate("points, 10 names a call", 50_000 * NAMES, found, "points/s")
+        before = perf_counter()
+        run.end()
+        report("until the server has the last one", [1e3 * (perf_counter() - before)], "ms")
+        fold(project)
+        assert curve(project, run.id, "m1", points=10)["count"] % 50_000 == 0
+    finally:
+        server.terminate()
+        server.communicate()
 
 
 def many(folder: Path, writers: int = 8, seconds: float = 4.0) -> None:

@@ -146,7 +146,7 @@ def sent(found: Sequence[Mapping[str, Any]]) -> None:
     if not found:
         say("nothing waits to be sent")
     for each in found:
-        say(f"{each['server']}: {each['sent']:,} bytes sent" + (f", {each['waiting']:,} wait: {each['why'] or 'its process still tracks, and sends'}" if each["waiting"] else ""))
+        say(f"{each['server']}: {each['sent']:,} bytes sent" + (f", {each['waiting']:,} bytes wait: {each['why'] or 'its process still tracks, and sends'}" if each["waiting"] else ""))
 
 
 def print_table(table: Sequence[Column]) -> None:

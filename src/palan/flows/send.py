@@ -156,6 +156,10 @@ class Sender:
             raise NotFound(f'{self.to.url} has no run "{run}"', "palan runs   (there)")
         return str(answer.get("experiment", ""))
 
+    def unsent(self) -> int:
+        """Return how many bytes of the folder the server has not acknowledged."""
+        return sum(path.stat().st_size for path in _blobs(self.folder)) + sum(max(path.stat().st_size - self._sent.get(path.stem, 0), 0) for path in _segments(self.folder))
+
     def _is_mine(self) -> bool:
         """Have the right to send, which one process has at a time."""
         if self._lock is None:

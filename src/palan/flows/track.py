@@ -30,7 +30,7 @@ from palan.flows.courier import Courier
 from palan.flows.fold import STREAM, fold, is_shared, tracked
 from palan.flows.project import Project, open_project
 from palan.flows.root import FILE, find_root
-from palan.flows.send import Address, Sender, address, asked, send, waiting
+from palan.flows.send import Address, Sender, address, asked, send
 from palan.flows.surroundings import surroundings
 from palan.runs.points import Names, event
 from palan.runs.run import Run
@@ -182,11 +182,11 @@ def _there(to: Address) -> Place:
             place = Place(_named(root), root, SegmentBlocks(sender.folder), FileBlobs(sender.folder / "blobs"), to=to, courier=courier)
             _remote[to.url] = place
             left.begin()
-            atexit.register(_last_send, place, sender.folder)
+            atexit.register(_last_send, place, sender)
         return _remote[to.url]
 
 
-def _last_send(place: Place, folder: Path) -> None:
+def _last_send(place: Place, sender: Sender) -> None:
     """Close what this process wrote, which is then whole, and wait a little until it has arrived."""
     if place.courier is None or not isinstance(place.blocks, SegmentBlocks):
         return
@@ -195,8 +195,8 @@ def _last_send(place: Place, folder: Path) -> None:
     except PalanError as error:
         sys.stderr.write(f"{error}\n")
     place.courier.settle(SETTLE_SECONDS, last=True)
-    if size := waiting(folder):
-        sys.stderr.write(f"palan: {size:,} bytes of runs wait in {folder}: {place.courier.why or 'the server is slow'}; to send them: palan send\n")
+    if size := sender.unsent():
+        sys.stderr.write(f"palan: {size:,} bytes of runs wait in {sender.folder}: {place.courier.why or 'the server is slow'}; to send them: palan send\n")
 
 
 def _root() -> Path:
