@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -191,6 +193,8 @@ def test_an_address_that_is_none_is_refused_at_the_start(server: str, what: str,
     with pytest.raises(PalanError, match=what) as refused:
         start("routes", server=server)
     assert refused.value.hint and "secret" not in str(refused.value)
+    with pytest.raises(PalanError, match="not both"):
+        start("routes", server="http://host", project=tmp_path)
 
 
 def test_a_run_is_gone_on_with_if_the_server_knows_it(served: Machines) -> None:
@@ -287,6 +291,66 @@ def test_kills_of_server_and_clients_lose_nothing_and_double_nothing(machines: M
         files = {each["path"]: each["blob"] for each in run_page(machines.project, run)["artifacts"]}
         assert all(machines.project.store.blobs.get(files[f"{step}.txt"]) == str(step).encode() for step in range(50, least + 1, 50)), (seed, run)
     assert {each["status"] for each in search(machines.project)["runs"]} == {"killed"}
+
+
+def cutting(port: int, every: int) -> tuple[socket.socket, list[int]]:
+    """Return the door of a way to the server, on which every so manieth answer is lost, and where its cuts are counted."""
+    door, cuts, answers = socket.create_server(("127.0.0.1", 0)), [0], [0]
+
+    def carry(one: socket.socket, other: socket.socket, is_answer: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(1 << 20):
+                answers[0] += is_answer
+                if is_answer and answers[0] % every == 0:
+                    cuts[0] += 1
+                    break  # the server has done it, and says so to nobody
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def opened() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, server = door.accept()[0], socket.create_connection(("127.0.0.1", port))
+                for one, other, is_answer in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=carry, args=(one, other, is_answer), daemon=True).start()
+
+    threading.Thread(target=opened, daemon=True).start()
+    return door, cuts
+
+
+def test_answers_that_are_lost_double_nothing(served: Machines) -> None:
+    machines = served
+    door, cuts = cutting(machines.port, 3)
+    machines.url = f"http://127.0.0.1:{door.getsockname()[1]}"
+    client = machines.python(STEPS.replace("float(step))", "float(step))\n        if step % 2000 == 0: run.artifact(str(step).encode(), str(step))"), "20000")
+    run, _ = client.communicate()
+    for _ in range(20):
+        left = sum(each["waiting"] for each in send())
+        if not left:
+            break
+    assert left == 0 and cuts[0] > 2
+    assert losses(machines.project, run.strip()) == [float(step) for step in range(20_000)]
+    assert len(search(machines.project)["runs"]) == 1
+    door.close()
+
+
+def test_a_run_goes_on_when_its_server_was_restarted(machines: Machines) -> None:
+    server = machines.up()
+    client = machines.python('import palan\nrun = palan.start("routes")\nrun.log(loss=1.0)\ninput()\nrun.log(loss=2.0)\nrun.end()\n')
+
+    def status() -> str:
+        return "".join(each["status"] for each in search(machines.project)["runs"])
+
+    assert eventually(lambda: status() == "running")
+    server.kill()
+    server.wait()
+    assert status() == "killed"
+    machines.up()
+    assert eventually(lambda: status() == "running")
+    assert client.communicate("\n") == ("", "") and status() == "done"
+    assert losses(machines.project, search(machines.project)["runs"][0]["run"]) == [1.0, 2.0]
 
 
 SEGMENT = "01m82qt160n1qzxqdqb5b51akj"

@@ -15,7 +15,7 @@ EVERY = 0.5
 """Seconds between two rounds: what was logged is seen elsewhere about so much later."""
 PATIENCE = 2.0
 """Seconds that it may fail before it says so: a server that restarts is nothing to tell of."""
-LONGEST = 10.0
+LONGEST = 5.0
 """Seconds between two rounds that fail, after some."""
 
 

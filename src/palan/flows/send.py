@@ -8,13 +8,12 @@ so nothing is there twice, whoever was killed when.
 from __future__ import annotations
 
 import fcntl
-import http.client
 import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
@@ -24,6 +23,9 @@ from palan.errors import NotFound, PalanError
 from palan.flows.fold import STREAM
 from palan.flows.project import Tell, silent
 from palan.stores.files import FileBlobs, is_digest
+
+if TYPE_CHECKING:
+    import http.client
 
 FORMAT = 1
 """Of what is sent: it rises when a server of before could not take it."""
@@ -223,6 +225,8 @@ class Sender:
         raise self._refused(status, headers, answer if isinstance(answer, dict) else {})
 
     def _exchange(self, method: str, path: str, body: Any, size: int, seconds: float) -> tuple[int, http.client.HTTPMessage, bytes]:
+        from http.client import HTTPException
+
         headers = {"content-length": str(size), **({"authorization": f"Bearer {self._token}"} if self._token else {})}
         if self._link is not None and self._link.sock is None:  # the server asked to end it
             self._drop()
@@ -233,7 +237,7 @@ class Sender:
                 link.request(method, f"{self.to.path}{path}", body=body, headers=headers)
                 answer = link.getresponse()
                 return answer.status, answer.headers, answer.read()
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (OSError, HTTPException, ValueError) as error:
                 self._drop()
                 # A server may end a connection that lay idle: a new one tells whether it is there.
                 if is_new or isinstance(error, TimeoutError):
@@ -244,7 +248,9 @@ class Sender:
         raise AssertionError("the second attempt is always a new connection")
 
     def _connected(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self.to.secure else http.client.HTTPConnection
+        from http.client import HTTPConnection, HTTPSConnection
+
+        kind = HTTPSConnection if self.to.secure else HTTPConnection
         link = kind(self.to.host, self.to.port, timeout=5, blocksize=1 << 16)
         link.connect()
         return link
