@@ -24,6 +24,7 @@ from palan.ledger import Entry, link
 from palan.releases.nouns import Arm, Release
 from palan.runs.run import Run, Step
 from palan.stores import open_store, sql
+from palan.stores.files import FileBlobs
 from palan.stores.sqlite import SQLiteRecords
 from palan.testing import BlocksSuite, RecordsSuite
 from postgres import Database, Wire
@@ -54,6 +55,13 @@ class TestBlocks(BlocksSuite):
 
     def open(self, folder: Path) -> PostgresBlocks:
         return PostgresBlocks(Server(self.postgres.of(folder)))
+
+
+class TestShippedBlocks(TestBlocks):
+    """Compacted segments lie in the blobs."""
+
+    def open(self, folder: Path) -> PostgresBlocks:
+        return PostgresBlocks(Server(self.postgres.of(folder)), FileBlobs(folder / "blobs"))
 
 
 @pytest.fixture
@@ -407,6 +415,16 @@ def test_a_writer_goes_on_after_its_segment_was_compacted(server: Server, postgr
     assert [frame.data for frame in other.scan("s", position)] == [b"second"]
     writer.append("s", [b"third"])
     assert len({frame.segment for frame in other.scan("s")}) == 2
+
+
+def test_many_frames_go_in_together_and_a_page_at_a_time(server: Server, postgres: Database, tmp_path: Path) -> None:
+    writer, frames = PostgresBlocks(server), [random.Random(number).randbytes(500) for number in range(10_000)]
+    writer.append("s", frames[:10])
+    end = writer.append("s", frames[10:])
+    assert data(PostgresBlocks(server)) == frames and list(writer.sizes("s").values()) == [end]
+    with Server(postgres.of(tmp_path)).connect() as db:
+        sizes = [size for (size,) in db.execute("select length(frames) from block order by ends").fetchall()]
+    assert 4 < len(sizes) < 10 and max(sizes) < 2 << 20 and sum(sizes) == end
 
 
 def test_many_streams_hold_one_lock(server: Server, postgres: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,10 +17,15 @@ import pytest
 
 from palan.core import digest
 from palan.errors import Corrupt, NotFound, PalanError
+from palan.flows.backup import backup, restore
 from palan.flows.config import load
+from palan.flows.gc import SEGMENTS, gc
+from palan.flows.project import open_project, record
+from palan.flows.verify import verify
 from palan.stores.contract import Blobs
 from palan.stores.files import FileBlobs
 from palan.testing import BlobsSuite
+from postgres import Database
 from s3_server import ACCESS, BUCKET, SECRET, find_weed, s3_server
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed")
@@ -343,6 +350,38 @@ def test_a_project_keeps_its_versions_there(tmp_path: Path, monkeypatch: pytest.
         assert "another-secret" not in wrong.stdout + wrong.stderr and SECRET not in wrong.stderr
     wrong = palan(folder, "status")
     assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) <= 3 and "SignatureDoesNotMatch" in wrong.stderr
+
+
+def test_segments_of_a_database_are_shipped_there(tmp_path: Path, postgres: Database) -> None:
+    pytest.importorskip("psycopg")
+    (tmp_path / "palan.toml").write_text(f'[project]\nname = "ship"\nstore = "{postgres.of(tmp_path)}"\nblobs = "{address(tmp_path)}"\n', encoding="utf-8")
+    project = open_project(tmp_path)
+    record(project, "build", "m@1")
+    blocks, frames = project.store.blocks, [b"%d" % number for number in range(SEGMENTS * 10)]
+    for number in range(SEGMENTS):
+        blocks.append("decisions/m", frames[number * 10 : number * 10 + 10])
+        getattr(blocks, "close", lambda: None)()
+    while any(blocks.writers("decisions/m").values()):
+        time.sleep(0.01)  # their ends are seen in a moment
+    assert gc(project)["streams"] == [{"stream": "decisions/m", "segments": SEGMENTS, "frames": len(frames)}]
+    blocks.append("decisions/m", [b"later"])
+    assert [frame.data for frame in blocks.scan("decisions/m")] == [*frames, b"later"]
+    (blob,) = blocks.blobs()
+    assert set(project.store.blobs.names()) == {blob}
+    assert gc(project, older_than=timedelta(0))["blobs"] == [] and verify(project)["findings"] == []
+    assert verify(project)["unnamed"] == 0
+    back = tmp_path / "back"
+    restored = back / "palan.toml"
+    back.mkdir()
+    restored.write_text('[project]\nname = "ship"\n', encoding="utf-8")
+    restore(backup(project, tmp_path / "saved.tar")["file"], back)
+    assert [frame.data for frame in open_project(back).store.blocks.scan("decisions/m")] == [*frames, b"later"]
+    obstore.delete(s3.S3Blobs(address(tmp_path))._store, blob)
+    again = open_project(tmp_path)
+    assert [blob in each for each in again.store.blocks.lost()] == [True]
+    with pytest.raises(Corrupt, match="cannot be read"):
+        list(again.store.blocks.scan("decisions/m"))
+    assert any(blob in each["what"] for each in verify(again)["findings"])
 
 
 def test_without_the_library_the_extra_is_named(tmp_path: Path) -> None:

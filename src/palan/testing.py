@@ -16,6 +16,7 @@ import copy
 import math
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -622,6 +623,36 @@ class BlocksSuite:
         blocks.compact("a")
         found = list(blocks.verify())
         assert sum(each.frames for each in found) == 3 and all(each.bytes > 0 and not each.damage for each in found)
+
+    def test_what_is_read_many_frames_at_a_time_is_what_a_scan_yields(self, tmp_path: Path) -> None:
+        one, two = self.open(tmp_path), self.open(tmp_path)
+        assert one.sizes("s") == {}
+        one.append("s", [bytes([number % 7]) * (20 + number // 60) for number in range(200)])
+        one.append("s", [b"x" * 30_000 for _ in range(90)])
+        two.append("s", [b"two", b"last"])
+
+        def told(blocks: Blocks, after: Mapping[str, int]) -> list[tuple[str, int, bytes]]:
+            found = []
+            for segment, size in blocks.sizes("s").items():
+                end = after.get(segment, 0)
+                for batch in blocks.read("s", segment, end):
+                    assert batch.segment == segment and batch.end > end
+                    end = batch.end
+                    found += [(segment, int(place), bytes(frame)) for ends, frames in batch.tables for place, frame in zip(ends, frames, strict=True)]
+                assert end == size
+            return sorted(found)
+
+        every = sorted((frame.segment, frame.end, frame.data) for frame in one.scan("s"))
+        middle = {segment: end for segment, end, _ in every[:100]}
+        assert told(one, {}) == every and len(every) == 292
+        assert told(one, middle) == [each for each in every if each[1] > middle.get(each[0], 0)]
+        getattr(one, "close", lambda: None)()
+        sizes = two.sizes("s")
+        while not two.compact("s"):
+            time.sleep(0.01)  # its end is seen in a moment
+        assert two.sizes("s") == sizes
+        assert told(two, {}) == every and told(two, middle) == [each for each in every if each[1] > middle.get(each[0], 0)]
+        assert told(self.open(tmp_path), sizes) == []
 
     def test_compaction_changes_nothing_that_is_read(self, tmp_path: Path) -> None:
         old, live = self.open(tmp_path), self.open(tmp_path)

@@ -84,7 +84,7 @@ def _blobs(project: Project, blobs: FileBlobs, before: datetime, dry_run: bool) 
 
 def _named(project: Project) -> set[str]:
     """Return every digest that stands anywhere in the records: rather keep a blob too many."""
-    named: set[str] = set()
+    named = project.store.blocks.blobs()
     for noun in NOUNS:
         for each in project.store.records.walk(noun) if noun not in _WITHOUT else ():
             if isinstance(each, Corrupt):
@@ -112,7 +112,8 @@ def _streams(project: Project, before: datetime, dry_run: bool) -> list[tuple[st
     """Compact streams with many closed segments; return for each how many, and the frames that were moved."""
     blocks, here = project.store.blocks, tracked(project)
     found = []
-    for stream, segments in _closed(blocks.root) if isinstance(blocks, SegmentBlocks) else ():  # a server's are compacted where they lie
+    ended = _closed(blocks.root) if isinstance(blocks, SegmentBlocks) else ((stream, sum(not alive for alive in blocks.writers(stream).values())) for stream in blocks.streams())
+    for stream, segments in ended:
         if stream != STREAM and segments >= SEGMENTS:
             found.append((stream, segments, 0 if dry_run else _compact(blocks, stream, None)))
     settled = _settled(project, here, before) if isinstance(here, SegmentBlocks) else set()

@@ -49,7 +49,7 @@ def verify(project: Project) -> dict[str, Any]:
 
     Damage does not end the walk. What cannot be judged at all, such as a server that does not answer, raises.
     """
-    named: dict[str, str] = {}
+    named = dict.fromkeys(project.store.blocks.blobs(), "compacted segments")
     report: dict[str, Any] = {"records": 0, "entries": 0, "files": 0, "frames": 0, "blobs": 0, "unnamed": 0, "bytes": 0}
     findings = [*_records(project, named, report), *_ledger(project, report), *_blocks(project, report), *_blobs(project, named, report)]
     unique = list(dict.fromkeys(findings))  # the walk and the notes of what was closed may meet the same damage

@@ -68,7 +68,8 @@ def _on_postgres(address: str, folder: Path, blobs: str) -> Store:
 
     left = any((folder / name).exists() for name in ("key", "blobs", "palan.db"))
     server = Server(address, may_begin=not left)
-    return Store(PostgresRecords(server), PostgresBlocks(server), _blobs(blobs, folder))
+    kept = _blobs(blobs, folder)
+    return Store(PostgresRecords(server), PostgresBlocks(server, kept if blobs else None), kept)
 
 
 def _blobs(address: str, folder: Path) -> Blobs:

@@ -197,6 +197,10 @@ class Blocks(ABC):
         up to a `_`. One whose segments were all compacted is left out."""
 
     @abstractmethod
+    def blobs(self) -> set[str]:
+        """Return the digests of the blobs that compacted segments lie in."""
+
+    @abstractmethod
     def lost(self) -> list[str]:
         """Say, a sentence each, which parts of any stream are gone or shorter than when they were closed.
 

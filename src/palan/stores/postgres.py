@@ -14,15 +14,24 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from palan.core import stamp
-from palan.errors import Busy, Conflict, Corrupt, MissingExtra, PalanError
+from palan.errors import Busy, Conflict, Corrupt, MissingExtra, NotFound, PalanError
 from palan.stores import sql
-from palan.stores.contract import Batch, Blocks, Frame, Lease, Position, Verified, refuse
-from palan.stores.segments import SEGMENT_BYTES, framed, frames_in, named, past_damage, read_past_damage
+from palan.stores.contract import Batch, Blobs, Blocks, Frame, Lease, Position, Verified, refuse
+from palan.stores.segments import (
+    SEGMENT_BYTES,
+    framed,
+    frames_in,
+    named,
+    packed,
+    past_damage,
+    read_past_damage,
+    unpacked,
+)
 
 try:
     import psycopg
@@ -46,6 +55,8 @@ WINDOW = 4 << 20
 """How many bytes of a segment a scan holds in memory at a time."""
 MOST_OPEN = 1000
 """How many segments a process remembers to go on with."""
+MANY = 10_000
+"""How many frames are read at once."""
 STAY_SECONDS = 2.0
 """How often a process makes sure that others can see that it lives."""
 MERGED = 1 << 20
@@ -433,8 +444,11 @@ class PostgresBlocks(Blocks):
     A process is a writer, and holds a lock that says so; a compaction that takes its segment all the same makes it begin another.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, blobs: Blobs | None = None) -> None:
+        """Keep blocks on a server; with `blobs`, which every machine reads, compacted segments are shipped there."""
         self._server = server
+        self._shipped_to = blobs
+        self._fetched: tuple[str, dict[str, list[Frame]]] = "", {}  # the blob that was read last
         self.begin()
 
     def begin(self) -> None:
@@ -450,22 +464,21 @@ class PostgresBlocks(Blocks):
         named(stream)
         if not all(frames):
             raise ValueError("a frame holds at least one byte")
-        buffer = b"".join(framed(data) for data in frames)
+        whole = [framed(data) for data in frames]
         with self._lock:
             try:
-                return self._server.persist(lambda: self._append(stream, buffer))
+                return self._server.persist(lambda: self._append(stream, whole))
             except BaseException:
                 self._open.pop(stream, None)  # it may have grown all the same: the next append must not take that for its own
                 raise
 
-    def _append(self, stream: str, buffer: bytes) -> int:
+    def _append(self, stream: str, frames: Sequence[bytes]) -> int:
         db = self._connected()
         with self._server.explained(db):
             while True:
                 id, size = self._segment(db, stream)
-                end = size + len(buffer)
-                values = {"id": id, "begins": size, "ends": end, "frames": buffer}
-                if db.execute(sql.bound(sql.APPEND), values).rowcount == 1 or _size(db, id) == end:
+                end = size + sum(map(len, frames))
+                if _grown(db, id, size, frames) or _size(db, id) == end:
                     self._open[stream] = id, end
                     return end
                 del self._open[stream]  # a compaction has taken it: nothing was appended
@@ -505,12 +518,15 @@ class PostgresBlocks(Blocks):
 
     def scan(self, stream: str, after: Position | None = None, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Frame]:
         after = after or {}
-        for writer, id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
+        for writer, id, size, blob in self._rows(sql.SEGMENTS, {"stream": named(stream)}):
             path = self._path(stream, writer, id)
-            yield from self._frames(path, id, after.get(path.stem, 0), size, damaged)
+            yield from self._frames(path, id, after.get(path.stem, 0), size, blob, damaged)
 
-    def _frames(self, path: Path, id: int, at: int, size: int, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
+    def _frames(self, path: Path, id: int, at: int, size: int, blob: str, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
         """Yield the frames of a segment that end after `at`."""
+        if blob:
+            yield from self._fetch(path, at, size, blob, damaged)
+            return
         for begins, ends, data in self._blocks(id, at, size):
             if begins > at:
                 damaged(Corrupt(_gap(path, at, begins), "restore the store from a backup"))
@@ -524,6 +540,29 @@ class PostgresBlocks(Blocks):
         if at < size:
             damaged(Corrupt(_gap(path, at, size), "restore the store from a backup"))
 
+    def _fetch(self, path: Path, at: int, size: int, blob: str, damaged: Callable[[Corrupt], None]) -> Iterator[Frame]:
+        """Yield the frames of a segment that was shipped."""
+        if at >= size:
+            return
+        try:
+            frames = self._read_blob(blob).get(path.stem, [])
+        except (Corrupt, NotFound) as error:
+            damaged(Corrupt(f"{path} cannot be read: {error.what}", error.hint))
+            return
+        yield from (frame for frame in frames if frame.end > at)
+        if (end := frames[-1].end if frames else 0) < size:
+            damaged(Corrupt(_gap(path, end, size), "restore the store from a backup"))
+
+    def _read_blob(self, blob: str) -> dict[str, list[Frame]]:
+        if self._fetched[0] != blob:
+            if self._shipped_to is None:
+                raise NotFound(f"blob {blob} is where the blobs of the project are", 'in palan.toml: [project] blobs = "s3://bucket/prefix"')
+            found: dict[str, list[Frame]] = {}
+            for frame in unpacked(self._shipped_to.get(blob)):
+                found.setdefault(frame.segment, []).append(frame)
+            self._fetched = blob, found
+        return self._fetched[1]
+
     def _blocks(self, id: int, at: int, size: int) -> Iterator[tuple[int, int, bytes]]:
         """Yield the rows of a segment that end after `at`, in order, a few in memory at a time."""
         while at < size:
@@ -532,14 +571,16 @@ class PostgresBlocks(Blocks):
             at = rows[-1][1] if rows else at + WINDOW
 
     def sizes(self, stream: str) -> dict[str, int]:
-        return {self._path(stream, writer, id).stem: size for writer, id, size in self._rows(sql.SEGMENTS, {"stream": named(stream)})}
+        return {self._path(stream, writer, id).stem: size for writer, id, size, _ in self._rows(sql.SEGMENTS, {"stream": named(stream)})}
 
     def read(self, stream: str, segment: str, start: int = 0, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Batch]:
         from palan.stores.tables import stacked
 
-        size = self.sizes(stream).get(segment, 0)
-        for frame in self._frames(self._path(stream, *segment.split("_")), int(segment.partition("_")[2]), start, size, damaged):
-            yield stacked(segment, frame.end, [(frame.end, frame.data)])
+        path, id = self._path(stream, *segment.split("_")), int(segment.partition("_")[2])
+        for size, blob in self._rows(sql.SEGMENT, {"id": id}):
+            frames = self._frames(path, id, start, size, blob, damaged)
+            while some := [(frame.end, frame.data) for frame in islice(frames, MANY)]:
+                yield stacked(segment, some[-1][0], some)
 
     def streams(self) -> list[str]:
         return [str(stream) for (stream,) in self._rows(sql.STREAMS, {})]
@@ -547,13 +588,25 @@ class PostgresBlocks(Blocks):
     def writers(self, stream: str) -> dict[str, bool]:
         return {str(writer): bool(alive) for writer, alive in self._rows(sql.WRITERS, {"stream": named(stream)})}
 
+    def blobs(self) -> set[str]:
+        return {str(blob) for (blob,) in self._rows(sql.SHIPPED, {})}
+
     def lost(self) -> list[str]:
         rows = self._rows(sql.SHORT_SEGMENTS, {})
-        return [f"{self._path(*place)} was cut: {size} bytes were appended, and {found} are there" for *place, size, found in rows]
+        gone = [blob for blob in sorted(self.blobs()) if self._shipped_to is None or not self._shipped_to.has(blob)]
+        return [
+            *(f"{self._path(*place)} was cut: {size} bytes were appended, and {found} are there" for *place, size, found in rows),
+            *(f"{self._server.name}: blob {blob} is gone, which compacted segments lie in" for blob in gone),
+        ]
 
     def verify(self) -> Iterator[Verified]:
-        for stream, writer, id, size in self._rows(sql.ALL_SEGMENTS, {}):
-            path, whole, last = self._path(stream, writer, id), bytearray(size), 0
+        for stream, writer, id, size, blob in self._rows(sql.ALL_SEGMENTS, {}):
+            path, whole, last = self._path(stream, writer, id), bytearray(0 if blob else size), 0
+            if blob:
+                damage: list[str] = []
+                frames = list(self._fetch(path, 0, size, blob, _noting(damage)))
+                yield Verified(str(path), len(frames), frames[-1].end if frames else 0, tuple(damage))
+                continue
             try:
                 for begins, ends, data in self._blocks(id, 0, size):
                     whole[begins:ends] = data.ljust(ends - begins, b"\0")[: ends - begins]
@@ -567,12 +620,31 @@ class PostgresBlocks(Blocks):
 
     def compact(self, stream: str, only: Collection[str] | None = None) -> int:
         def compact(db: Connection) -> int:
-            moved = 0
+            moved: list[Frame] = []
+            ids = []
+            taken = 0
             with db.transaction():
                 for writer, id, size in db.execute(sql.bound(sql.CLOSED_SEGMENTS), {"stream": stream}).fetchall():
-                    if only is None or self._path(stream, writer, id).stem in only:
-                        moved += _merge(db, self._path(stream, writer, id), id, size)
-            return moved
+                    path = self._path(stream, writer, id)
+                    if taken > SEGMENT_BYTES or not (only is None or path.stem in only):
+                        continue
+                    if not size:
+                        db.execute(sql.bound(sql.DROP_SEGMENT), {"id": id})
+                        continue
+                    frames = _whole(db, path, id, size)
+                    moved += frames
+                    taken += size
+                    db.execute(sql.bound(sql.CLEAR_BLOCKS), {"id": id})
+                    if self._shipped_to is None:
+                        _copy(db, id, 0, [framed(frame.data) for frame in frames])
+                        db.execute(sql.bound(sql.SEAL_SEGMENT), {"id": id})
+                    else:
+                        ids.append(id)
+                if ids and self._shipped_to is not None:
+                    blob = self._shipped_to.put(packed(moved))  # before what names it: a loose blob is no harm
+                    for id in ids:
+                        db.execute(sql.bound(sql.SHIP_SEGMENT), {"id": id, "blob": blob})
+            return len(moved)
 
         named(stream)
         return self._server.run(compact)
@@ -595,24 +667,39 @@ class PostgresBlocks(Blocks):
         return Path(self._server.name, stream, f"{writer}_{id}")
 
 
-def _merge(db: Connection, path: Path, id: int, size: int) -> int:
-    """Put the rows of a segment into fewer, which PostgreSQL compresses; offsets stay what they were."""
-    if not size:
-        db.execute(sql.bound(sql.DROP_SEGMENT), {"id": id})
-        return 0
+def _grown(db: Connection, id: int, begins: int, frames: Sequence[bytes]) -> bool:
+    """Append frames to a segment, if it is as long as the writer takes it for: a few as one row, many by COPY."""
+    ends = begins + sum(map(len, frames))
+    if ends - begins <= MERGED:
+        return db.execute(sql.bound(sql.APPEND), {"id": id, "begins": begins, "ends": ends, "frames": b"".join(frames)}).rowcount == 1
+    with db.transaction():
+        grown = db.execute(sql.bound(sql.GROW), {"id": id, "begins": begins, "ends": ends}).rowcount == 1
+        if grown:
+            _copy(db, id, begins, frames)
+    return grown
+
+
+def _copy(db: Connection, id: int, begins: int, frames: Sequence[bytes]) -> None:
+    """Write frames as rows of about a megabyte, which PostgreSQL compresses."""
+    with db.cursor() as cursor, cursor.copy(sql.bound(sql.COPY_BLOCKS)) as copy:
+        copy.set_types(["int4", "int8", "int8", "bytea"])
+        row: list[bytes] = []
+        size = 0
+        for place, frame in enumerate(frames):
+            row.append(frame)
+            size += len(frame)
+            if size >= MERGED or place == len(frames) - 1:
+                copy.write_row((id, begins, begins + size, b"".join(row)))
+                row, begins, size = [], begins + size, 0
+
+
+def _whole(db: Connection, path: Path, id: int, size: int) -> list[Frame]:
+    """Return all frames of a segment; one that is damaged is not compacted."""
     rows = db.execute(sql.bound(sql.BLOCKS), {"id": id, "after": 0, "window": size}).fetchall()
-    whole = b"".join(data for _, _, data in rows)
-    frames = list(frames_in(path, 0, whole))
+    frames = list(frames_in(path, 0, b"".join(data for _, _, data in rows)))
     if not frames or frames[-1].end != size:
         raise Corrupt(_gap(path, frames[-1].end if frames else 0, size), "restore the store from a backup")
-    db.execute(sql.bound(sql.CLEAR_BLOCKS), {"id": id})
-    begins = 0
-    for place, frame in enumerate(frames):
-        if frame.end - begins >= MERGED or place == len(frames) - 1:
-            db.execute(sql.bound(sql.PUT_BLOCK), {"id": id, "begins": begins, "ends": frame.end, "frames": whole[begins : frame.end]})
-            begins = frame.end
-    db.execute(sql.bound(sql.SEAL_SEGMENT), {"id": id})
-    return len(frames)
+    return frames
 
 
 def _stay(of: weakref.ref[PostgresBlocks], writer: int) -> None:
@@ -625,6 +712,10 @@ def _stay(of: weakref.ref[PostgresBlocks], writer: int) -> None:
 def _size(db: Connection, id: int) -> int:
     rows = db.execute(sql.bound(sql.SEGMENT_SIZE), {"id": id}).fetchall()
     return int(rows[0][0]) if rows else -1
+
+
+def _noting(damage: list[str]) -> Callable[[Corrupt], None]:
+    return lambda error: damage.append(error.what)
 
 
 def _gap(path: Path, begin: int, end: int) -> str:

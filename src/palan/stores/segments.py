@@ -328,6 +328,9 @@ class SegmentBlocks(Blocks):
         listing = self._listing(folder)
         return listing.writers | {name.partition("_")[0]: True for name in listing.open if _is_locked(folder / f"{name}.seg")}
 
+    def blobs(self) -> set[str]:
+        return set()
+
     def lost(self) -> list[str]:
         found = []
         for folder in sorted({path.parent for path in self.root.rglob("*.end")}):
@@ -378,8 +381,6 @@ class SegmentBlocks(Blocks):
         yield from _sized(notes)
 
     def compact(self, stream: str, only: Collection[str] | None = None) -> int:
-        import polars as pl
-
         folder = self._folder(stream)
         with self._explained(folder), ExitStack() as stack:  # the locks are held to the end: two compactions never take the same segment
             ends, moved_before, closed, size = _ends(folder), _moved_ends(folder), list[Path](), 0
@@ -404,20 +405,11 @@ class SegmentBlocks(Blocks):
                 done = {frame.segment for frame in frames}
             if frames:
                 frames.sort(key=attrgetter("segment", "end"))
-                table = pl.DataFrame(
-                    {
-                        "segment": [frame.segment for frame in frames],
-                        "end": [frame.end for frame in frames],
-                        "data": [frame.data for frame in frames],
-                    }
-                )
-                buffer = io.BytesIO()
-                note = msgspec.json.encode({frame.segment: frame.end for frame in frames})
-                table.write_parquet(buffer, compression="zstd", metadata={ENDS: note.decode()})
+                content = packed(frames)
                 # The name holds the digest of the content: every read is checked against it.
-                name = f"{frames[-1].segment}.{hashlib.sha256(buffer.getvalue()).hexdigest()}"
-                write_atomically(folder / f"{name}.parquet", buffer.getvalue())
-                write_atomically(folder / f"{name}.end", note)
+                name = f"{frames[-1].segment}.{hashlib.sha256(content).hexdigest()}"
+                write_atomically(folder / f"{name}.parquet", content)
+                write_atomically(folder / f"{name}.end", msgspec.json.encode({frame.segment: frame.end for frame in frames}))
             for path in closed:
                 path.unlink()
                 (folder / f"{path.stem}.{ends.get(path.stem, 0)}.end").unlink(missing_ok=True)
@@ -677,10 +669,25 @@ def _moved(path: Path) -> dict[str, int]:
 
 
 def _read_compacted(path: Path) -> list[Frame]:
-    import polars as pl
-
     content = path.read_bytes()
     written, found = path.stem.rpartition(".")[2], hashlib.sha256(content).hexdigest()
     if found != written:
         raise Corrupt(f"{path} is damaged: it should have digest {written}, and has {found}", "restore the file from a backup")
+    return unpacked(content)
+
+
+def packed(frames: Sequence[Frame]) -> bytes:
+    """Return frames as a compressed file."""
+    import polars as pl
+
+    table = pl.DataFrame({"segment": [frame.segment for frame in frames], "end": [frame.end for frame in frames], "data": [frame.data for frame in frames]})
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd", metadata={ENDS: msgspec.json.encode({frame.segment: frame.end for frame in frames}).decode()})
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> list[Frame]:
+    """Return the frames that were packed."""
+    import polars as pl
+
     return [Frame(*row) for row in pl.read_parquet(content).iter_rows()]

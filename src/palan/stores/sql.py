@@ -75,14 +75,16 @@ with grown as (
 insert into block (segment, begins, ends, frames) select id, :begins::bigint, :ends::bigint, :frames::bytea from grown
 """
 SEGMENT_SIZE = "select size from segment where id = :id"
-SEGMENTS = "select writer, id, size from segment where stream = :stream and size > 0 order by id"
+SEGMENTS = "select writer, id, size, blob from segment where stream = :stream and size > 0 order by id"
+SEGMENT = "select size, blob from segment where id = :id"
 STREAMS = "select distinct stream from segment where size > 0 order by stream"
-ALL_SEGMENTS = "select stream, writer, id, size from segment where size > 0 order by stream, id"
+ALL_SEGMENTS = "select stream, writer, id, size, blob from segment where size > 0 order by stream, id"
+SHIPPED = "select distinct blob from segment where blob <> '' order by blob"
 BLOCKS = """
 select begins, ends, frames from block where segment = :id and ends > :after and begins < :after + :window order by ends
 """
 SHORT_SEGMENTS = """
-select s.stream, s.writer, s.id, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint from segment s left join block b on b.segment = s.id
+select s.stream, s.writer, s.id, s.size, coalesce(sum(octet_length(b.frames)), 0)::bigint from segment s left join block b on b.segment = s.id where s.blob = ''
 group by s.id having coalesce(sum(octet_length(b.frames)), 0) <> s.size order by s.stream, s.id
 """
 CLOSED_SEGMENTS = """
@@ -90,7 +92,9 @@ select writer, id, size from segment where stream = :stream and not sealed
 and pg_try_advisory_xact_lock(hashtext('palan ' || current_schema()), writer) order by id for update skip locked
 """
 CLEAR_BLOCKS = "delete from block where segment = :id"
-PUT_BLOCK = "insert into block (segment, begins, ends, frames) values (:id, :begins, :ends, :frames)"
+COPY_BLOCKS = "copy block (segment, begins, ends, frames) from stdin (format binary)"
+GROW = "update segment set size = :ends where id = :id and size = :begins and not sealed"
+SHIP_SEGMENT = "update segment set sealed = true, blob = :blob where id = :id"
 SEAL_SEGMENT = "update segment set sealed = true where id = :id"
 DROP_SEGMENT = "delete from segment where id = :id"
 

@@ -1,0 +1,1 @@
+alter table segment add column blob text collate "C" not null default '';

@@ -1,0 +1,1 @@
+-- what follows is for PostgreSQL alone
