@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from palan.flows.build import build
 from palan.flows.ingest import ingest
 from palan.flows.init import init
 from palan.flows.project import Project, open_project
+from palan.flows.runs import by_seed
 from palan.flows.track import start
 from palan.runs.beside import columns, repeated
 
@@ -160,6 +162,30 @@ def test_with_several_seeds_the_difference_is_paired(project: Project) -> None:
     told = json.loads(palan(project, "compare", *names[:2], *names[4:6], "--json"))
     assert [(each["metric"], each["seeds"], each["low"]) for each in told["seeds"]] == [("loss", 2, None), ("gap", 2, None)]
     assert "too few seeds" in told["seeds"][0]["text"]
+
+
+def test_the_paired_statistics_are_those_of_scipy() -> None:
+    from scipy import stats
+
+    chance = random.Random(3)
+    levels = {"a": 0.0, "b": 1.2, "c": 0.1}
+    measured = {name: [level + chance.gauss(0, 1) for _ in range(9)] for name, level in levels.items()}
+    runs = [{**told(model=name, seed=str(seed)), "metrics": {"loss": value}} for name, values in measured.items() for seed, value in enumerate(values)]
+    found = {each["group"]["model"]: each for each in by_seed(runs)}
+    alone = {name: stats.ttest_rel(measured[name], measured["a"]) for name in "bc"}
+    for name, each in found.items():
+        assert each["against"] == {"model": "a"} and each["seeds"] == 9
+        low, high = alone[name].confidence_interval(0.95)
+        assert (each["low"], each["high"]) == pytest.approx((low, high), rel=1e-6)
+    small, large = sorted("bc", key=lambda name: alone[name].pvalue)
+    assert found[small]["p"] == pytest.approx(min(1.0, 2 * alone[small].pvalue), rel=1e-6)  # Holm: of two the smaller counts twice
+    assert found[large]["p"] == pytest.approx(max(found[small]["p"], alone[large].pvalue), rel=1e-6)
+
+
+def test_what_tells_a_group_apart_is_all_that_names_it() -> None:
+    runs = [{**told(model=model, depth=depth, lr="1", seed=str(seed)), "metrics": {"loss": float(depth) + seed * 0.1}} for model, depth in (("a", "1"), ("a", "2"), ("b", "1")) for seed in range(4)]
+    assert next((each["group"], each["against"]) for each in by_seed(runs)) == ({"depth": "2"}, {"depth": "1"})
+    assert {tuple(each["group"]) for each in by_seed(runs)} == {("depth",), ("model",)}
 
 
 def test_many_runs_stand_in_rows(project: Project) -> None:

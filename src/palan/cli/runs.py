@@ -25,6 +25,12 @@ GAP = 2
 WIDEST = 24
 """Characters of a cell that are shown."""
 
+NAMED = 3
+"""Parameters that a group of runs is named by."""
+
+SEEDS = 20
+"""Differences between groups that are printed, what is sure first."""
+
 DRAWN = 8
 """Runs, and metrics, whose curves are drawn side by side."""
 
@@ -298,13 +304,16 @@ def compared(project: Project, told: Mapping[str, Any]) -> None:
     _overlaid(project, told, titles)
     if told["seeds"]:
         say("\nseed by seed")
-        for each in told["seeds"]:
+        for each in told["seeds"][:SEEDS]:
             say(f"  {cut(each['metric'], 40)}, {_group(each['group'])} against {_group(each['against'])}: {each['text']}")
+        if len(told["seeds"]) > SEEDS:
+            say(f"  … and {len(told['seeds']) - SEEDS:,} more: palan runs compare --json")
     say(f"next: palan runs show {titles[0]}")
 
 
 def _group(params: Mapping[str, str | None]) -> str:
-    return " ".join(f"{name}={cell(value)}" for name, value in params.items()) or "the same params"
+    named = [f"{name}={cell(value)}" for name, value in params.items()]
+    return " ".join([*named[:NAMED], *([f"and {len(named) - NAMED} more"] if len(named) > NAMED else [])]) or "the same params"
 
 
 def _overlaid(project: Project, told: Mapping[str, Any], titles: Sequence[str]) -> None:

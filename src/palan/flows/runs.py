@@ -386,8 +386,9 @@ def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
 def by_seed(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return how the metrics of repeated runs differ between groups, paired by the seeds that both have.
 
-    Each is {"metric", "group", "against", "seeds", "mean", "low", "high", "p", "text"}: the mean difference with its interval, and
-    the chance of one as large by luck, adjusted for how many are compared (Holm). `low` and `high` are None with too few seeds.
+    Each is {"metric", "group", "against", "seeds", "mean", "low", "high", "p", "text"}: the parameters that tell the group from the
+    one it is held against, the mean difference with its interval, and the chance of one as large by luck, adjusted for how many
+    are compared (Holm). What is sure comes first. `low` and `high` are None with too few seeds.
     """
     groups = repeated(told)
     if len(groups) < 2:
@@ -411,14 +412,15 @@ def by_seed(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             apart = interval(differences, confidence=CONFIDENCE)
             enough = len(differences) >= FEWEST_BLOCKS
             p = 1.0 if not enough else float(apart.mean == 0) if apart.error == 0 else 2 * (1 - t_cdf(abs(apart.mean) / apart.error, apart.freedom))
+            apart_by = [key for key in group.params if group.params[key] != first.params[key]]
             found.append({
-                "metric": name, "group": dict(group.params), "against": dict(first.params), "seeds": len(differences), "mean": apart.mean,
+                "metric": name, "group": {key: group.params[key] for key in apart_by}, "against": {key: first.params[key] for key in apart_by}, "seeds": len(differences), "mean": apart.mean,
                 "low": apart.low if enough else None, "high": apart.high if enough else None, "p": p,
             })  # fmt: skip
     for each, p in zip(found, holm([each["p"] for each in found]), strict=True):
         each["p"] = p
         each["text"] = _difference(each)
-    return found
+    return sorted(found, key=lambda each: each["p"] >= 1 - CONFIDENCE)  # what is sure first
 
 
 def _difference(each: Mapping[str, Any]) -> str:

@@ -326,6 +326,7 @@ _environment = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_environment.tests["numeric"] = lambda item: isinstance(item, int | float) or (isinstance(item, str) and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", item) is not None)
 _environment.filters.update(
     {
         "number": number,

@@ -31,6 +31,9 @@ DRAWN = 6
 POINTS = 1500
 """Points of all lines together that the server draws in one chart; with JavaScript there are more."""
 
+FINEST = 20
+"""Points that a line has at the least, however many there are."""
+
 FETCHED = 20_000
 """Points of all lines together that the browser asks for, for one chart."""
 
@@ -147,7 +150,7 @@ def run_view(project: Project, frame: views.Frame, id: str, query: QueryParams) 
 
 
 def _drawing(project: Project, ids: Sequence[str], names: list[str], metric: str, place: int, state: Query) -> views.Drawing:
-    found = [each for each in runs.curves(project, ids, metric, points=max(5, POINTS // 4 // len(ids))) if each["count"]]
+    found = [each for each in runs.curves(project, ids, metric, points=max(FINEST, POINTS // 4 // len(ids))) if each["count"]]
     with_curve = {each["run"] for each in found}
     return {
         "metric": metric,

@@ -109,8 +109,26 @@ const freshParts = async (holder) => {
   return found.querySelector("[data-poll-parts]") !== null;
 };
 
+// Of many runs the server's drawing is enough to begin with: what draws it finer comes when somebody asks for it.
+const closer = (figure) => {
+  const button = figure.querySelector(".closer");
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    if (!globalThis.uPlot) {
+      await new Promise((done, failed) => {
+        const script = Object.assign(document.createElement("script"), { src: figure.dataset.later, onload: done, onerror: failed });
+        document.head.append(script);
+      });
+    }
+    await draw(figure);
+    button.hidden = true;
+  });
+};
+
 const figures = [...document.querySelectorAll("figure.curve")];
-const drawn = await Promise.all(figures.map((each) => draw(each).catch(() => async () => {})));
+figures.filter((each) => each.dataset.later).forEach(closer);
+const drawn = await Promise.all(figures.filter((each) => !each.dataset.later).map((each) => draw(each).catch(() => async () => {})));
 const table = document.querySelector("table[data-poll]"), holder = document.querySelector("[data-poll-parts]");
 
 const poll = async () => {
