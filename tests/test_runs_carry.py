@@ -151,6 +151,18 @@ def _members(path: Path) -> tuple[Path, list[str], dict[str, bytes]]:
         return path, packed.namelist(), {name: packed.read(name) for name in packed.namelist()}
 
 
+def test_a_fault_of_the_store_is_not_told_as_damage_of_the_file(project: Project, other: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged(project)
+    export_runs(project, tmp_path / "all.zip")
+
+    def fails(*_: object) -> str:
+        raise EOFError("the store's own")
+
+    monkeypatch.setattr(type(other.store.blobs), "put", fails)
+    with pytest.raises(EOFError, match="the store's own"):
+        import_runs(other, tmp_path / "all.zip")
+
+
 def test_what_leads_out_of_a_run_is_refused(project: Project, other: Project, tmp_path: Path) -> None:
     import hashlib
 

@@ -13,7 +13,8 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _with_children(project: Project, found: Sequence[Run]) -> list[Run]:
     every = {run.id: run for run in found}
     outer = list(every)
     while outer:
-        inner = [run for at in range(0, len(outer), PAGE) for run in project.store.records.find(Run, parent=outer[at : at + PAGE])]
+        inner = [run for at in range(0, len(outer), PAGE) for run in project.store.records.find(Run, parent=outer[at : at + PAGE]) if run.deleted is None]
         outer = [run.id for run in inner if run.id not in every]
         every |= {run.id: run for run in inner}
     return sorted(every.values(), key=lambda run: (run.time, run.id))
@@ -189,9 +190,17 @@ def import_runs(project: Project, source: Path | str) -> dict[str, Any]:
     path = Path(source).absolute()
     if not path.is_file():
         raise NotFound(f"there is no file {path}", "give what palan runs export wrote, or an MLflow store: sqlite:///mlflow.db, or its folder mlruns/")
+    with _proving(path):
+        packed = zipfile.ZipFile(path)
+    with packed:
+        return _from_file(project, path, packed)
+
+
+@contextmanager
+def _proving(path: Path) -> Iterator[None]:
+    """Tell damage of the file from every other error: around what reads it, never around what writes the store."""
     try:
-        with zipfile.ZipFile(path) as packed:
-            return _from_file(project, path, packed)
+        yield
     except _DAMAGED as error:
         raise _no_runs(path, str(error) or type(error).__name__) from error
 
@@ -201,15 +210,22 @@ def _no_runs(path: Path, why: str) -> Corrupt:
 
 
 def _from_file(project: Project, path: Path, packed: zipfile.ZipFile) -> dict[str, Any]:
-    manifest = _proven(path, packed)
+    with _proving(path):
+        manifest = _proven(path, packed)
     ids = [name.removeprefix(RUNS) for name in manifest.files if name.startswith(RUNS)]
     new = _unknown(project, ids)
     needed: set[str] = set()
-    for id in new:
-        needed |= _checked(path, id, _read(packed, id), manifest)
+    with _proving(path):
+        for id in new:
+            needed |= _checked(path, id, _read(packed, id), manifest)
     for digest in sorted(needed):
         _lay_down(project, packed, digest)
-    taken = _take(project, new, lambda id: _read(packed, id), path.name)
+
+    def read(id: str) -> list[bytes]:
+        with _proving(path):
+            return _read(packed, id)
+
+    taken = _take(project, new, read, path.name)
     return {"source": str(path), "runs": taken, "known": len(ids) - taken, "blobs": len(needed), "missing": 0, "deleted": 0}
 
 
@@ -218,7 +234,7 @@ def _lay_down(project: Project, packed: zipfile.ZipFile, digest: str) -> None:
     project.folder.mkdir(parents=True, exist_ok=True)
     temp = project.folder / f".{new_id(project.clock())}.tmp"
     try:
-        with packed.open(BLOBS + digest) as member, temp.open("wb") as out:
+        with _proving(Path(packed.filename or "")), packed.open(BLOBS + digest) as member, temp.open("wb") as out:
             while chunk := member.read(CHUNK):
                 out.write(chunk)
         project.store.blobs.put(temp)
