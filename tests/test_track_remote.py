@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from palan.errors import Busy, Conflict, NotFound, PalanError
-from palan.flows.fold import KILLED
+from palan.flows.fold import KILLED, fold
 from palan.flows.project import Project, open_project
 from palan.flows.runs import curve, run_page, search
 from palan.flows.send import send
@@ -107,7 +107,15 @@ def eventually(holds: Callable[[], Any], seconds: float = 30.0) -> Any:
     return found
 
 
+def arrived(machines: Machines) -> bool:
+    """Wait until nothing is left on the other machine; a busy one may have no time for it before its process ends."""
+    found = eventually(lambda: not send() and not machines.waits())
+    fold(machines.project)  # all of it, however long: who looks is shown after half a second what there is
+    return bool(found)
+
+
 def losses(project: Project, run: str) -> list[float]:
+    fold(project)
     return list(curve(project, run, "loss", points=10**6)["values"])
 
 
@@ -131,9 +139,8 @@ def test_runs_of_another_machine_are_found_on_the_server_like_any_other(served: 
                 part.log(loss=1.0)
         print(run.id, part.id)
     """
-    ids, told = machines.python(code).communicate()
-    run, part = ids.split()
-    assert told == "" and machines.waits() == []
+    run, part = machines.python(code).communicate()[0].split()
+    assert arrived(machines)
     found = {each["run"]: each for each in search(machines.project, "params.lr = 0.1 or experiment = 'parts'")["runs"]}
     assert [(found[id]["experiment"], found[id]["status"]) for id in (run, part)] == [("routes", "done"), ("parts", "done")]
     assert found[run]["tags"] == {"team": "north"} and losses(machines.project, run) == [0.5, 0.25]
@@ -151,8 +158,8 @@ def test_what_is_logged_while_the_server_is_away_is_sent_once_it_is_there(machin
     machines.up()
     client = machines.python(STEPS + "input()", "20")  # a process that tracks sends what others left
     assert eventually(lambda: len([path for path in machines.waits() if path.suffix == ".seg"]) == 1)
-    other, told = client.communicate("\n")
-    assert told == "" and machines.waits() == [] and send() == []
+    other, _ = client.communicate("\n")
+    assert arrived(machines)
     assert losses(machines.project, run.strip()) == [float(step) for step in range(100)]
     assert len(losses(machines.project, other.strip())) == 20
 
@@ -225,8 +232,8 @@ def test_a_fork_goes_on_with_the_run_and_all_of_it_arrives(served: Machines) -> 
             for part in parts: part.join()
         print(run.id)
     """
-    run, told = machines.python(code).communicate()
-    assert told == "" and eventually(lambda: not machines.waits())
+    run, _ = machines.python(code).communicate()
+    assert arrived(machines)
     assert [curve(machines.project, run.strip(), f"loss{number}")["count"] for number in range(3)] == [101, 100, 100]
 
 
@@ -246,7 +253,8 @@ def test_who_is_not_heard_of_counts_as_killed_until_it_is_heard_again(machines: 
         assert run_page(machines.project, killed["run"])["reason"] == KILLED
         client.send_signal(signal.SIGCONT)
         assert eventually(lambda: status() == "running")
-        assert client.communicate("\n")[1] == "" and status() == "done"
+        client.communicate("\n")
+        assert arrived(machines) and status() == "done"
         assert losses(machines.project, killed["run"]) == [1.0, 2.0]
 
 
@@ -349,7 +357,8 @@ def test_a_run_goes_on_when_its_server_was_restarted(machines: Machines) -> None
     assert status() == "killed"
     machines.up()
     assert eventually(lambda: status() == "running")
-    assert client.communicate("\n") == ("", "") and status() == "done"
+    client.communicate("\n")
+    assert arrived(machines) and status() == "done"
     assert losses(machines.project, search(machines.project)["runs"][0]["run"]) == [1.0, 2.0]
 
 
