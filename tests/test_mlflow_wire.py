@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from palan.errors import Corrupt
-from palan.flows.mlflow import Tracking
+from palan.flows.mlflow import FRESH, Tracking
 from palan.flows.project import Project, open_project
 from palan.flows.runs import run_page, search
 from palan.flows.track import start
@@ -194,6 +195,15 @@ def test_errors_have_mlflows_codes_and_messages(client: MlflowClient) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
+        ("runs/log-batch", {"metrics": [{"key": "m", "value": 1, "timestamp": 1}] * 950, "tags": [{"key": f"t{n}", "value": ""} for n in range(51)]}, "at most 1000 metrics, params, and tags. Got 1001"),
+        ("runs/log-batch", {"params": [{"value": "1"}]}, "Missing value for required parameter 'params[0].key'."),
+        ("runs/log-parameter", {"key": "k" * 251, "value": "1"}, "'Param key' exceeds the maximum length of 250 characters"),
+        ("runs/log-parameter", {"key": "p", "value": 5}, "Invalid value 5 for parameter 'value' supplied"),
+        ("runs/log-inputs", {"datasets": [{"dataset": {"name": "a", "digest": "b" * 37}}]}, "'digest' exceeds the maximum length of 36 characters"),
+        ("runs/search", {"experiment_ids": ["abc"]}, "Invalid experiment ID 'abc'. Experiment ID must be a valid integer."),
+        ("runs/search", {"experiment_ids": ["0"], "filter": "start_time LIKE '1%'"}, "LIKE is for text"),
+        ("experiments/create", {"name": "n" * 501}, "'name' exceeds the maximum length of 500 characters"),
+        ("experiments/create", {"name": "n", "tags": [{"key": "a\nb", "value": "1"}]}, "Names may only contain alphanumerics"),
         ("runs/log-metric", {"key": "m", "value": 1}, "Missing value for required parameter 'timestamp'."),
         ("runs/log-metric", {"key": "a\nb", "value": 1, "timestamp": 1}, "Names may only contain alphanumerics"),
         ("runs/log-metric", {"key": "../m", "value": 1, "timestamp": 1}, "This name would resolve to '../m'"),
@@ -249,6 +259,18 @@ def test_datasets_are_kept_with_the_run(client: MlflowClient) -> None:
         mlflow.log_input(mlflow.data.from_pandas(pd.DataFrame({"x": [1.0, 2.0]}), name="flights"), context="training")
     (used,) = mlflow.get_run(run.info.run_id).inputs.dataset_inputs
     assert used.dataset.name == "flights" and [(each.key, each.value) for each in used.tags] == [("mlflow.data.context", "training")]
+    found = {where: [each.info.run_id for each in client.search_runs([run.info.experiment_id], where)] for where in ("dataset.name = 'flights' AND datasets.context LIKE 'train%'", "dataset.name = 'ships'")}
+    assert list(found.values()) == [[run.info.run_id], []]
+
+
+def test_a_body_may_be_sloppy_where_mlflow_lets_it(client: MlflowClient, server: str) -> None:
+    run = client.create_run("0").info.run_id
+    point = {"run_id": run, "key": "m", "value": 1, "timestamp": 1700000000000.7, "step": None}
+    assert call(server, "POST", "/api/2.0/mlflow/runs/log-metric", point) == (200, {})
+    assert call(server, "POST", "/api/2.0/mlflow/runs/log-metric", json.dumps(json.dumps({**point, "key": "n"})).encode()) == (200, {})
+    assert [each.timestamp for key in "mn" for each in client.get_metric_history(run, key)] == [1700000000000] * 2
+    status, answer = call(server, "POST", f"/api/2.0/mlflow-artifacts/mpu/create/0/{run}/artifacts/big", {"path": "big", "num_parts": 2})
+    assert (status, answer["error_code"]) == (501, "NOT_IMPLEMENTED")
 
 
 def test_a_run_goes_on_after_the_server_was_restarted(tmp_path: Path) -> None:
@@ -271,7 +293,7 @@ def test_a_run_goes_on_after_the_server_was_restarted(tmp_path: Path) -> None:
 FILTERS = [
     "", "metrics.loss < 0.5", "metrics.loss >= 0.2 and params.model = 'trees'", "params.model != 'trees'", "params.model LIKE 'tr%'",
     "params.model ILIKE 'TR%'", "tags.team = 'north'", "tags.team != 'north'",
-    "attributes.status = 'FINISHED'", "status != 'FINISHED'", "run_name LIKE 'run 1%'", "start_time > 1005", "metrics.`a b` > 0", "tags.`x.y` = 'z'",
+    "attributes.status = 'FINISHED'", "status != 'FINISHED'", "status LIKE 'FIN%'", "user_id = 'ann'", "user_id != 'ann' and metrics.loss > 0.3", "run_name LIKE 'run 1%'", "start_time > 1005", "metrics.`a b` > 0", "tags.`x.y` = 'z'",
     "metrics.rare = 1 and params.depth = '3'",
 ]  # fmt: skip
 ORDERS: list[list[str]] = [
@@ -285,7 +307,7 @@ def test_searches_find_what_mlflows_own_store_finds(client: MlflowClient, tmp_pa
     both = [(each, each.create_experiment("searched")) for each in (client, own)]
     for each, experiment in both:
         for n in range(25):
-            run = each.create_run(experiment, start_time=1000 + n, run_name=f"run {n}").info.run_id
+            run = each.create_run(experiment, start_time=1000 + n, run_name=f"run {n}", tags={"mlflow.user": "ann" if n % 2 else "bob"}).info.run_id
             metrics = [Metric("loss", (n * 7 % 13) / 13, 1, 0), *([Metric("rare", 1.0, 1, 0)] if n % 5 == 0 else []), *([Metric("a b", n - 10.0, 1, 0)] if n % 2 else [])]
             tags = [*([RunTag("team", "north" if n % 2 else "south")] if n % 3 else []), RunTag("x.y", "z" if n > 20 else "w")]
             each.log_batch(run, metrics, [Param("model", "trees" if n % 4 else "net"), Param("depth", str(n % 4))], tags)
@@ -424,6 +446,39 @@ def test_versions_that_are_registered_at_the_same_time_have_different_numbers(cl
     with serving(project.root) as other, ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda n: MlflowClient((server, other)[n % 2]).create_model_version("raced", f"{run.artifact_uri}/m", run.run_id).version, range(24)))
     assert sorted(map(int, made)) == list(range(1, 25))
+
+
+def test_what_one_server_deletes_the_other_does_not_write_to(client: MlflowClient, project: Project, server: str) -> None:
+    with serving(project.root) as url:
+        other = MlflowClient(url, url)
+        run = client.create_run("0").info.run_id
+        other.log_metric(run, "m", 1.0)
+        client.log_param(run, "p", "1")
+        client.delete_run(run)
+        time.sleep(2 * FRESH)
+        assert "Current state is deleted" in refused(lambda: other.log_metric(run, "m", 2.0))[1]
+        other.restore_run(run)
+        assert "Changing param values is not allowed" in refused(lambda: other.log_param(run, "p", "2"))[1]
+        time.sleep(2 * FRESH)
+        client.log_metric(run, "m", 3.0, step=1)
+        assert other.get_run(run).data.metrics == {"m": 3.0} and other.get_run(run).data.params == {"p": "1"}
+
+
+def test_the_number_of_a_deleted_version_is_not_given_again(client: MlflowClient) -> None:
+    client.create_registered_model("numbered")
+    for number in "12":
+        assert client.create_model_version("numbered", "s3://bucket/model").version == number
+    client.delete_model_version("numbered", "2")
+    assert client.create_model_version("numbered", "s3://bucket/model").version == "3"
+    assert [each.version for each in client.search_model_versions("name = 'numbered'")] == ["3", "1"]
+    assert refused(lambda: client.delete_model_version("numbered", "2"))[0] == "RESOURCE_DOES_NOT_EXIST"
+    assert client.copy_model_version("models:/numbered/1", "copies").version == "1"
+    assert client.get_model_version_download_uri("copies", "1") == "s3://bucket/model"
+
+
+def test_a_model_that_failed_is_told_so(client: MlflowClient) -> None:
+    made = client.create_logged_model("0", name="broken")
+    assert client.finalize_logged_model(made.model_id, "FAILED").status == "FAILED"
 
 
 def test_every_route_is_documented(project: Project) -> None:

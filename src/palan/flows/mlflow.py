@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from palan.core import new_id, utcnow
-from palan.errors import Conflict, Invalid, NotFound, PalanError
+from palan.errors import Busy, Conflict, Invalid, NotFound, PalanError
 from palan.flows.fold import KILLED, STREAM, TRACK, fold, tracked
 from palan.flows.project import Project, record
 from palan.flows.track import LONGEST
@@ -33,6 +33,7 @@ VIEWS = ("ACTIVE_ONLY", "DELETED_ONLY", "ALL")
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
 UNKNOWN = "unknown"  # what a client calls a user that it was not told
 MOST_METRICS, MOST_PARAMS, MOST_TAGS, LONGEST_KEY, LONGEST_NAME, LONGEST_DIGEST, MOST_RUNS = 1000, 100, 100, 250, 500, 36, 50_000
+FRESH = 0.25  # seconds after which a run is looked up again: another server of the same store may have deleted it
 KEPT = 10_000  # runs, and sets of names, that are known without a look into the store
 
 _NAME = re.compile(r"[/\w.\- :]*")
@@ -66,6 +67,7 @@ class Known(msgspec.Struct):
 
     deleted: bool
     params: dict[str, str]
+    looked: float = 0.0
 
 
 def invalid(what: str, field: str = "") -> Invalid:
@@ -140,22 +142,29 @@ class Tracking:
 
     def knows(self, run: str) -> bool:
         """Tell whether a write to the run needs no look into the store."""
-        return run in self._known
+        found = self._known.get(run)
+        return found is not None and time.monotonic() - found.looked < FRESH
 
     def known(self, run: str) -> Known:
-        """Return what is remembered of a run, after a look into the store if it was not written to before."""
+        """Return what is remembered of a run, after a look into the store if the last one was a while ago."""
         with self._lock:
             found = self._known.get(run)
-            if found is None:
+            if found is not None and self.knows(run):
+                return found
+            try:
                 told = self.run(run)
                 params = {each.key: each.text or "" for each in self.records.find(Value, run=run, kind="param")}
-                found = self._remember(run, Known(told.deleted is not None, params))
-                if told.status == "killed" and told.reason == KILLED:  # its client is alive: it was the server that ended
-                    self.tell(run, "resume", {})
-            return found
+            except (NotFound, Busy):
+                if found is None:
+                    raise
+                return found  # it began here and is not folded yet, or somebody else has the database for himself
+            if told.status == "killed" and told.reason == KILLED:  # its client is alive: it was the server that ended
+                self.tell(run, "resume", {})
+            return self._remember(run, Known(told.deleted is not None, {**params, **(found.params if found else {})}))
 
     def _remember(self, run: str, known: Known) -> Known:
         with self._lock:
+            known.looked = time.monotonic()
             self._known[run] = known
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
@@ -168,7 +177,7 @@ class Tracking:
             NotFound: there is no such run.
             Invalid: it was deleted.
         """
-        found = self._known.get(run) or self.known(run)
+        found = self.known(run)
         if found.deleted:
             raise invalid(f"The run {run} must be in the 'active' state. Current state is deleted.")
         return found
