@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from palan.errors import PalanError
@@ -19,6 +20,17 @@ LONGEST = 5.0
 """Seconds between two rounds that fail, after some."""
 
 
+_ALL: weakref.WeakSet[Courier] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for each in _ALL:
+        each.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Courier:
     """Calls `carry`: when that returns, all that was there as it began has arrived; it raises where it cannot go on."""
 
@@ -29,18 +41,27 @@ class Courier:
         self.note = note  # what is said once besides what is wrong
         self.why = ""  # the last round failed, and why
         self._told = ""
-        self._pid = 0
+        self.after_fork()
+        _ALL.add(self)
+
+    def after_fork(self) -> None:
+        """Have nothing begun: the threads of a process are not in its forks."""
+        self._lock = threading.Lock()
+        self._goes = False
 
     def begin(self) -> None:
         """Begin, unless it goes already in this process."""
-        if self._pid != os.getpid():  # the threads of a process are not in its forks
-            self._pid = os.getpid()
-            self._wake = threading.Event()
-            self._turn = threading.Condition()
-            self._begun = self._done = 0
-            self._is_last = False
-            self._failed = 0
-            threading.Thread(target=self._run, name=self.name, daemon=True).start()
+        if self._goes:
+            return
+        with self._lock:
+            if not self._goes:
+                self._wake = threading.Event()
+                self._turn = threading.Condition()
+                self._begun = self._done = 0
+                self._is_last = False
+                self._failed = 0
+                self._goes = True
+                threading.Thread(target=self._run, name=self.name, daemon=True).start()
 
     def settle(self, seconds: float, *, last: bool = False) -> bool:
         """Wait until all that is there now has arrived, but not for long, and not at all where the last round failed.

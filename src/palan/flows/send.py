@@ -82,7 +82,14 @@ def spool() -> Path:
 
 def waiting(folder: Path) -> int:
     """Return how many bytes of a process's folder have not left it."""
-    return sum(path.stat().st_size for path in (*_segments(folder), *_blobs(folder)) if path.exists())
+    return sum(_size(path) for path in (*_segments(folder), *_blobs(folder)))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # it was sent meanwhile
+        return 0
 
 
 class Sender:
@@ -160,7 +167,7 @@ class Sender:
 
     def unsent(self) -> int:
         """Return how many bytes of the folder the server has not acknowledged."""
-        return sum(path.stat().st_size for path in _blobs(self.folder)) + sum(max(path.stat().st_size - self._sent.get(path.stem, 0), 0) for path in _segments(self.folder))
+        return sum(_size(path) for path in _blobs(self.folder)) + sum(max(_size(path) - self._sent.get(path.stem, 0), 0) for path in _segments(self.folder))
 
     def _is_mine(self) -> bool:
         """Have the right to send, which one process has at a time."""
