@@ -68,7 +68,7 @@ class Registry:
         _check_model_name(new)
         with self.records.transaction():
             before = self.model(name)
-            if new != name and self.records.get(RegisteredModel, new):
+            if new != name and self.records.get(RegisteredModel, new) is not None:
                 raise Conflict(f"Registered Model (name={new}) already exists.", _HINT)
             after = replace(before, name=new, updated=utcnow())
             versions = self.records.find(ModelVersion, model=name)
