@@ -15,16 +15,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter, perf_counter_ns, process_time
 
 from measure import machine, rate, report, times
 
+from palan.core import new_id, utcnow
 from palan.flows.fold import fold
+from palan.flows.gc import tidy
 from palan.flows.project import Project, open_project
 from palan.flows.runs import curve, search
 from palan.flows.track import start
-from palan.runs.run import Curve
+from palan.runs.points import Names, event
+from palan.runs.run import Curve, Value
+from palan.stores.segments import framed
 
 PEERS = os.environ.get("PEERS", "")
 NAMES = 10
@@ -74,6 +79,13 @@ for number in range(20):
         mlflow.log_params({f"p{each}": each * number for each in range(50)})
         mlflow.log_metrics({f"m{each}": each * .1 for each in range(50)})
 found["run"] = (time.perf_counter() - started) / 20
+for number in range(300):
+    made = client.create_run(run.info.experiment_id)
+    client.log_batch(made.info.run_id, [Metric(f"m{each}", random.random(), 0, 0) for each in range(10)], [Param(f"p{each}", str(number % 10)) for each in range(10)])
+each = []
+for _ in range(7):
+    started = time.perf_counter(); client.search_runs([run.info.experiment_id], "metrics.m1 < 0.5", order_by=["metrics.m2 DESC"], max_results=50); each.append(time.perf_counter() - started)
+found["search"] = sorted(each)[3]
 print(json.dumps(found))
 """
 
@@ -100,10 +112,11 @@ def main() -> None:
         sending(Path(folder))
         many(Path(folder))
         run = small_runs(made(Path(folder) / "small"))
-        searching(made(Path(folder) / "search"))
+        found = searching(made(Path(folder) / "search"))
+        ended(made(Path(folder) / "ended"))
         drawing(made(Path(folder) / "long"))
         if PEERS:
-            beside(Path(folder), ten, one, p99, run)
+            beside(Path(folder), ten, one, p99, run, found)
 
 
 def made(folder: Path) -> Project:
@@ -138,9 +151,11 @@ def writing(project: Project) -> tuple[float, float, float]:
     report("one call, p99", [each[int(len(each) * 0.99)]], "µs")
     durable = times(lambda: run.log(loss=0.5, durable=True), repeat=50)
     report("one call, on the disk before it returns", [1e3 * value for value in durable], "ms")
-    before = perf_counter()
-    frames = fold(project)
-    report("folded afterwards", [frames / (perf_counter() - before)], "calls/s")
+    before = process_time()
+    fold(project)
+    took = process_time() - before
+    points: int = sum(each.count for each in project.store.records.find(Value, run=run.id))
+    report("folded afterwards, in processor time", [points / took], "points/s")
     run.end()
     return 50_000 * NAMES / statistics.median(found), 50_000 / statistics.median(single), each[int(len(each) * 0.99)]
 
@@ -213,15 +228,16 @@ def small_runs(project: Project) -> float:
 
     logged = times(work, repeat=3)
     report("logging one", [1e3 * each / 200 for each in logged], "ms")
-    before = perf_counter()
+    before = process_time()
     fold(project)
-    folded = (perf_counter() - before) / 800
-    report("folding one", [1e3 * folded], "ms")
+    folded = (process_time() - before) / 800
+    report("folding one, in processor time", [1e3 * folded], "ms")
     return statistics.median(logged) / 200 + folded
 
 
-def searching(project: Project) -> None:
-    dice = random.Random(1)
+def searching(project: Project) -> float:
+    """Return the seconds of a search among the fewer runs."""
+    dice, first = random.Random(1), 0.0
     for total, title in ((5_000, "5,000 runs"), (MANY, f"{MANY:,} runs")):
         print(f"search among {title} of 10 parameters and 10 metrics")
         for number in range(fold_count(project), total):
@@ -229,14 +245,43 @@ def searching(project: Project) -> None:
                 run.params({f"p{each}": dice.randrange(10) for each in range(10)})
                 run.log({f"m{each}": dice.random() for each in range(10)})
         fold(project)
-        found(project)
+        first = first or found(project)
+    return first
 
 
-def found(project: Project) -> None:
+def found(project: Project) -> float:
     wanted = "experiment = 'experiment 1' and metrics.m1 < 0.5"
-    report("filter, order by a metric, 50 whole runs", [1e3 * each for each in times(lambda: search(project, wanted, order=["metrics.m2 desc"]))], "ms")
+    seconds = times(lambda: search(project, wanted, order=["metrics.m2 desc"]), repeat=15)
+    report("filter, order by a metric, 50 whole runs", [1e3 * each for each in seconds], "ms")
+    report("the newest 50", [1e3 * each for each in times(lambda: search(project))], "ms")
     report("three filters, newest first", [1e3 * each for each in times(lambda: search(project, f"{wanted} and params.p1 = '3'"))], "ms")
     report("a rare match", [1e3 * each for each in times(lambda: search(project, "metrics.m1 < 0.0005 and metrics.m2 > 0.5", order=["metrics.m3"]))], "ms")
+    return statistics.median(seconds)
+
+
+def ended(project: Project, total: int = 2_000 if "--small" in sys.argv else 10_000) -> None:
+    """Look where many processes tracked one run each and ended."""
+    print(f"{total:,} processes tracked a run each, and ended")
+    folder = project.folder / "blocks" / "runs"
+    folder.mkdir(parents=True)
+    names = Names(("loss", "gap"))
+    for number in range(total):
+        segment, run = new_id(utcnow()), new_id(utcnow())
+        told = [event(run, 1, "start", {"experiment": "many", "about": {}, "files": {}}), event(run, 1, "param", {"lr": str(number)}), names.frame]
+        told += [names.point(run.encode(), step, step, (0.1 * step, number)) for step in range(20)]
+        data = b"".join(framed(frame) for frame in [*told, event(run, 30, "end", {"status": "done", "reason": ""})])
+        (folder / f"{segment}.seg").write_bytes(data)
+        (folder / f"{segment}.{len(data)}.end").touch()
+    before = process_time()
+    fold(project)
+    report("folding one, in processor time", [1e3 * (process_time() - before) / total], "ms")
+    report("a look, of the same process", [1e3 * each for each in times(lambda: fold(project))], "ms")
+    report("a look, of a new one", [1e3 * each for each in times(lambda: fold(open_project(project.root)))], "ms")
+    before = perf_counter()
+    tidy(project, older_than=timedelta(seconds=-1))
+    report("joining them into one file", [perf_counter() - before], "s")
+    report("a look, of the same process", [1e3 * each for each in times(lambda: fold(project))], "ms")
+    report("a look, of a new one", [1e3 * each for each in times(lambda: fold(open_project(project.root)))], "ms")
 
 
 def fold_count(project: Project) -> int:
@@ -253,7 +298,12 @@ def drawing(project: Project, points: int = 1_000_000) -> None:
         for step in range(points):
             value += dice.gauss(0, 1)
             run.log({"loss": value}, step=step)
+        before = perf_counter()
+        search(project)
+        report("first look after a million points", [perf_counter() - before], "s")
+        before = perf_counter()
         fold(project)
+        report("what it left to read", [perf_counter() - before], "s")
         report("request to JSON", [1e3 * each for each in times(lambda: json.dumps(curve(project, run.id, "loss")))], "ms")
         kept = project.store.records.find(Curve, run=run.id)
         report("bytes a stored point", [sum(len(each.data) + len(each.outline) for each in kept) / points], "")
@@ -262,7 +312,7 @@ def drawing(project: Project, points: int = 1_000_000) -> None:
         report("a live poll of one new point", [1e3 * each for each in times(lambda: curve(project, run.id, "loss", after=points))], "ms")
 
 
-def beside(folder: Path, ten: float, one: float, p99: float, run: float) -> None:
+def beside(folder: Path, ten: float, one: float, p99: float, run: float, found: float) -> None:
     print("beside the peers")
     done = subprocess.run([PEERS, "-c", MLFLOW, str(folder)], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -275,6 +325,8 @@ def beside(folder: Path, ten: float, one: float, p99: float, run: float) -> None
         report("  palan, times as fast", [1e6 * theirs["p99"] / p99], "x")
         report("MLflow, a run of 50 + 50", [1e3 * theirs["run"]], "ms")
         report("  palan, times as fast", [theirs["run"] / run], "x")
+        report("MLflow, search of 300 runs, filter and order, 50 runs", [1e3 * theirs["search"]], "ms")
+        report("  palan, of 5,000, times as fast", [theirs["search"] / found], "x")
     else:
         print("  mlflow failed:", done.stderr.strip().splitlines()[-1:])
     (folder / "trackio").mkdir()
