@@ -287,7 +287,7 @@ class Runner:
         while not self._stop.is_set():
             try:
                 self._look_after()
-                if self.project.store.records.find(Job, fate="queued", limit=1):
+                if self.project.store.records.find(Job, fate="queued", order="time", limit=1):
                     for model, config in self.project.config.models.items():
                         self._call_up(model, config.jobs.per_process)
                 told = ""
@@ -300,12 +300,10 @@ class Runner:
             self._wake.clear()
 
     def _call_up(self, model: str, most: int) -> None:
-        """Let more threads work the jobs of a model, where jobs wait for them."""
-        with self._lock:
-            crew = self._crew.setdefault(model, set())
-            missing = most - len(crew)
-        for _ in self.project.store.records.find(Job, model=model, fate="queued", limit=missing) if missing else []:
-            thread = threading.Thread(target=self._work, args=(model,), name=f"jobs {model}", daemon=True)
+        """Let more threads work the jobs of a model, each beginning with one that was taken for it."""
+        crew = self._crew.setdefault(model, set())
+        while len(crew) < most and (taken := self._take(model, 1)):
+            thread = threading.Thread(target=self._work, args=(model, taken), name=f"jobs {model}", daemon=True)
             with self._lock:
                 crew.add(thread)
             thread.start()
@@ -356,14 +354,15 @@ class Runner:
 
     # -- working --
 
-    def _work(self, model: str) -> None:
+    def _work(self, model: str, taken: list[_Held]) -> None:
         size = 1
         try:
-            while not self._stop.is_set() and (taken := self._take(model, size)):
+            while taken:
                 began = time.monotonic()
                 self._do(model, taken)
-                each = (time.monotonic() - began) / len(taken)
+                each = max(time.monotonic() - began, 1e-6) / len(taken)
                 size = max(1, min(2 * size, MOST_TAKEN, int(BATCH_SECONDS / each)))
+                taken = [] if self._stop.is_set() else self._take(model, size)
         except PalanError as error:
             self.project.tell(f"the jobs of {model} stand still: {error.what}")
         finally:
