@@ -335,7 +335,7 @@ def test_jobs_are_submitted_worked_and_shown_at_the_command_line(tmp_path: Path,
     out = palan("jobs", "submit", "plan", str(project.root / "instances" / "0.json"), "--priority", "2", "--queue", "lyon", "--time-limit", "5s")
     id = out.split()[1]
     assert out == f"job {id} is queued for plan@1\nnext: palan jobs show {id}\n"
-    palan("jobs", "work", "--until-empty")
+    assert palan("jobs", "work", "--until-empty") == "1 job worked\n"
     shown = palan("jobs", "show", id)
     assert "queue: lyon" in shown and "priority: 2" in shown and "13" in shown
     assert id in palan("jobs", "list", "plan", "--json")

@@ -1072,8 +1072,9 @@ def jobs_stop(ctx: click.Context, id: str, reason: str, as_json: bool) -> None:
 
 @jobs.command("work")
 @click.option("--until-empty", is_flag=True, help="End when no job is left.")
+@_json
 @click.pass_context
-def jobs_work(ctx: click.Context, until_empty: bool) -> None:
+def jobs_work(ctx: click.Context, until_empty: bool, as_json: bool) -> None:
     """Work the queue and do nothing else, until Ctrl-C or SIGTERM, which put the jobs under way back.
 
     Start it as often, and on as many machines that share the store, as there is work for.
@@ -1081,9 +1082,10 @@ def jobs_work(ctx: click.Context, until_empty: bool) -> None:
     \b
     Example:  palan jobs work
     """
+    from palan.core import counted
     from palan.flows.jobs import work as verb
 
-    verb(_open(ctx), until_empty=until_empty)
+    _print(verb(_open(ctx), until_empty=until_empty), as_json, lambda made: click.echo(f"{counted(made['worked'], 'job')} worked"))
 
 
 @cli.command()

@@ -197,8 +197,8 @@ def _get(project: Project, id: str) -> Job:
     return found
 
 
-def work(project: Project, *, until_empty: bool = False) -> None:
-    """Work the queue until SIGTERM or Ctrl-C, which put jobs under way back; or until no job is left."""
+def work(project: Project, *, until_empty: bool = False) -> dict[str, Any]:
+    """Work the queue until SIGTERM or Ctrl-C, which put jobs under way back; or until no job is left. Return how many were `worked`."""
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     runner = Runner(project)
@@ -211,6 +211,7 @@ def work(project: Project, *, until_empty: bool = False) -> None:
         runner.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+    return {"worked": runner.worked}
 
 
 class _Kept(msgspec.Struct):
@@ -258,6 +259,8 @@ class Runner:
         self._kept: dict[str, list[_Kept]] = {}
         self._lock = threading.Lock()
         self._renewed = 0.0
+        self.worked = 0
+        """Jobs that this process has ended."""
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
 
     def start(self) -> None:
@@ -489,6 +492,7 @@ class Runner:
         if len(mine) < len(solved):
             self.project.tell(f"{counted(len(solved) - len(mine), 'job')} of {model} had been taken over by another process")
         with self._lock:
+            self.worked += len(mine)
             for each in solved:
                 self._held.pop(each.job.id, None)
 
