@@ -225,7 +225,7 @@ def versions() -> list[views.VersionLine]:
 
 def jobs_list() -> list[views.JobLine]:
     def job(index: int, fate: str, status: str, **change: Any) -> views.JobLine:
-        base = {"id": f"01k5v0job{index:017d}", "model": "gates", "version": "gates@1", "fate": fate, "status": status, "time": at(250.9 - index * 0.2), "seconds": 3.2 + index, "objective": 4812.5 - index, "bound": 4790.0 - index, "gap": 0.00467, "about": f"EWR {1 + index} Sep 2013, 342 flights"}
+        base = {"id": f"01k5v0job{index:017d}", "model": "gates", "version": "gates@1", "fate": fate, "status": status, "time": at(250.9 - index * 0.2), "seconds": 3.2 + index, "objective": 4812.5 - index, "bound": 4790.0 - index, "gap": 0.00467, "about": f"EWR {1 + index} Sep 2013, 342 flights", "priority": 7 * index, "queue": "EWR" if index else ""}
         return {**base, **change}  # type: ignore[typeddict-item,return-value]
 
     return [

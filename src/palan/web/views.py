@@ -370,6 +370,8 @@ class JobLine(TypedDict):
     bound: float | None
     gap: float | None  # relative, 0.012 is 1.2 %
     about: str  # the instance in a few words: "EWR 2013-05-01, 342 flights", ""
+    priority: int  # a larger one is worked first
+    queue: str  # jobs of one name share a limit; "" is none
 
 
 class JobsPage(TypedDict):
