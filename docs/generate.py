@@ -151,7 +151,8 @@ def signature_text(name: str, value: Any) -> str:
             named_only = True
         annotation = "" if each.annotation is each.empty else f": {annotation_text(written.get(each.name, each.annotation))}"
         default = "" if each.default is each.empty else f" = {value_text(each.default)}"
-        parts.append(f"{each.name}{annotation}{default}")
+        star = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        parts.append(f"{star}{each.name}{annotation}{default}")
     returns = "" if inspect.isclass(value) or signature.return_annotation is signature.empty else f" -> {annotation_text(signature.return_annotation)}"
     word = "class" if inspect.isclass(value) else "def"
     line = f"{word} {name}({', '.join(parts)}){returns}"

@@ -17,6 +17,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+import palan
 from palan.errors import Invalid, NotFound, PalanError
 from palan.flows import fold as fold_module
 from palan.flows.fold import KILLED, fold, following
@@ -67,6 +68,12 @@ def test_what_a_run_logs_is_found_again(project: Project) -> None:
     assert curve(project, run.id, "loss") | {"times": []} == {
         "run": run.id, "metric": "loss", "count": 6, "steps": [0, 1, 2, 3, 4, 101], "times": [], "values": [1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1],
     }  # fmt: skip
+
+
+def test_a_block_is_a_run(project: Project) -> None:
+    with palan.run("routing", project=project, lr=0.1) as run:
+        run.log(loss=0.3)
+    assert [each["run"] for each in search(project, "params.lr = 0.1 AND metrics.loss < 1")["runs"]] == [run.id]
 
 
 def test_an_empty_project_has_no_runs(project: Project) -> None:

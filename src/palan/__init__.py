@@ -37,6 +37,7 @@ _HOMES = {
     "replay": "palan.flows.replay",
     "restore": "palan.flows.backup",
     "retry": "palan.flows.journal",
+    "run": "palan.flows.track",
     "search": "palan.flows.runs",
     "serve": "palan.flows.serve",
     "start": "palan.flows.track",

@@ -136,6 +136,10 @@ def _place(project: Project | Path | str | None, server: str, outer: LiveRun | N
     return _there(address(server)) if server else _here(_open(None))
 
 
+run = start
+"""The same, for `with palan.run("routes"):`, where the block is the run."""
+
+
 def _open(folder: Path | str | None) -> Project:
     root = find_root(folder)
     with _lock:
