@@ -245,7 +245,8 @@ def searching(project: Project) -> float:
                 run.params({f"p{each}": dice.randrange(10) for each in range(10)})
                 run.log({f"m{each}": dice.random() for each in range(10)})
         fold(project)
-        first = first or found(project)
+        seconds = found(project)
+        first = first or seconds
     return first
 
 
