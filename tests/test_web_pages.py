@@ -153,13 +153,17 @@ def home() -> views.Home:
             {"name": "planes", "version": 1, "rows": 3322, "added": 0, "time": at(1), "quarantined": 0, "verdict": "right", "why": "Every row holds.", "command": ""},
         ],
         "ledger": entries()[:5],
+        "registered": [
+            {"name": "delay", "newest": "delay@2", "aliases": {"best": "delay@1", "<b>": "delay@2"}, "updated": at(249)},
+            {"name": "a name with <b>", "newest": None, "aliases": {}, "updated": at(3)},
+        ],
         "dead": [],
         "command": "palan init",
     }
 
 
 def empty_home() -> views.Home:
-    return {"frame": frame(project="new", simulated=False, ledger_ok=None, ledger_entries=0, open_alarms=0), "models": [], "data": [], "ledger": [], "dead": [], "command": "palan init --model estimator"}
+    return {"frame": frame(project="new", simulated=False, ledger_ok=None, ledger_entries=0, open_alarms=0), "models": [], "registered": [], "data": [], "ledger": [], "dead": [], "command": "palan init --model estimator"}
 
 
 def fresh_home() -> views.Home:
@@ -181,6 +185,7 @@ def fresh_home() -> views.Home:
         "models": [model],
         "data": [{"name": "orders", "version": None, "rows": 0, "added": 0, "time": None, "quarantined": 0, "verdict": "empty", "why": "Nothing came in yet.", "command": "palan ingest orders"}],
         "ledger": [],
+        "registered": [],
         "dead": [],
         "command": "palan init",
     }
@@ -262,6 +267,7 @@ def model(**change: Any) -> views.ModelPage:
         "arms": [{"version": "delay@3", "role": "champion", "share": 0.8, "until": None}, {"version": "delay@4", "role": "canary", "share": 0.2, "until": at(255)}],
         "repairs": [{"column": "temp", "expression": "temp * 9 / 5 + 32", "since": at(243), "until": None, "reason": "the feed sends °C since 2013-09-01"}],
         "versions": versions(),
+        "registered": [{"ref": "delay@2", "number": 2, "time": at(200), "aliases": ["best"], "stage": "Production", "run": "01k5v0alarm0delay0sept00001", "source": "mlflow-artifacts:/1/01k5v0alarm0delay0sept00001/artifacts/model", "description": "<i>by hand</i>"}],
         "releases": [
             {"epoch": 6, "time": at(249), "text": "`delay@4` answers 20% as a canary", "reason": "it passed 3 gates; judged on 13 Sep", "actor": "tick"},
             {"epoch": 5, "time": at(181), "text": "`delay@3` is champion", "reason": "its canary won 0.019 log loss a decision in 7 days", "actor": "tick"},
@@ -287,8 +293,15 @@ def model(**change: Any) -> views.ModelPage:
     return {**page, **change}  # type: ignore[typeddict-item]
 
 
+def registered() -> views.RegisteredPage:
+    name = "expected_revenue_of_the_next_twelve_months_by_customer_segment"
+    version: views.RegisteredVersion = {"ref": f"{name}@2", "number": 2, "time": at(200), "aliases": ["best", "<b>"], "stage": "", "run": "", "source": f"s3://bucket/{name}/{name}", "description": ""}
+    of: views.RegisteredModel = {"name": name, "newest": f"{name}@2", "aliases": {"best": f"{name}@2"}, "updated": at(200), "description": "<script>", "tags": {"team": "<i>risk</i>"}, "versions": [version], "next": f"palan build {name}"}
+    return {"frame": frame(), "model": of}
+
+
 def bare_model() -> views.ModelPage:
-    return model(model=fresh_home()["models"][0], arms=[], repairs=[], versions=[], releases=[], alarms=[], decisions=[], jobs=jobs_list(), infer="", actions=[], about="", means="", shape="instance")
+    return model(model=fresh_home()["models"][0], arms=[], repairs=[], versions=[], registered=[], releases=[], alarms=[], decisions=[], jobs=jobs_list(), infer="", actions=[], about="", means="", shape="instance")
 
 
 def candidate(name: str, action: str, gain: float | None, half: float, cost: float, verdict: str, chosen: bool = False) -> views.Candidate:
@@ -407,6 +420,7 @@ PAGES: dict[str, tuple[str, Any, Any]] = {
     "home-fresh": (pages.home(fresh_home()), fresh_home(), views.Home),
     "home-crowded": (pages.home(crowded_home()), crowded_home(), views.Home),
     "model": (pages.model(model()), model(), views.ModelPage),
+    "registered": (pages.registered(registered()), registered(), views.RegisteredPage),
     "model-bare": (pages.model(bare_model()), bare_model(), views.ModelPage),
     "alarm": (pages.alarm(alarm()), alarm(), views.AlarmPage),
     "alarm-bare": (pages.alarm(bare_alarm()), bare_alarm(), views.AlarmPage),

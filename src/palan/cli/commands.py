@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from palan import __version__
-from palan.cli.show import ACT, FINE, model_lines, plain, tell, where
+from palan.cli.show import ACT, FINE, model_lines, plain, registered_line, registered_versions, tell, where
 from palan.cli.show import print_value as _print
 from palan.cli.show import status as show_status
 from palan.cli.show import verdict as _verdict
@@ -596,10 +596,25 @@ def status(ctx: click.Context, model: str | None, as_json: bool) -> None:
     project = _open(ctx, quiet=True)
     if not model:
         ctx.exit(show_status(project, as_json))
-    from palan.flows.status import model_page
+    from palan.flows.registered import known
+    from palan.flows.status import model_page, registered_page
 
+    def show(page: dict[str, Any]) -> None:
+        model_lines([page["model"]])
+        if page["registered"]:
+            click.echo("registered by MLflow clients under the same name, apart from palan's versions:")
+            registered_versions(page["registered"])
+
+    def show_registered(page: dict[str, Any]) -> None:
+        registered_line(page["model"])
+        registered_versions(page["model"]["versions"])
+        click.echo(f"next: {page['model']['next']}")
+
+    if model not in project.config.models and known(project, model):
+        _print(registered_page(project, model), as_json, show_registered)
+        return
     page = model_page(project, model)
-    _print(page, as_json, lambda page: model_lines([page["model"]]))
+    _print(page, as_json, show)
     ctx.exit(ACT if page["model"]["verdict"] == "wrong" else FINE)
 
 

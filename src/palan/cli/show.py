@@ -106,6 +106,8 @@ def status(project: Project, as_json: bool = False) -> int:
 
 def _home(home: Mapping[str, Any]) -> None:
     model_lines(home["models"])
+    for each in home["registered"]:
+        registered_line(each)
     for each in home["data"]:
         _line(each["verdict"], f"  data {each['name']}: {each['why']}")
         if each["command"]:
@@ -126,6 +128,17 @@ def model_lines(models: Sequence[Mapping[str, Any]]) -> None:
             reason = f": {step['reason']}" if step["reason"] != each["why"] else ""
             say(_wrapped(f"    {step['text']}{reason}"))
             say(f"    {step['command']}")
+
+
+def registered_line(model: Mapping[str, Any]) -> None:
+    named = "".join(f", {alias} is {ref}" for alias, ref in model["aliases"].items())
+    say(_wrapped(f"registered by an MLflow client  {model['newest'] or model['name'] + ' (no version)'}{named}"))
+
+
+def registered_versions(versions: Sequence[Mapping[str, Any]]) -> None:
+    for each in versions:
+        told = [", ".join(each["aliases"]), each["stage"], f"run {each['run']}" if each["run"] else "", each["time"][:10], each["source"]]
+        say(_wrapped(f"  {each['ref']}: {'; '.join(part for part in told if part)}"))
 
 
 def _line(word: str, rest: str) -> None:

@@ -16,12 +16,10 @@ from msgspec.structs import replace
 from palan.core import new_id, utcnow
 from palan.errors import Conflict
 from palan.flows.mlflow import Pair, Tracking, check_name, invalid, lacking, millis, missing, searched
-from palan.runs.mlflow import LoggedModel, ModelVersion, RegisteredModel
+from palan.runs.mlflow import LoggedModel
+from palan.runs.registered import GONE, STAGES, ModelVersion, RegisteredModel
 from palan.runs.search import Field
 
-STAGES = ("None", "Staging", "Production", "Archived")
-GONE = "Deleted_Internal"
-"""The stage of a version that was deleted."""
 _HINT = "see docs/how-to/use-mlflow-clients.md"
 _PROMPT = "mlflow.prompt.is_prompt"
 """Clients ask for models without this tag as for those where it is not 'true'."""

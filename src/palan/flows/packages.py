@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from palan.core import Version, canonical, digest_of
 from palan.errors import Corrupt, NotFound, PalanError, nearest
+from palan.flows import registered
 from palan.flows.log import is_whole
 from palan.flows.project import Project, key
 from palan.ledger import Entry
@@ -146,7 +147,7 @@ def find_version(project: Project, ref: str) -> Version:
     project.model(name)
     found = records.find(Version, order="-number", model=name)
     if not found:
-        raise NotFound(f"{name} has no version yet", f"palan build {name}")
+        raise (number.isdecimal() and registered.known(project, name, number)) or NotFound(f"{name} has no version yet", f"palan build {name}")
     if not number:
         release = records.get(Release, name)
         number = release.champion.version.partition("@")[2] if release else "latest"
@@ -154,7 +155,7 @@ def find_version(project: Project, ref: str) -> Version:
         if number in ("latest", str(version.number)) or (len(number) >= 6 and version.id.startswith(number)):
             return proven(project, version)
     known = ", ".join(version.ref for version in found[:5])
-    raise NotFound(f"there is no {name}@{number}", f"known: {known}")
+    raise (number.isdecimal() and registered.known(project, name, number)) or NotFound(f"there is no {name}@{number}", f"known: {known}")
 
 
 def proven(project: Project, version: Version) -> Version:

@@ -47,7 +47,9 @@ class Project(msgspec.Struct):
             NotFound: with the nearest name.
         """
         if name not in self.config.models:
-            raise NotFound(f'no model "{name}"', f"{nearest(name, self.config.models)}  palan status".strip())
+            from palan.flows.registered import known
+
+            raise known(self, name) or NotFound(f'no model "{name}"', f"{nearest(name, self.config.models)}  palan status".strip())
         return self.config.models[name]
 
     def data(self, name: str) -> DataConfig:

@@ -22,6 +22,7 @@ from palan.data.nouns import DataVersion, Quarantine
 from palan.decisions.nouns import Decision, Job, Outcome
 from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, NotFound, PalanError
+from palan.flows import registered
 from palan.flows.address import address
 from palan.flows.config import ModelConfig
 from palan.flows.deliveries import REFUSED, failure, silence
@@ -74,6 +75,7 @@ def status(project: Project, url: str = "") -> dict[str, Any]:
     return {
         "frame": frame(project),
         "models": _without_idle_steps([_model_line(project, each, newest, url) for each in project.config.models.values()]),
+        "registered": registered.models(project),
         "data": [_data_line(project, name) for name in project.config.data],
         "ledger": [_entry_line(each) for each in newest[:LATELY]],
         "dead": [{"step": each.name, "why": each.reason, "attempts": each.count, "command": f'palan retry "{each.name}"'} for each in dead(project)],
@@ -126,6 +128,7 @@ def model_page(project: Project, name: str, url: str = "") -> dict[str, Any]:
         "arms": [_share(each, release) for each in release.arms] if release else [],
         "repairs": [_repair_line(each) for each in release.repairs] if release else [],
         "versions": [_version_line(project, each, release, entries) for each in versions],
+        "registered": registered.versions(project, name),
         "releases": [_release_line(each, before) for each, before in _routings(entries)],
         "alarms": [_alarm_line(project, each) for each in records.find(Alarm, order="-time", limit=50, model=name)],
         "means": _first_line(project, config, version, "score").removeprefix("Return ").partition(", shape")[0].rstrip("."),
@@ -136,6 +139,15 @@ def model_page(project: Project, name: str, url: str = "") -> dict[str, Any]:
         **_calls(project, config, schema, decisions, url),
         "actions": _roll_back(name, release),
     }
+
+
+def registered_page(project: Project, name: str) -> dict[str, Any]:
+    """Return a model that MLflow's clients registered, with its versions.
+
+    Raises:
+        NotFound: no such model.
+    """
+    return {"frame": frame(project), "model": registered.model(project, name)}
 
 
 def alarm_page(project: Project, id: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from palan.ledger import Entry, Head
 from palan.ledger import verify as walk
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
-from palan.runs.mlflow import Experiment, Input, LoggedModel, ModelVersion, RegisteredModel
+from palan.runs.mlflow import Experiment, Input, LoggedModel
+from palan.runs.registered import ModelVersion, RegisteredModel
 from palan.runs.run import Artifact, Attempt, Curve, Folded, Keyset, Run, Step, Value
 from palan.stores import sql
 from palan.stores.files import is_digest

@@ -12,7 +12,8 @@ from palan.flows import mlflow_artifacts as artifacts
 from palan.flows.mlflow import Pair, invalid, millis, missing
 from palan.flows.mlflow_registry import Registry
 from palan.http.mlflow_artifacts import files
-from palan.runs.mlflow import LoggedModel, ModelVersion, RegisteredModel
+from palan.runs.mlflow import LoggedModel
+from palan.runs.registered import ModelVersion, RegisteredModel
 
 Answer = Mapping[str, Any]
 STATUSES = {"LOGGED_MODEL_PENDING": "PENDING", "LOGGED_MODEL_READY": "READY", "LOGGED_MODEL_UPLOAD_FAILED": "FAILED"}

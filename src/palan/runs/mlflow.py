@@ -1,4 +1,4 @@
-"""What MLflow's clients keep beside runs: experiments, datasets, registered models with their versions, logged models."""
+"""What MLflow's clients keep beside runs: experiments, datasets, logged models. What they register: `registered.py`."""
 
 from __future__ import annotations
 
@@ -33,35 +33,6 @@ class Input(msgspec.Struct, frozen=True):
     name: str
     digest: str
     about: Mapping[str, Any] = {}
-
-
-class RegisteredModel(msgspec.Struct, frozen=True):
-    """A name in MLflow's registry; an alias names one of its versions."""
-
-    name: str
-    time: datetime
-    updated: datetime
-    description: str = ""
-    tags: Mapping[str, str] = {}
-    aliases: Mapping[str, int] = {}
-
-
-class ModelVersion(msgspec.Struct, frozen=True):
-    """One version of a registered model: where it lies (`source`), and the run or the logged model that it came from."""
-
-    KEY: ClassVar[tuple[str, ...]] = ("model", "number")
-
-    model: str
-    number: int
-    time: datetime
-    updated: datetime
-    source: str
-    run: str = ""
-    logged: str = ""
-    stage: str = "None"
-    description: str = ""
-    link: str = ""
-    tags: Mapping[str, str] = {}
 
 
 class ModelMetric(msgspec.Struct, frozen=True):

@@ -32,6 +32,7 @@ from palan.web.views import (
     Loss,
     ModelLine,
     ModelPage,
+    RegisteredPage,
     RunPage,
     RunsPage,
 )
@@ -370,6 +371,11 @@ def home(view: Home) -> str:
 def model(view: ModelPage) -> str:
     """One model: how it does, which versions answer, what was decided, how to call it."""
     return _page("model.html", view)
+
+
+def registered(view: RegisteredPage) -> str:
+    """A model that an MLflow client registered: its versions, and where they came from."""
+    return _page("registered.html", view)
 
 
 def alarm(view: AlarmPage) -> str:

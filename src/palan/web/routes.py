@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from palan.core import whole
 from palan.drift.nouns import Alarm
 from palan.errors import Conflict, NotFound, PalanError
-from palan.flows import jobs, status
+from palan.flows import jobs, registered, status
 from palan.flows.log import log
 from palan.flows.react import react
 from palan.flows.release import release
@@ -61,7 +61,10 @@ def routes(site: Site) -> list[Route]:
         return pages.home(cast(views.Home, status.status(project, site.url)))
 
     def model(request: Request) -> str:
-        return pages.model(cast(views.ModelPage, status.model_page(project, request.path_params["model"], site.url)))
+        name = request.path_params["model"]
+        if name not in project.config.models and registered.known(project, name):
+            return pages.registered(cast(views.RegisteredPage, status.registered_page(project, name)))
+        return pages.model(cast(views.ModelPage, status.model_page(project, name, site.url)))
 
     def alarm(request: Request) -> str:
         return pages.alarm(cast(views.AlarmPage, status.alarm_page(project, request.path_params["id"])))

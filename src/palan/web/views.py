@@ -140,11 +140,21 @@ class DeadStep(TypedDict):
     command: str
 
 
+class RegisteredLine(TypedDict):
+    """A model that an MLflow client registered: palan shows it, and neither judges nor serves it."""
+
+    name: str
+    newest: str | None  # "fraud@3", None when it has no version
+    aliases: dict[str, str]  # alias -> "fraud@2"
+    updated: str
+
+
 class Home(TypedDict):
     """GET / and `palan status --json`."""
 
     frame: Frame
     models: list[ModelLine]
+    registered: list[RegisteredLine]  # the twenty that changed last
     data: list[DataLine]
     ledger: list[EntryLine]  # the last few entries, newest first
     dead: list[DeadStep]  # what failed so often that it is not tried any more
@@ -177,6 +187,35 @@ class VersionLine(TypedDict):
     metrics: dict[str, float]
     reason: str  # why it was built
     gates: list[GateLine]
+
+
+class RegisteredVersion(TypedDict):
+    """A version that an MLflow client registered, newest first."""
+
+    ref: str  # "fraud@3"
+    number: int
+    time: str
+    aliases: list[str]
+    stage: str  # "Production", "" when it is in none
+    run: str  # id of the run that it came from, ""
+    source: str  # where its files lie
+    description: str
+
+
+class RegisteredModel(RegisteredLine):
+    """A registered model with its newest versions."""
+
+    description: str
+    tags: dict[str, str]
+    versions: list[RegisteredVersion]
+    next: str  # how palan gets a model of its own under this name
+
+
+class RegisteredPage(TypedDict):
+    """GET /models/{name}, of a model that only MLflow's clients know."""
+
+    frame: Frame
+    model: RegisteredModel
 
 
 class ReleaseLine(TypedDict):
@@ -238,6 +277,7 @@ class ModelPage(TypedDict):
     arms: list[Share]
     repairs: list[RepairLine]  # that the release applies to what callers send
     versions: list[VersionLine]
+    registered: list[RegisteredVersion]  # what MLflow's clients registered under the same name
     releases: list[ReleaseLine]
     alarms: list[AlarmLine]
     decisions: list[DecisionLine]
