@@ -25,7 +25,8 @@ KEY := $(shell cksum < pyproject.toml | cut -d' ' -f1)
 RUNS := $(VENV)/.installed-demo-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 PEERS_KEY := $(VENV)-peers/.installed-$(shell cksum < benchmarks/peers.txt | cut -d' ' -f1)
-PYTEST_ARGS ?= -n 2 --dist worksteal
+# Many tests wait for another process: three at a time keep two cores at work.
+PYTEST_ARGS ?= -n 3 --dist worksteal
 
 .PHONY: help demo test check bench peers crash docs ui setup clean
 

@@ -52,7 +52,12 @@ def foreign_lock_on_postgresql(root: Path, seed: int, seconds: int, database: Da
     def lock(on: Database) -> Iterator[None]:
         with psycopg.connect(on.of(root)) as db:
             tables = [name for (name,) in db.execute(sql.bound(sql.TABLES)).fetchall() if name not in ("writer", "segment", "palan_migration")]
-            db.execute(f"lock table {', '.join(tables)} in access exclusive mode".encode())
+            while True:
+                try:
+                    db.execute(f"lock table {', '.join(tables)} in access exclusive mode".encode())
+                    break
+                except psycopg.errors.DeadlockDetected:  # palan had some of them, and wanted others
+                    db.rollback()
             yield
             db.rollback()
 

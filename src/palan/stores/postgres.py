@@ -259,8 +259,8 @@ class Server:
 
     def _told(self, db: Connection, error: psycopg.Error) -> PalanError:
         what = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, errors.LockNotAvailable):
-            return Conflict(f"another program has locked the store at {self.name} for too long", f'find it with: {self._psql} -c "table pg_stat_activity", then try again')
+        if isinstance(error, errors.LockNotAvailable | errors.DeadlockDetected):
+            return Conflict(f"another program has locked the store at {self.name}{'' if isinstance(error, errors.DeadlockDetected) else ' for too long'}", f'find it with: {self._psql} -c "table pg_stat_activity", then try again')
         if isinstance(error, errors.InsufficientPrivilege | errors.ReadOnlySqlTransaction):
             return PalanError(f"the store at {self.name} cannot be written as {db.info.user}: {what}", f"let its owner grant that: {self._psql}")
         if isinstance(error, errors.DiskFull):
