@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from palan.flows.project import Project, record
 from palan.gates.nouns import Evidence, Finding
 from palan.models.contract import SHAPE, Kind
 from palan.releases.nouns import Release
+from palan.runs import names as reserved
 
 if TYPE_CHECKING:
     import polars as pl
@@ -110,6 +112,7 @@ class _Bench(msgspec.Struct):
     champion: Version | None
     journal: Journal
     _solved: dict[str, dict[str, Result]] = {}
+    fired: set[Any] = set()
 
     def worker(self, version: Version) -> Worker:
         return packages.warm_worker(self.project, version)
@@ -141,6 +144,14 @@ class _Bench(msgspec.Struct):
             outcome=pl.col(self.config.outcome) if self.config.outcome else pl.lit(None),
         ).sort("time")
 
+    def note_rules(self, outputs: pl.DataFrame) -> None:
+        """Note which rules fired in answers of the version that is judged."""
+        from palan.models.table import FIRED
+
+        if self.version.kind == "rules" and FIRED in outputs.columns:
+            rules = outputs[FIRED]
+            self.fired.update((rules.explode() if rules.dtype.is_nested() else rules).drop_nulls())
+
     def solved(self, version: Version) -> dict[str, Result]:
         if version.id not in self._solved:
             limit = self.config.time_limit.total_seconds() if self.config.time_limit else None
@@ -150,6 +161,10 @@ class _Bench(msgspec.Struct):
                 name: worker.solve(document, seed=version.manifest["seed"], time_limit=limit) for name, document in documents.items()
             }
         return self._solved[version.id]
+
+    def solved_already(self, version: Version) -> dict[str, Result]:
+        """Return what the gates had solved; nothing is solved for this."""
+        return self._solved.get(version.id, {})
 
 
 def judge(
@@ -171,7 +186,33 @@ def judge(
         if found is not None:
             project.tell(f"{version.ref} {found.gate}: {found.verdict}: {found.text}")
             findings.append(found)
+    if journal.run.flow == "check":
+        journal.note(**_told(bench, findings))
     return findings, other
+
+
+def _told(bench: _Bench, findings: Sequence[Finding]) -> dict[str, dict[str, Any]]:
+    """Return what was seen of the version under the names that mean the same in every run."""
+    version = bench.version
+    params: dict[str, Any] = {reserved.SEED: version.manifest["seed"]} if version.kind in ("program", "heuristic", "policy") else {}
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+    if results := bench.solved_already(version):
+        # Of several instances: the means, the widest gap, and every status that there was.
+        each = [reserved.of_a_solve(result.objective, result.bound, len(result.incumbents)) for result in results.values()]
+        for name, of in ((reserved.OBJECTIVE, fmean), (reserved.BOUND, fmean), (reserved.GAP, max), (reserved.INCUMBENTS, sum)):
+            if values := [one[name] for one in each if name in one]:
+                metrics[name] = float(of(values))
+        tags[reserved.STATUS] = ", ".join(sorted({result.status for result in results.values()}))
+        if solvers := sorted({str(result.evidence["solver"]) for result in results.values() if "solver" in result.evidence}):
+            tags[reserved.SOLVER] = ", ".join(solvers)
+        params[reserved.INSTANCE] = next(iter(results)) if len(results) == 1 else f"{len(results)} instances"
+    if bench.fired:
+        metrics[reserved.RULES_FIRED] = float(len(bench.fired))
+    for found in findings:
+        if found.figures.get("return") is not None:
+            metrics[reserved.RETURN] = float(found.figures["return"])
+    return {"params": params, "metrics": metrics, "tags": {**bench.journal.run.tags, **tags}}
 
 
 def _suspected(bench: _Bench) -> list[Finding]:
@@ -303,6 +344,7 @@ def _golden(bench: _Bench, spec: GateSpec) -> Finding | None:
         outputs: pl.DataFrame = worker.decide(to_frame(asked.columns, schema))
     except PalanError as error:
         return Finding("golden", "fail", f"the golden cases cannot be decided: {error.what}")
+    bench.note_rules(outputs)
     got = outputs["output"].to_list() if outputs.columns == ["output"] else outputs.to_dicts()
     return rules.golden(cases, got)
 
@@ -327,9 +369,10 @@ def _latency(bench: _Bench, spec: GateSpec) -> Finding | None:
             row = inputs[index % rows.height]
             started = perf_counter()
             queued = worker.queued()  # what others do on this machine is no fault of the model
-            worker.decide(row)
+            answered = worker.decide(row)
             queued = worker.queued() - queued
             seconds.append(perf_counter() - started - queued)
+            bench.note_rules(answered)
         found.append(rules.latency(seconds[-TIMED:], limit))
         if found[-1].verdict == "pass":
             return found[-1]
@@ -363,6 +406,7 @@ def _diff(bench: _Bench, spec: GateSpec) -> Finding | None:
     except PalanError as error:
         return Finding("decision_diff", "cannot tell", f"the champion cannot answer these rows: {error.what}")
     new = replay.answer(bench.worker(bench.version), bench.version, asked, repairs).outputs
+    bench.note_rules(new)
     keys = rows["key"].fill_null(rows["id"]).to_list()
     return rules.decision_diff(old, new, keys=keys, most=most, tolerance=tolerance)
 
