@@ -23,6 +23,7 @@ from palan.flows import fold as fold_module
 from palan.flows.fold import KILLED, fold, following
 from palan.flows.project import Project, open_project
 from palan.flows.runs import compare, curve, run_page, search
+from palan.flows.surroundings import MOST
 from palan.flows.track import start, track
 from palan.runs.run import Curve, Run, Value
 from palan.stores import segments
@@ -235,6 +236,38 @@ def test_a_run_says_what_it_needs_to_be_repeated(project: Project) -> None:
     assert json.loads(files["about/distributions.json"])["polars"] == pl.__version__
     assert files["about/requirements.txt"] == b"polars\n"
     assert files["about/train.py"] == (project.root / "train.py").read_bytes()
+
+
+def test_what_no_commit_has_is_kept_with_the_run_and_a_huge_change_is_cut(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = ["git", "-C", str(project.root), "-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    code = "import helper, palan\nwith palan.start('routes') as run:\n    run.log(loss=helper.loss())\n"
+
+    def kept(*words: str) -> dict[str, Any]:
+        done = subprocess.run([sys.executable, *words], cwd=project.root, env={**os.environ, "PYTHONPATH": str(SOURCES)}, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        page = run_page(project, search(project)["runs"][0]["run"])
+        return {"environment": page["environment"], **{each["path"]: project.store.blobs.get(each["blob"]) for each in page["artifacts"]}}
+
+    (project.root / "train.py").write_text(code, encoding="utf-8")
+    (project.root / "helper.py").write_text("def loss():\n    return 0.1\n", encoding="utf-8")
+    sources = {"helper.py": "def loss():\n    return 0.1\n"}
+    assert json.loads(kept("train.py")["about/sources.json"]) == sources  # no repository
+    assert json.loads(kept("-c", code)["about/sources.json"]) == {**sources, "train.py": code}  # and no script
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert json.loads(kept("train.py")["about/sources.json"]) == sources  # no commit yet
+    (project.root / "big.txt").write_text("", encoding="utf-8")
+    for command in (["add", "train.py", "big.txt"], ["commit", "-qm", "first"], ["checkout", "-q", "--detach"]):
+        subprocess.run([*git, *command], check=True)
+    (project.root / "big.txt").write_text("a line of data\n" * 2_000_000, encoding="utf-8")
+    found = kept("train.py")
+    assert json.loads(found["about/sources.json"]) == sources  # it is in no commit
+    assert len(found["about/changes.diff"]) == MOST and found["environment"]["changes.diff"] == "cut after its first 16 MB"
+    subprocess.run([*git, "add", "helper.py"], check=True)
+    subprocess.run([*git, "commit", "-qam", "second"], check=True)
+    assert not {"about/sources.json", "about/changes.diff"} & set(kept("train.py"))
+    monkeypatch.setenv("PATH", "")
+    found = kept("train.py")
+    assert "git.commit" not in found["environment"] and json.loads(found["about/sources.json"]) == sources
 
 
 def test_cpu_and_memory_are_sampled_where_asked_for(project: Project) -> None:
