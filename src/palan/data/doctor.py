@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from datetime import time as clock
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -26,17 +26,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from palan.data.nouns import Repair
+from palan.data.relations import Floats, Relation, block_means, find_relations, mean_of, quantiles_of
 from palan.data.verdict import read_time
 from palan.errors import PalanError
 
 Kind = Literal["unit", "scale", "sign", "sentinel", "stuck", "nulls", "categories", "swap"]
-Floats = NDArray[np.float64]
 
 MIN_DAYS = 7  # a history of fewer days says nothing about its own variation
 ROWS_A_DAY = 150  # a day's quantiles need no more
 MARGIN = 1.2  # how far beyond its own largest distance the history must be left
 SUPPORTED = 1.6  # a cold snap may end outside the history: allowed, in limits, where steps or relations speak for the change
-GRID = np.linspace(0.025, 0.975, 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,25 +224,6 @@ def _value(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _blocks(daily: Floats, length: int) -> Floats:
-    """Return the means of every stretch of `length` days (axis 0), ignoring days without a value."""
-    length = max(1, min(length, len(daily)))
-    known = np.isfinite(daily)
-    sums = np.cumsum(np.concatenate([np.zeros((1, *daily.shape[1:])), np.where(known, daily, 0.0)]), axis=0)
-    counts = np.cumsum(np.concatenate([np.zeros((1, *daily.shape[1:])), known.astype(float)]), axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means: Floats = (sums[length:] - sums[:-length]) / (counts[length:] - counts[:-length])
-    return means
-
-
-def _average(daily: Floats) -> Floats:
-    """Return the mean over the days that have a value, NaN where none has."""
-    known = np.isfinite(daily)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean: Floats = np.where(known, daily, 0.0).sum(axis=0) / known.sum(axis=0)
-    return mean
-
-
 # ---- values that are not there -----------------------------------------------------------------------------------------
 
 
@@ -254,7 +234,7 @@ def _nulls(history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], pa
     before, after = (_daily(frame, [pl.col(name).is_null().mean().alias(name) for name in names], days) for frame, days in ((history, past), (window, now)))
     for name in names:
         usual, share = before[name].to_numpy().astype(float), after[name].to_numpy().astype(float)
-        worst = float(np.nanmax(_blocks(usual, _shortest(now))))
+        worst = float(np.nanmax(block_means(usual, _shortest(now))))
         limit = worst + max(0.15, 0.5 * (1 - worst))
         begin, end = _run(share - limit)
         if end - begin < _shortest(now) or limit >= 1:
@@ -454,7 +434,7 @@ def _renamed(name: str, usual: _Shares, share: _Shares, now: Sequence[date]) -> 
                 continue
             ratio = float(np.mean(share.of(value)[begin:end])) / level
             alike = difflib.SequenceMatcher(None, _plain(old), _plain(value)).ratio()
-            usual_ratio = _blocks(usual.of(old), length) / level
+            usual_ratio = block_means(usual.of(old), length) / level
             fits = usual_ratio.min() / 1.3 <= ratio <= usual_ratio.max() * 1.3
             if fits or (alike >= 0.8 and 0.4 <= ratio <= 2.5):
                 options.append((alike - abs(np.log(ratio)), value, begin, end))
@@ -511,7 +491,7 @@ class _Shape:
 
     def limit(self, length: int) -> float:
         """Return the largest distance between any two stretches of this many days of the history, widened."""
-        blocks = _blocks(self.past, length)
+        blocks = block_means(self.past, length)
         blocks = blocks[np.isfinite(blocks).all(axis=1)]
         if len(blocks) == 0:
             return float("inf")
@@ -547,33 +527,6 @@ class _Fit:
         return max(self.before, 1.5) if self.on_lattice else self.before / 1.25
 
 
-@dataclass(frozen=True, slots=True)
-class _Relation:
-    """A column as a quadratic function of up to three others, and how far off it is, day by day, in history held out."""
-
-    target: int
-    inputs: tuple[int, ...]
-    weights: Floats
-    center: Floats
-    scale: Floats
-    usual: float
-    daily: Floats
-
-    def misfit(self, rows: Floats, day: NDArray[np.int64], days: int) -> Floats:
-        """Return per day the median absolute residual in units of the usual one."""
-        columns = [*self.inputs, self.target]
-        standard = (rows[:, columns] - self.center[columns]) / self.scale[columns]
-        residual = np.abs(_features(standard[:, :-1]) @ self.weights - standard[:, -1])
-        return _daily_median(residual, day, days) / self.usual
-
-    def limit(self, length: int) -> float:
-        blocks = _blocks(self.daily, length)
-        return float(max(np.nanmax(blocks) * 1.5, 2.0)) if np.isfinite(blocks).any() else float("inf")
-
-    def touches(self, columns: Iterable[int]) -> bool:
-        return bool({self.target, *self.inputs} & set(columns))
-
-
 def _numbers(
     history: pl.DataFrame, window: pl.DataFrame, names: Sequence[str], past: Sequence[date], now: Sequence[date], active: Sequence[Repair]
 ) -> list[Hypothesis]:
@@ -586,9 +539,9 @@ def _numbers(
     lattices = [_lattice(old[:, number], old_day, len(past)) for number in range(len(names))]
     # rain is mostly zero, and zero is zero in every unit: such a column is judged by its other values
     idle = [number for number in range(len(names)) if np.mean(old[:, number] == 0) >= 0.2]
-    past_quantiles, now_quantiles = (_quantiles(_without_zeros(rows, idle), day, count) for rows, day, count in ((old, old_day, len(past)), (new, new_day, len(now))))
+    past_quantiles, now_quantiles = (quantiles_of(_without_zeros(rows, idle), day, count) for rows, day, count in ((old, old_day, len(past)), (new, new_day, len(now))))
     shapes = {number: _shapes(past_quantiles[:, number], now_quantiles[:, number], len(now)) for number in range(len(names))}
-    relations = _relations(old, old_day, len(past))
+    relations = find_relations(old, old_day, len(past))
     misfit = [relation.misfit(new, new_day, len(now)) for relation in relations]
     broken_relations = [number for number, relation in enumerate(relations) if _is_broken(misfit[number], relation, now)]
     columns = [_Column(number, name, shapes[number], now_quantiles[:, number], lattices[number], new[:, number]) for number, name in enumerate(names)]
@@ -598,7 +551,7 @@ def _numbers(
     judge = _Judge(names, new, new_day, now, relations, misfit, shapes, now_quantiles, lattices)
     accepted = [judged for judged in (judge.change(group) for group in _groups(fits)) if judged]
     suspects = {column for number in broken_relations for column in (relations[number].target, *relations[number].inputs)}
-    suspects |= {number for number in range(len(names)) if any(shape.distance(_average(shape.now)) > shape.limit(len(now)) for shape in shapes[number])}
+    suspects |= {number for number in range(len(names)) if any(shape.distance(mean_of(shape.now)) > shape.limit(len(now)) for shape in shapes[number])}
     pairs = [(one, other) for one in sorted(suspects) for other in sorted(suspects) if one < other]
     accepted += [judged for judged in (judge.swap(one, other) for one, other in pairs[:60]) if judged]
     return _best(accepted)
@@ -682,24 +635,6 @@ def _lattice(values: Floats, day: NDArray[np.int64], days: int) -> _Lattice | No
     return _Lattice(distinct, 1e-3 * 10.0**-decimals, 1.0, step=10.0**-decimals)
 
 
-def _quantiles(rows: Floats, day: NDArray[np.int64], days: int) -> Floats:
-    """Return days x columns x grid; NaN where a day has no values of a column."""
-    order = np.argsort(day, kind="stable")
-    counts = np.bincount(day, minlength=days)
-    place = np.arange(len(day)) - np.repeat(np.cumsum(counts) - counts, counts)
-    padded = np.full((days, max(1, int(counts.max(initial=1))), rows.shape[1]), np.nan)
-    padded[day[order], place] = rows[order]
-    padded.sort(axis=1)  # NaN last
-    known = np.isfinite(padded).sum(axis=1)
-    position = GRID[None, None, :] * np.maximum(known - 1, 0)[:, :, None]
-    low = np.floor(position).astype(np.int64)
-    high = np.minimum(low + 1, np.maximum(known - 1, 0)[:, :, None])
-    by_column = np.moveaxis(padded, 1, 2)
-    below, above = np.take_along_axis(by_column, low, axis=2), np.take_along_axis(by_column, high, axis=2)
-    result: Floats = below + (position - low) * (above - below)
-    return result
-
-
 def _shapes(past: Floats, now: Floats, length: int) -> tuple[_Shape, ...]:
     """Return the column on the plain scale, and on the logarithmic one where zero means something."""
     levels = past[np.isfinite(past)]
@@ -776,10 +711,10 @@ def _lines(column: _Column, changes: Sequence[_Change]) -> list[Floats]:
 
 def _fit(column: _Column, change: _Change, lines: Sequence[Floats], begin: int, end: int, day: NDArray[np.int64], better: float) -> _Fit | None:
     limits = column.limit(end - begin)
-    right = max(float(shape.distance(_average(line[begin:end]))) / limit for shape, line, limit in zip(column.shapes, lines, limits, strict=True))
+    right = max(float(shape.distance(mean_of(line[begin:end]))) / limit for shape, line, limit in zip(column.shapes, lines, limits, strict=True))
     if not right <= SUPPORTED:
         return None
-    found = max(float(shape.distance(_average(shape.now[begin:end]))) / limit for shape, limit in zip(column.shapes, limits, strict=True))
+    found = max(float(shape.distance(mean_of(shape.now[begin:end]))) / limit for shape, limit in zip(column.shapes, limits, strict=True))
     if not right < better * found:
         return None
     steps = None
@@ -844,7 +779,7 @@ class _Judge:
     rows: Floats
     day: NDArray[np.int64]
     now: Sequence[date]
-    relations: Sequence[_Relation]
+    relations: Sequence[Relation]
     misfit: Sequence[Floats]
     shapes: Mapping[int, Sequence[_Shape]]
     quantiles: Floats
@@ -932,8 +867,8 @@ class _Judge:
         for column, source in ((one, other), (other, one)):
             plain = self.shapes[column][0]
             limit = plain.limit(end - begin)
-            befores.append(float(plain.distance(_average(self.quantiles[begin:end, column]))) / limit)
-            afters.append(float(plain.distance(_average(self.quantiles[begin:end, source]))) / limit)
+            befores.append(float(plain.distance(mean_of(self.quantiles[begin:end, column]))) / limit)
+            afters.append(float(plain.distance(mean_of(self.quantiles[begin:end, source]))) / limit)
         if max(afters) > 1 or any(_unhealed(before, after) for _, before, after in related):
             return None
         broken = max([before for _, before, _ in related], default=0.0)
@@ -970,131 +905,28 @@ class _Judge:
             gain = np.minimum(gain, plain.distance(self.quantiles[:, column]) - plain.distance(self.quantiles[:, source]))
         return gain
 
-    def _related(self, rows: Floats, columns: Sequence[int], begin: int, end: int) -> list[tuple[_Relation, float, float]]:
+    def _related(self, rows: Floats, columns: Sequence[int], begin: int, end: int) -> list[tuple[Relation, float, float]]:
         """Return the relations with these columns, and their misfit, in thresholds, as found and put right."""
         related = []
         for relation, found in zip(self.relations, self.misfit, strict=True):
             if relation.touches(columns):
                 limit = relation.limit(end - begin)
                 right = relation.misfit(rows, self.day, len(self.now))
-                before, after = _average(found[begin:end]), _average(right[begin:end])
+                before, after = mean_of(found[begin:end]), mean_of(right[begin:end])
                 if np.isfinite(before) and np.isfinite(after):
                     related.append((relation, float(before) / limit, float(after) / limit))
         return related
 
-    def _told(self, related: Sequence[tuple[_Relation, float, float]]) -> list[dict[str, Any]]:
+    def _told(self, related: Sequence[tuple[Relation, float, float]]) -> list[dict[str, Any]]:
         return [
             {"column": self.names[relation.target], "from": [self.names[column] for column in relation.inputs], "before": round(before, 3), "after": round(after, 3)}
             for relation, before, after in related
         ]
 
 
-def _relations(rows: Floats, day: NDArray[np.int64], days: int) -> list[_Relation]:
-    """Find the columns that others determine, and how well in weeks that the fit did not see.
-
-    Forward selection of at most three inputs, a quadratic ridge fit, cross-validated over contiguous stretches of days.
-    """
-    columns = rows.shape[1]
-    usable = [number for number in range(columns) if np.isfinite(rows[:, number]).mean() >= 0.5]
-    thin = max(1, len(rows) // 3000)
-    sample, sample_day = rows[::thin], day[::thin]
-    center, scale = np.zeros(columns), np.ones(columns)
-    for number in usable:
-        values = sample[:, number][np.isfinite(sample[:, number])]
-        low, center[number], high = np.percentile(values, [0.5, 50, 99.5])
-        scale[number] = float(np.std(np.clip(values, low, high)))
-    usable = [number for number in usable if scale[number] > 0]
-    order = np.argsort(sample_day, kind="stable")
-    sample, sample_day = sample[order], sample_day[order]
-    standard = np.clip((sample - center) / np.where(scale > 0, scale, 1), -6, 6)
-    relations = []
-    for target, inputs in _inputs(standard, usable).items():
-        known = np.isfinite(standard[:, [target, *inputs]]).all(axis=1)
-        if not inputs or known.sum() < 100:
-            continue
-        table = np.column_stack([_features(standard[known][:, inputs]), standard[known, target]])
-        ends = np.searchsorted(np.minimum(sample_day[known] * 5 // max(days, 1), 4), range(6))
-        products = [table[begin:end].T @ table[begin:end] for begin, end in pairwise(ends)]
-        whole = np.sum(products, axis=0)
-        held_out = np.full(len(table), np.nan)
-        for begin, end, product in zip(ends[:-1], ends[1:], products, strict=True):
-            rest = len(table) - (end - begin)
-            if rest >= 50:
-                held_out[begin:end] = np.abs(_errors(table[begin:end], _ridge(whole - product, rest)))
-        usual, goal = float(np.nanmedian(held_out)), table[:, -1]
-        # a relation is worth listening to when it leaves a third of the spread at most, in weeks it has not seen
-        if usual > 0.35 * float(np.median(np.abs(goal - np.median(goal)))) or not np.isfinite(usual):
-            continue
-        usual = max(usual, 1e-3)
-        daily = _daily_median(held_out, sample_day[known], days) / usual
-        relations.append(_Relation(target, tuple(inputs), _ridge(whole, len(table)), center, np.where(scale > 0, scale, 1), usual, daily))
-    return relations
-
-
-def _inputs(standard: Floats, usable: Sequence[int]) -> dict[int, list[int]]:
-    """Return for each column up to three others, each of which goes along best with what those before it leave open."""
-    chosen: dict[int, list[int]] = {target: [] for target in usable}
-    residual, growing = standard.copy(), set(usable)
-    unusable = [number for number in range(standard.shape[1]) if number not in growing]
-    for _ in range(3):
-        strength = _correlations(standard, residual)
-        strength[unusable] = 0.0
-        for target in sorted(growing):
-            strength[[target, *chosen[target]], target] = 0.0
-            best = int(strength[:, target].argmax())
-            known = np.isfinite(standard[:, [target, best, *chosen[target]]]).all(axis=1)
-            if strength[best, target] < 0.1 or known.sum() < 100:
-                growing.remove(target)
-                continue
-            chosen[target].append(best)
-            table = np.column_stack([np.ones(int(known.sum())), standard[known][:, [*chosen[target], target]]])
-            residual[:, target] = np.nan
-            residual[known, target] = _errors(table, _ridge(table.T @ table, len(table)))
-    return chosen
-
-
-def _correlations(columns: Floats, others: Floats) -> Floats:
-    """Return how closely each column goes along with each of the others, from 0 to 1, over the rows that both have."""
-    one, two = np.isfinite(columns).astype(float), np.isfinite(others).astype(float)
-    left, right = np.where(one, columns, 0.0), np.where(two, others, 0.0)
-    count = np.maximum(one.T @ two, 1)
-    lefts, rights = left.T @ two, one.T @ right
-    one_squares, two_squares = (left * left).T @ two, one.T @ (right * right)
-    one_spread, two_spread = one_squares - lefts**2 / count, two_squares - rights**2 / count
-    # what remains of a difference of two equal numbers is rounding, not spread
-    known = (count >= 100) & (one_spread > 1e-12 * one_squares) & (two_spread > 1e-12 * two_squares)
-    strength: Floats = np.where(known, np.abs(left.T @ right - lefts * rights / count), 0.0) / np.sqrt(np.where(known, one_spread * two_spread, 1.0))
-    return strength.round(9)  # so that of two columns that say the same the first is taken
-
-
-def _features(inputs: Floats) -> Floats:
-    """Return 1, the inputs, and their squares and products."""
-    width = inputs.shape[1]
-    squares = [inputs[:, one] * inputs[:, other] for one in range(width) for other in range(one, width)]
-    return np.column_stack([np.ones(len(inputs)), inputs, *squares])
-
-
-def _ridge(products: Floats, rows: int) -> Floats:
-    """Return the weights of a ridge fit, from the products of all columns of its table; the last column is the goal."""
-    penalty = 1e-5 * rows * np.eye(len(products) - 1)
-    return np.asarray(np.linalg.solve(products[:-1, :-1] + penalty, products[:-1, -1]), dtype=np.float64)
-
-
-def _errors(table: Floats, weights: Floats) -> Floats:
-    errors: Floats = table[:, -1] - table[:, :-1] @ weights
-    return errors
-
-
-def _daily_median(values: Floats, day: NDArray[np.int64], days: int) -> Floats:
-    # the two middle points of the grid lie on either side of the median
-    quantiles = _quantiles(values[:, None], day, days)
-    medians: Floats = (quantiles[:, 0, 9] + quantiles[:, 0, 10]) / 2
-    return medians
-
-
-def _is_broken(misfit: Floats, relation: _Relation, now: Sequence[date]) -> bool:
+def _is_broken(misfit: Floats, relation: Relation, now: Sequence[date]) -> bool:
     begin, end = _run(misfit - relation.limit(_shortest(now)))
-    return end - begin >= _shortest(now) and float(_average(misfit[begin:end])) > relation.limit(end - begin)
+    return end - begin >= _shortest(now) and float(mean_of(misfit[begin:end])) > relation.limit(end - begin)
 
 
 def _unhealed(before: float, after: float) -> bool:
@@ -1125,4 +957,3 @@ def _confidence(before: float, after: float) -> float:
     outside = 1 - 1 / max(float(before), 1.0)
     inside = 1 - min(float(after), 1.0) / 2
     return round(0.5 + 0.5 * outside * inside, 3)
-
