@@ -7,7 +7,8 @@ import polars as pl
 from measure import machine, rate, times
 
 from palan.data.contract import parse
-from palan.data.verdict import parse_csv, verify
+from palan.data.reading import parse_file
+from palan.data.verdict import verify
 from palan.drift.compare import distance
 from palan.drift.profile import freeze, profile
 
@@ -28,8 +29,8 @@ contract = parse(
 csv = frame.write_csv().encode()
 
 machine("polars", "numpy")
-rate("read a CSV of 30,000 rows x 16 columns", ROWS, times(lambda: parse_csv(csv, contract)), "rows/s")
-texts = parse_csv(csv, contract)
+rate("read a CSV of 30,000 rows x 16 columns", ROWS, times(lambda: parse_file(csv, ".csv", contract)), "rows/s")
+texts = parse_file(csv, ".csv", contract)
 assert verify(texts, contract).good.height == ROWS
 rate("verify it: types, ranges, sets, keys, one check", ROWS, times(lambda: verify(texts, contract)), "rows/s")
 reference = freeze(frame)

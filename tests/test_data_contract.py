@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from palan.core import Field
 from palan.data.contract import Contract, column_text, infer, parse, parse_column, to_schema
-from palan.data.verdict import LINE, REASONS, parse_csv, parse_file, verify
+from palan.data.reading import LINE, REASONS, parse_file
+from palan.data.verdict import verify
 from palan.errors import NotFound, PalanError
 
 WEATHER: dict[str, Any] = {
@@ -40,7 +41,7 @@ def weather(**changes: Any) -> Contract:
 
 def judge(lines: bytes, contract: Contract | None = None) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     contract = contract or weather()
-    checked = verify(parse_csv(HEADER + lines, contract), contract)
+    checked = verify(parse_file(HEADER + lines, ".csv", contract), contract)
     return checked.good, checked.bad, {rule.rule: rule.count for rule in checked.verdict.broken}
 
 
@@ -133,7 +134,7 @@ class TestDeclaring:
     def test_a_check_that_is_no_row_rule_is_refused(self, check: str, said: str) -> None:
         contract = weather(checks=[check])
         with pytest.raises(PalanError, match="check") as caught:
-            verify(parse_csv(HEADER, contract), contract)
+            verify(parse_file(HEADER, ".csv", contract), contract)
         assert said in caught.value.what
 
 
@@ -172,7 +173,7 @@ class TestJudging:
 
     def test_quoted_cells_may_hold_separators_quotes_and_line_ends(self) -> None:
         contract = parse("notes", {"source": "x", "columns": {"id": "int", "text": "str"}})
-        frame = parse_csv(b'id,text\r\n1,"a, ""b""\r\nc"\r\n2,plain\r\n', contract)
+        frame = parse_file(b'id,text\r\n1,"a, ""b""\r\nc"\r\n2,plain\r\n', ".csv", contract)
         assert verify(frame, contract).good.rows() == [(1, 'a, "b"\r\nc'), (2, "plain")]
         assert frame[LINE].to_list() == [2, 4]
 
@@ -188,14 +189,14 @@ class TestJudging:
 
     def test_known_keys_are_corrections_and_not_faults(self) -> None:
         contract = weather()
-        first = verify(parse_csv(HEADER + b"EWR,2013-01-01T00:00:00Z,39,28,10\n", contract), contract).good
-        again = parse_csv(HEADER + b"EWR,2013-01-01T00:00:00Z,40,28,10\nEWR,2013-01-01T01:00:00Z,40,28,10\n", contract)
+        first = verify(parse_file(HEADER + b"EWR,2013-01-01T00:00:00Z,39,28,10\n", ".csv", contract), contract).good
+        again = parse_file(HEADER + b"EWR,2013-01-01T00:00:00Z,40,28,10\nEWR,2013-01-01T01:00:00Z,40,28,10\n", ".csv", contract)
         checked = verify(again, contract, known_keys=first.select("origin", "time_hour"))
         assert (checked.good.height, checked.verdict.corrections) == (2, 1)
 
     def test_table_rules_never_touch_a_row(self) -> None:
         contract = weather(rows="5..6")
-        checked = verify(parse_csv(b"origin,time_hour,temp,visib,sky\nEWR,2013-01-01T00:00:00Z,39,10,blue\n", contract), contract)
+        checked = verify(parse_file(b"origin,time_hour,temp,visib,sky\nEWR,2013-01-01T00:00:00Z,39,10,blue\n", ".csv", contract), contract)
         assert checked.good.height == 1
         assert checked.good.columns == ["origin", "time_hour", "temp", "dewp", "visib", "sky"]
         assert {rule.rule: rule.holds for rule in checked.verdict.table} == {"rows": False, "missing column": False, "extra columns": True}
@@ -204,7 +205,7 @@ class TestJudging:
 
     def test_no_rows_is_a_verdict(self) -> None:
         contract = weather()
-        checked = verify(parse_csv(HEADER, contract), contract)
+        checked = verify(parse_file(HEADER, ".csv", contract), contract)
         assert (checked.good.height, checked.verdict.rows) == (0, 0)
         assert checked.verdict.warnings == ["the delivery has no rows"]
         assert checked.good.schema["time_hour"] == pl.Datetime("us", "UTC")
@@ -212,7 +213,7 @@ class TestJudging:
     def test_a_required_column_that_is_not_there_stops_the_delivery(self) -> None:
         contract = weather()
         with pytest.raises(PalanError, match='no column "visib"') as caught:
-            verify(parse_csv(b"origin,time_hour,temp,dewp,visibility\n", contract), contract)
+            verify(parse_file(b"origin,time_hour,temp,dewp,visibility\n", ".csv", contract), contract)
         assert "visibility" in caught.value.hint
 
     @pytest.mark.parametrize(

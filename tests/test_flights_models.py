@@ -26,7 +26,7 @@ import gates_fast  # noqa: E402
 import hold  # noqa: E402
 import world  # noqa: E402
 from palan.core import Field, Schema  # noqa: E402
-from palan.data import contract, verdict  # noqa: E402
+from palan.data import contract, reading, verdict  # noqa: E402
 from palan.flows.config import load  # noqa: E402
 from palan.models import state, table  # noqa: E402
 from palan.models.adapt import adapter  # noqa: E402
@@ -96,7 +96,7 @@ def test_the_feed_keeps_its_contract_but_for_what_was_really_odd(tmp_path: Path)
         for path in world.deliver(month, tmp_path):
             name = path.stem.split("-")[0]
             rules = contract.parse(name, tables[name])
-            checked = verdict.verify(verdict.parse_file(path.read_bytes(), path.suffix, rules), rules)
+            checked = verdict.verify(reading.parse_file(path.read_bytes(), path.suffix, rules), rules)
             for reasons in checked.bad["palan_reasons"]:
                 bad.setdefault(path.name, []).extend(reasons)
     # a wind of 1048 mph, and a flight of 17 miles: both are in the public data

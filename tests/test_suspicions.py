@@ -151,17 +151,17 @@ def test_of_the_data_of_a_template_nothing_is_suspected(kind: str, tmp_path: Pat
 def test_a_file_is_read_again_only_where_it_may_have_changed(project: Project, months: list[pl.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
     path = project.root / "feed" / "a.csv"
     read: list[str] = []
-    reading = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (read.append(self.name), reading(self))[1])
+    opening = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *args, **kwargs: (read.append(self.name), opening(self, *args, **kwargs))[1])
     deliver(project, "a", months[0])
     ingest(project)
-    assert read.count("a.csv") == 2  # written a moment before it was read: it may have been written once more since
+    assert read.count("a.csv") == 3  # for its digest and for its rows, and once more: written a moment before it was read: it may have been written once more since
     os.utime(path, ns=(0, path.stat().st_mtime_ns - 2 * deliveries.SETTLED))
     ingest(project)
     read.clear()
     assert ingest(project)[0]["text"] == "nothing new"
     assert "a.csv" not in read
-    corrected = reading(path).replace(b"EWR,2013-08-01T04:00:00Z,7", b"EWR,2013-08-01T04:00:00Z,6")
+    corrected = path.read_bytes().replace(b"EWR,2013-08-01T04:00:00Z,7", b"EWR,2013-08-01T04:00:00Z,6")
     path.write_bytes(corrected)
     assert ingest(project)[0]["corrections"] > 0
     (project.root / ".palan" / "delivered" / "weather.json").write_text("{broken")

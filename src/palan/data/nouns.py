@@ -10,7 +10,11 @@ import msgspec
 
 
 class DataVersion(msgspec.Struct, frozen=True):
-    """One immutable state of a named table: the blobs of its Parquet `parts`, in order."""
+    """One immutable state of a named table: the blobs of its Parquet `parts`, in order, without the rows that `masks` hide.
+
+    A mask is a blob of row numbers, counted from 0, as little-endian 32-bit integers. Where `masks` is None, as in versions
+    of before there were any, of the rows with one key the last one counts.
+    """
 
     id: str
     data: str
@@ -22,6 +26,7 @@ class DataVersion(msgspec.Struct, frozen=True):
     run: str
     sources: Mapping[str, str] = {}  # file name -> digest: ingested once
     verdict: Mapping[str, Any] = {}
+    masks: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def ref(self) -> str:

@@ -6,30 +6,22 @@ Row rules and table rules are different things. A row rule sends the rows that b
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections import Counter
-from collections.abc import Sequence, Set
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from palan.core import Field, FieldType
 from palan.data.contract import Contract, column_text
+from palan.data.reading import BROKEN, LINE, REASONS, first_line
 from palan.errors import PalanError, nearest
 
-LINE = "palan_line"
-REASONS = "palan_reasons"
-BROKEN = "palan_broken"  # set by the parsers on a line that has no readable form
-
-WIDEST = 10_000
-"""Columns that a delivered file may have: beyond that it is another kind of file, or one on its side."""
-
 _RAW = "palan_raw:"
-_RULE = "palan_rule:"
 _TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f%#z",
     "%Y-%m-%dT%H:%M:%S%.f",
@@ -116,14 +108,260 @@ class _Rule(msgspec.Struct, frozen=True):
     broken: pl.Expr
 
 
-def verify(
-    frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
-) -> Checked:
-    """Judge every row of a delivery in one pass of compiled expressions.
+class Judge:
+    """Judges a delivery batch by batch, in memory that grows by a dozen bytes a row, and only where there is a key.
 
     A value that cannot be read as its column's type breaks its row; nothing becomes null silently. A check that gives
     null (because a value is missing) does not break a row, as in SQL. Rows of one key that are equal in every column
-    keep the first; rows of one key that differ are all broken, because nothing tells which is right.
+    keep the first; rows of one key that differ are all broken, because nothing tells which is right. Whether a key comes
+    twice is known at the end: `repeated` names the lines that have to be looked at again, `settle` judges them. Where the
+    keys could be read beforehand (`twice`), nothing has to be remembered of the others, or looked at again.
+
+    Args:
+        contract: what must hold.
+        before: what the same file delivered before: good rows that only repeat it say nothing new, and are left out.
+        open_columns: a later batch may have columns that the first does not.
+        twice: what `keys_twice` found in all keys of the delivery.
+
+    Raises:
+        PalanError: the contract has no columns, or a check that is not a yes/no question about one row.
+    """
+
+    def __init__(self, contract: Contract, before: Before | None = None, *, open_columns: bool = False, twice: pl.Series | None = None) -> None:
+        if not contract.columns:
+            raise PalanError(f'data "{contract.name}" has no columns to verify', f"[data.{contract.name}.columns] in palan.toml")
+        self.contract = contract
+        self.rows = self.bad = 0
+        self.fine = 0  # rows that hold
+        self.written = 0  # of these, the ones that are to be taken in
+        self._checks = compile_checks(contract)
+        self._before = before
+        self._open_columns = open_columns
+        self._columns: dict[str, None] = {}
+        self._broken: dict[str, RowRule] = {}
+        self._twice = twice
+        self._keys: list[NDArray[np.uint64]] = []
+        self._lines: list[NDArray[np.uint32 | np.int64]] = []
+        self._places: list[NDArray[np.int64]] = []  # of the same rows, among those that are to be taken in; -1 where they are not
+        self._held: list[pl.DataFrame] = []
+
+    def take(self, batch: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Judge the next rows of the delivery: columns as they came (text from a CSV), any height.
+
+        Returns:
+            The rows to take in: the contract's columns in their types, then any others. And the broken ones: the values
+            as they came, `palan_line` and `palan_reasons`.
+
+        Raises:
+            PalanError: a column that may not be missing is not there.
+        """
+        lined = _with_line(batch)
+        here = [name for name in lined.columns if name not in (LINE, BROKEN)]
+        self._columns.update(dict.fromkeys(here))
+        if not self._open_columns:
+            self._missing()
+        key, declared = list(self.contract.key), set(self.contract.names)
+        judged = _read_as_types(lined, self.contract)
+        rules = _row_rules(self.contract, lined, judged, self._checks)
+        if any(judged[name].null_count() for name in key):
+            others = pl.any_horizontal(rule.broken.fill_null(False) for rule in rules) if rules else pl.lit(False)
+            rules.append(_Rule(f"key {', '.join(key)} is missing", key[0], pl.any_horizontal(pl.col(key).is_null()) & ~others))
+        self.rows += batch.height
+        bad, is_bad = self._set_apart(lined, judged, rules)
+        judged = judged if is_bad is None else judged.filter(~is_bad)
+        good = judged.select([*self.contract.names, *(name for name in here if name not in declared)])
+        self.fine += good.height
+        kept = pl.repeat(True, good.height, eager=True) if self._before is None else ~self._before.has(good)
+        if key:
+            self._remember(good.select(key).hash_rows(), kept, lined if is_bad is None else lined.filter(~is_bad))
+        good = good if self._before is None else good.filter(kept)
+        self.written += good.height
+        return good, bad
+
+    def _remember(self, keys: pl.Series, kept: pl.Series, lined: pl.DataFrame) -> None:
+        """Take note of the keys of rows that hold, and of where these rows are."""
+        lines = lined[LINE].to_numpy()
+        places = np.where(kept.to_numpy(), self.written + np.cumsum(kept.to_numpy()) - 1, -1)
+        if self._twice is None:
+            self._keys.append(keys.to_numpy())
+            self._lines.append(lines.astype(np.uint32) if len(lines) and lines[-1] < 2**32 else lines)
+            if self._before is not None:
+                self._places.append(places)
+            return
+        again = keys.is_in(self._twice.implode())
+        if again.any():
+            self._held.append(lined.filter(again))
+            self._lines.append(lines[again.to_numpy()])
+            self._places.append(places[again.to_numpy()])
+
+    def repeated(self) -> pl.Series:
+        """Return the lines of rows that may have the key of another one, and are to be read again for `settle`."""
+        twice = keys_twice(self._keys) if self._twice is None else self._twice.clear()
+        if not len(twice):
+            return pl.Series(LINE, [], pl.Int64)
+        again = pl.Series(np.concatenate(self._keys)).is_in(twice.implode()).to_numpy()
+        return pl.Series(LINE, np.concatenate(self._lines)[again].astype(np.int64))
+
+    def settle(self, rows: Sequence[pl.DataFrame] = ()) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+        """Judge by their keys the rows of the lines that `repeated` named, as they came, and those that were held back.
+
+        Returns:
+            The broken ones, as `take` does; and which of the rows that were to be taken in they are, counted from 0.
+        """
+        if not rows and not self._held:
+            return pl.DataFrame(schema={LINE: pl.Int64, REASONS: pl.List(pl.String)}), np.zeros(0, np.int64)
+        lined = _with_line(pl.concat([*rows, *self._held], how="diagonal_relaxed"))
+        judged = _read_as_types(lined, self.contract)
+        bad, _ = self._set_apart(lined, judged, _key_rules(judged, self.contract))
+        gone = np.isin(np.concatenate(self._lines), bad[LINE].to_numpy())
+        places = np.concatenate(self._places)[gone] if self._places else np.flatnonzero(gone)
+        self.fine -= bad.height
+        self.written -= int((places >= 0).sum())
+        return bad, places[places >= 0]
+
+    def verdict(self, corrections: int) -> Verdict:
+        """Return what was found in all, of which so many good rows have a key that was known.
+
+        Raises:
+            PalanError: a column that may not be missing was in no batch.
+        """
+        missing = self._missing()
+        extra = [name for name in self._columns if name not in set(self.contract.names)]
+        texts = [*sorted(text for text, rule in self._broken.items() if not rule.column and text.startswith("line ")), *_rule_texts(self.contract)]
+        broken = tuple(self._broken[text] for text in dict.fromkeys(texts) if text in self._broken)
+        table = _table_rules(self.contract, self.rows, missing, extra)
+        return Verdict(self.contract.name, self.rows, self.fine, self.bad, corrections, broken, table, self.fine - self.written)
+
+    def _missing(self) -> list[Field]:
+        """Return the columns that the delivery does not have, and need not."""
+        missing = [field for field in self.contract.columns if field.name not in self._columns]
+        needed = next((field.name for field in missing if not field.nullable), None)
+        if needed is not None:
+            extra = [name for name in self._columns if name not in set(self.contract.names)]
+            raise PalanError(f'data "{self.contract.name}": the delivery has no column "{needed}"', _missing_hint(needed, extra, list(self._columns)))
+        return missing
+
+    def _set_apart(self, lined: pl.DataFrame, judged: pl.DataFrame, rules: Sequence[_Rule]) -> tuple[pl.DataFrame, pl.Series | None]:
+        """Count what each rule finds; return the broken rows as they came, and which ones they are."""
+        flags = judged.lazy().select(rule.broken.fill_null(False).alias(str(number)) for number, rule in enumerate(rules)).collect()
+        found = [(flag, rule) for flag, rule in zip(flags.iter_columns(), rules, strict=True) if flag.any()]
+        if not found:
+            return _quarantine(lined.clear(), []), None
+        is_bad = flags.select(pl.any_horizontal(flag.name for flag, _ in found)).to_series()
+        for flag, rule in found:
+            before = self._broken.get(rule.text)
+            example = before.example if before else _example(lined, flag, rule.column)
+            self._broken[rule.text] = RowRule(rule.text, rule.column, int(flag.sum()) + (before.count if before else 0), example)
+        reasons = pl.concat_list(pl.when(pl.col(flag.name)).then(pl.lit(rule.text)) for flag, rule in found)
+        bad = _quarantine(lined.filter(is_bad), flags.filter(is_bad).select(reasons.list.drop_nulls()).to_series())
+        self.bad += bad.height
+        return bad, is_bad
+
+
+def keys_twice(keys: Iterable[NDArray[np.uint64]]) -> pl.Series:
+    """Return the hashes that come more than once."""
+    ordered = pl.Series(np.concatenate([np.zeros(0, np.uint64), *keys])).sort()
+    return ordered.filter(ordered == ordered.shift(1)).unique()
+
+
+def key_hashes(rows: pl.DataFrame, contract: Contract) -> NDArray[np.uint64]:
+    """Return a hash of the key of each row, whether it holds or not."""
+    return _read_as_types(rows, msgspec.structs.replace(contract, columns=tuple(contract.field(name) for name in contract.key))).select(contract.key).hash_rows().to_numpy()
+
+
+class Before:
+    """What a file delivered before, as 128 bits of each row: enough to tell which rows of it are new.
+
+    Args:
+        contract: what the rows were verified by.
+        frames: yields the earlier rows, of each key the one that was delivered last.
+    """
+
+    def __init__(self, contract: Contract, frames: Callable[[], Iterator[pl.DataFrame]]) -> None:
+        self.contract = contract
+        self._frames = frames
+        self._known: dict[str, _Prints] = {}
+        self._heard: list[_Prints] = []
+        self._schema = pl.Schema()
+        self._old = pl.Series(dtype=pl.Boolean)
+        self._asked = 0
+
+    def has(self, rows: pl.DataFrame) -> pl.Series:
+        """Tell of each row whether it came before; without a key, of the rows that were heard, in their order."""
+        if not self.contract.key:
+            asked, self._asked = self._asked, self._asked + rows.height
+            return self._old[asked : self._asked]
+        known, prints = self._earlier(rows.schema), _prints(rows)
+        if not len(known[0]):
+            return pl.repeat(False, rows.height, eager=True)
+        place = np.minimum(np.searchsorted(known[0], prints[0]), len(known[0]) - 1)
+        return pl.Series((known[0][place] == prints[0]) & (known[1][place] == prints[1]))
+
+    def hear(self, rows: pl.DataFrame) -> None:
+        """Take note of the next rows of a table without a key."""
+        self._schema = self._schema or rows.schema
+        self._heard.append(_prints(rows))
+
+    def compare(self) -> None:
+        """Find out which of the rows that were heard are old ones; the same row twice is two rows.
+
+        Raises:
+            PalanError: a row of before is not among them.
+        """
+        heard = tuple(np.concatenate([each[number] for each in self._heard]) for number in (0, 1))
+        by = ["first", "second"]
+        old, new = (
+            pl.DataFrame(dict(zip(by, prints, strict=True))).with_columns(pl.int_range(pl.len()).over(by).alias("copy")) for prints in (self._earlier(self._schema), heard)
+        )
+        by.append("copy")
+        if old.join(new, on=by, how="anti").height:
+            raise PalanError(
+                f'the file was taken in before and rows of it have changed, but data "{self.contract.name}" has no key that tells its old rows from its new ones',
+                f'[data.{self.contract.name}] key = ["..."], or deliver the new rows in a file of their own',
+            )
+        numbered = new.with_row_index("palan_row")
+        self._old = numbered["palan_row"].is_in(numbered.join(old, on=by, how="semi")["palan_row"].implode())
+
+    def _earlier(self, schema: pl.Schema) -> _Prints:
+        """Return the prints of the earlier rows, taken as rows of this schema, in ascending order."""
+        known = self._known.get(repr(schema))
+        if known is None:
+            found = [_prints(_in_schema(frame, schema, self.contract)) for frame in self._frames()]
+            first, second = (np.concatenate([np.zeros(0, np.uint64), *(each[number] for each in found)]) for number in (0, 1))
+            order = np.argsort(first)
+            known = self._known[repr(schema)] = (first[order], second[order])
+        return known
+
+
+_Prints = tuple[NDArray[np.uint64], NDArray[np.uint64]]
+
+
+def _prints(frame: pl.DataFrame) -> _Prints:
+    odd = (pl.Object, pl.Binary, pl.Null)
+    plain = frame.select(_text_of(column) if column.dtype.is_nested() or column.dtype in odd else column for column in frame.iter_columns())
+    return plain.hash_rows(seed=1).to_numpy(), plain.hash_rows(seed=2).to_numpy()
+
+
+def _in_schema(frame: pl.DataFrame, schema: pl.Schema, contract: Contract) -> pl.DataFrame:
+    """Return earlier rows with these columns in these types: what they did not have is missing, what is not asked for must be."""
+    fields = {field.name: field for field in contract.columns}
+    columns = []
+    for name, dtype in schema.items():
+        here = frame.schema.get(name)
+        if here is None:
+            columns.append(pl.lit(None, dtype).alias(name))
+        elif here == dtype or here.is_nested() or dtype.is_nested():
+            columns.append(pl.col(name))
+        else:
+            columns.append((_cast(fields[name], here) if name in fields else pl.col(name).cast(dtype, strict=False)).alias(name))
+    gone = [name for name in frame.columns if name not in schema]
+    return frame.filter(pl.all_horizontal(pl.col(gone).is_null()) if gone else pl.lit(True)).select(columns)
+
+
+def verify(
+    frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
+) -> Checked:
+    """Judge every row of a delivery that is in memory, as `Judge` does.
 
     Args:
         frame: the delivery, any height; columns as they came (text from a CSV).
@@ -136,93 +374,46 @@ def verify(
         PalanError: a column that may not be missing is not there, a check is not a yes/no question about one row, or
             the contract has no columns; or rows without a key are not those of before and more.
     """
-    if not contract.columns:
-        raise PalanError(f'data "{contract.name}" has no columns to verify', f"[data.{contract.name}.columns] in palan.toml")
-    delivered = [name for name in frame.columns if name not in (LINE, BROKEN)]
-    declared, here = set(contract.names), set(delivered)
-    missing = [field for field in contract.columns if field.name not in here]
-    extra = [name for name in delivered if name not in declared]
-    for field in missing:
-        if not field.nullable:
-            raise PalanError(f'data "{contract.name}": the delivery has no column "{field.name}"', _missing_hint(field.name, extra, delivered))
-    checks = compile_checks(contract)
     lined = _with_line(frame)
-    rules = _row_rules(contract, lined, checks)
-    judged = _judge(lined, contract, rules)
-    if contract.key:
-        rules, judged = _judge_keys(judged, contract, rules)
-    flags = [f"{_RULE}{number}" for number in range(len(rules))]
-    counts = judged.select(pl.col(flags).sum()).row(0) if flags else ()
-    is_bad = judged.select(pl.any_horizontal(flags)).to_series() if flags else pl.Series([False] * judged.height, dtype=pl.Boolean)
-    good = judged.filter(~is_bad).select([*contract.names, *extra])
-    bad = _quarantine(judged.filter(is_bad), rules, delivered, declared)
-    broken = tuple(
-        RowRule(rule.text, rule.column, count, _example(judged, flag, rule.column, delivered))
-        for rule, flag, count in zip(rules, flags, counts, strict=True)
-        if count
-    )
-    held, corrections = good.height, 0
-    if earlier is not None and earlier.height:
-        good = _news(good, earlier, contract) if contract.key else _grown(good, earlier, contract)
+    before = None if earlier is None else Before(contract, lambda: iter([earlier]))
+    if before is not None and not contract.key:
+        before.hear(Judge(contract).take(lined)[0])
+        before.compare()
+    judge = Judge(contract, before)
+    good, bad = judge.take(lined)
+    if len(lines := judge.repeated()):
+        more, places = judge.settle([lined.filter(pl.col(LINE).is_in(lines.implode()))])
+        bad = pl.concat([bad, more]).sort(LINE)
+        good = good.filter(~pl.int_range(pl.len(), dtype=pl.Int64).is_in(pl.Series(places).implode()))
+    corrections = 0
     if known_keys is not None and contract.key and known_keys.height:
         keys = alike([known_keys.select(contract.key), good.select(contract.key)], contract)[0]
         corrections = good.select(contract.key).join(keys.unique(), on=contract.key, how="semi").height
-    table = _table_rules(contract, frame.height, missing, extra)
-    return Checked(good, bad, Verdict(contract.name, frame.height, held, bad.height, corrections, broken, table, held - good.height))
-
-
-def _news(good: pl.DataFrame, earlier: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Return the rows that differ in some column from each earlier one."""
-    earlier = alike([earlier, good], contract)[0]
-    marked = [earlier.with_columns(pl.lit(None, pl.UInt32).alias("palan_row")), good.with_row_index("palan_row")]
-    try:
-        both = pl.concat(marked, how="diagonal_relaxed")
-    except pl.exceptions.PolarsError:  # a column outside the contract is of quite another type now: every row differs
-        return good
-    old = pl.col("palan_row").is_null()
-    news = both.filter(~old).join(both.filter(old), on=[name for name in both.columns if name != "palan_row"], how="anti", nulls_equal=True)
-    return good[news["palan_row"].sort()]
-
-
-def _grown(good: pl.DataFrame, earlier: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Return the rows without those of before, each as often as it was there."""
-    old, new = alike([earlier, good], contract)
-    names = [name for name in new.columns if not new.schema[name].is_nested()]
-    if set(old.columns) == set(new.columns) and all(old.schema[name] == new.schema[name] for name in names):
-        old, marked = (each.with_columns(pl.int_range(pl.len()).over(names).alias("palan_copy")) for each in (old, new))
-        by = [*names, "palan_copy"]
-        if old.join(marked, on=by, how="anti", nulls_equal=True).height == 0:
-            return marked.join(old.select(by), on=by, how="anti", nulls_equal=True, maintain_order="left").drop("palan_copy")
-    raise PalanError(
-        f'the file was taken in before and rows of it have changed, but data "{contract.name}" has no key that tells its old rows from its new ones',
-        f'[data.{contract.name}] key = ["..."], or deliver the new rows in a file of their own',
-    )
+    return Checked(good, bad, judge.verdict(corrections))
 
 
 def alike(parts: Sequence[pl.DataFrame], contract: Contract) -> list[pl.DataFrame]:
     """Return the verified tables with each column of the contract in the type that it has in the newest, the last of them."""
-    newest: dict[str, pl.DataType] = {}
-    for part in parts:
-        newest.update(part.schema)
+    return [part.with_columns(casts) if casts else part for part, casts in zip(parts, alike_casts([part.schema for part in parts], contract), strict=True)]
+
+
+def alike_casts(schemas: Sequence[pl.Schema], contract: Contract) -> list[list[pl.Expr]]:
+    """Return what has to be read as another type in each table, so that all are alike."""
+    newest = {name: dtype for schema in schemas for name, dtype in schema.items()}
     kinds = {dtype: kind for kind, dtype in _DTYPES.items()}
-    wanted = {name: newest[name] for name in contract.names if newest.get(name) in kinds}
-
-    def read_as(part: pl.DataFrame) -> pl.DataFrame:
-        other = {name: dtype for name, dtype in part.schema.items() if wanted.get(name, dtype) != dtype}
-        casts = [_cast(Field(name, kinds[wanted[name]]), dtype).alias(name) for name, dtype in other.items()]  # type: ignore[arg-type]
-        return part.with_columns(casts) if casts else part
-
-    return [read_as(part) for part in parts]
+    fields = {name: Field(name, kinds[newest[name]]) for name in contract.names if newest.get(name) in kinds}  # type: ignore[arg-type]
+    return [[_cast(field, schema[name]).alias(name) for name, field in fields.items() if schema.get(name, newest[name]) != newest[name]] for schema in schemas]
 
 
-def again(stored: pl.DataFrame, contract: Contract) -> tuple[Verdict, list[str]]:
+def again(batches: Iterable[pl.DataFrame], contract: Contract) -> tuple[Verdict, list[str]]:
     """Judge rows that were verified under an older contract by this one: what breaks it, and the columns whose values
     cannot even be read as their new type."""
-    absent = [pl.lit(None, pl.Null).alias(field.name) for field in contract.columns if field.name not in stored.columns]
-    open_ended = msgspec.structs.replace(contract, key=(), rows=(None, None))
-    checked = verify(stored.with_columns(absent), open_ended)
+    judge = Judge(msgspec.structs.replace(contract, key=(), rows=(None, None)))
+    for stored in batches:
+        judge.take(stored.with_columns(pl.lit(None, pl.Null).alias(name) for name in contract.names if name not in stored.columns))
+    verdict = judge.verdict(0)
     unread = {f"{field.name} is not {_ARTICLES[field.type]}" for field in contract.columns}
-    return checked.verdict, [rule.column for rule in checked.verdict.broken if rule.rule in unread]
+    return verdict, [rule.column for rule in verdict.broken if rule.rule in unread]
 
 
 def typed(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
@@ -230,7 +421,7 @@ def typed(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     return frame.select(_cast(field, frame.schema[field.name]).alias(field.name) for field in contract.columns if field.name in frame.columns)
 
 
-def once_more(bad: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None) -> Checked | None:
+def once_more(bad: pl.DataFrame, contract: Contract) -> Checked | None:
     """Judge rows of one quarantine, as `verify` set them apart, by a contract that may have changed; None where it cannot be asked of them.
 
     A line that had no readable form, and a copy of a row that was taken, stay what they were.
@@ -240,7 +431,7 @@ def once_more(bad: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | 
     unreadable = pl.col(REASONS).list.eval(pl.element().filter(pl.element().str.starts_with("line "))).list.first()
     delivered = bad.filter(~copies).with_columns(unreadable.alias(BROKEN)).drop(REASONS)
     try:
-        checked = verify(delivered, msgspec.structs.replace(contract, rows=(None, None)), known_keys)
+        checked = verify(delivered, msgspec.structs.replace(contract, rows=(None, None)))
     except PalanError:  # a column that the delivery does not have is asked for now
         return None
     rest = pl.concat([as_text(checked.bad.drop(LINE, REASONS)).with_columns(checked.bad[LINE], checked.bad[REASONS]), bad.filter(copies)], how="diagonal_relaxed")
@@ -278,121 +469,13 @@ def compile_checks(contract: Contract) -> list[pl.Expr]:
             unknown = next((name for name in pl.sql_expr(text).meta.root_names() if name not in contract.names), "")
             raise PalanError(f'{where} names "{unknown}", which is no column', nearest(unknown, contract.names)) from problem
         except pl.exceptions.PolarsError as problem:
-            raise PalanError(f"{where} cannot be read: {_first_line(problem)}", 'a check is SQL over one row, such as "dewp <= temp + 1"') from problem
+            raise PalanError(f"{where} cannot be read: {first_line(problem)}", 'a check is SQL over one row, such as "dewp <= temp + 1"') from problem
         if answer.height != probe.height or not expression.meta.root_names():
             raise PalanError(f"{where} is not about one row", "checks compare columns of the same row; aggregates are not row rules")
         if answer.schema["answer"] not in (pl.Boolean, pl.Null):
             raise PalanError(f"{where} does not answer true or false", 'write a comparison, such as "dewp <= temp + 1"')
         checks.append(expression)
     return checks
-
-
-def parse_file(data: bytes, suffix: str, contract: Contract) -> pl.DataFrame:
-    """Read the bytes of a delivered file: `suffix` is .csv, .parquet or .ndjson.
-
-    Raises:
-        PalanError: another suffix, an empty file, bytes that are not such a file, or more than 10,000 columns.
-    """
-    readers = {".csv": parse_csv, ".parquet": parse_parquet, ".ndjson": parse_ndjson, ".jsonl": parse_ndjson}
-    reader = readers.get(suffix.lower())
-    if reader is None:
-        which = f'files that end in "{suffix}"' if suffix else "files whose name has no ending"
-        raise PalanError(f'data "{contract.name}": {which} cannot be read', "deliver .csv, .parquet or .ndjson")
-    if not data.strip():
-        raise PalanError(f'data "{contract.name}": the file is empty', "check the delivery and send it again; nothing was taken in")
-    return reader(data, contract)
-
-
-def parse_csv(data: bytes, contract: Contract) -> pl.DataFrame:
-    """Read CSV with every value as text, so that `verify` can judge the values; `palan_line` is the line in the file.
-
-    The separator (comma, semicolon, tab or bar) is the one whose header fits the contract best. A line with too few or
-    too many fields is kept, marked in `palan_broken`, and will be quarantined.
-
-    Raises:
-        PalanError: no bytes, not UTF-8 text, two columns of one name, or a quote that never ends.
-    """
-    where = f'data "{contract.name}"'
-    if not data.strip():
-        raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if b"\0" in data:
-        raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes", "deliver .csv, .parquet or .ndjson under their own names")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as problem:
-        line = len(re.findall(rb"\r\n|\r|\n", data[: problem.start])) + 1
-        raise PalanError(f"{where}: line {line} is not UTF-8 text", "save the file as UTF-8: iconv -f latin1 -t utf-8") from problem
-    quoted = '"' in text
-    if not quoted and "\r" in text:  # lines may end as in Windows, or as in an old Mac
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    first = re.split(r"[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0]
-    separator = max(",;\t|", key=lambda mark: len({cell.strip().strip('"') for cell in first.split(mark)} & set(contract.names)))
-    _not_too_wide(first.count(separator) + 1, where)
-    names, rows, lines, widths = (_quoted_cells if quoted else _cells)(text, separator, where)
-    if len(set(names)) < len(names):
-        repeated = next(name for name, count in Counter(names).items() if count > 1)
-        raise PalanError(f'{where}: two columns of the file are named "{repeated}"', "give each column its own name")
-    reserved = next((name for name in names if name in (LINE, BROKEN, REASONS)), None)
-    if reserved is not None:
-        raise PalanError(f'{where}: the file has a column "{reserved}", a name that palan uses itself', "leave that column out of the delivery")
-    wrong = pl.col("palan_width") != len(names)
-    reason = pl.format("line has {} fields, the header has {}", pl.col("palan_width"), pl.lit(len(names)))
-    return rows.with_columns(lines, widths).with_columns(pl.when(wrong).then(reason).alias(BROKEN)).drop("palan_width")
-
-
-def parse_parquet(data: bytes, contract: Contract) -> pl.DataFrame:
-    """Read Parquet in its own types.
-
-    Raises:
-        PalanError: the bytes are not a whole Parquet file.
-    """
-    where = f'data "{contract.name}"'
-    if data[:4] != b"PAR1":
-        raise PalanError(f"{where}: the file is not Parquet", "deliver .csv, .parquet or .ndjson under their own names")
-    if data[-4:] != b"PAR1":
-        raise PalanError(f"{where}: the Parquet file is cut off after {len(data)} bytes", "deliver it again, whole; nothing was taken in")
-    try:
-        _not_too_wide(len(pl.read_parquet_schema(io.BytesIO(data))), where)
-        return pl.read_parquet(io.BytesIO(data))
-    except (pl.exceptions.PolarsError, OSError) as problem:
-        raise PalanError(f"{where}: the Parquet file is damaged: {_first_line(problem)}", "deliver it again; nothing was taken in") from problem
-
-
-def parse_ndjson(data: bytes, contract: Contract) -> pl.DataFrame:
-    """Read one JSON object a line. A line that is no object is kept, marked in `palan_broken`, and will be quarantined.
-
-    Raises:
-        PalanError: no line of the file is a JSON object.
-    """
-    records: list[dict[str, Any]] = []
-    lines: list[int] = []
-    broken: list[str | None] = []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = msgspec.json.decode(line)
-            problem = None if isinstance(record, dict) else "line is not a JSON object"
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            record, problem = None, "line is not valid JSON"
-        records.append(record if isinstance(record, dict) else {})
-        lines.append(number)
-        broken.append(problem)
-    if not any(problem is None for problem in broken):
-        raise PalanError(f'data "{contract.name}": no line of the file is a JSON object', 'one object a line: {"temp": 39.0, ...}')
-    names = list(dict.fromkeys(name for record in records for name in record))
-    _not_too_wide(len(names), f'data "{contract.name}"')
-    columns = {name: _column([record.get(name) for record in records]) for name in names if name not in (LINE, BROKEN)}
-    return pl.DataFrame({**columns, LINE: pl.Series(lines, dtype=pl.Int64), BROKEN: pl.Series(broken, dtype=pl.String)})
-
-
-def _not_too_wide(columns: int, where: str) -> None:
-    if columns > WIDEST:
-        raise PalanError(
-            f"{where}: the file has {columns:,} columns, and at most {WIDEST:,} are read",
-            "deliver the columns that are needed; one row a line, not one column a row",
-        )
 
 
 _DTYPES: dict[str, pl.DataType] = {
@@ -443,66 +526,6 @@ def empty(contract: Contract) -> pl.DataFrame:
     return pl.DataFrame(schema={field.name: dtype_of(field) for field in contract.columns})
 
 
-def _cells(text: str, separator: str, where: str) -> tuple[list[str], pl.DataFrame, pl.Series, pl.Series]:
-    """Split text into the header, cells as text, the line of each row and how many fields it had."""
-    # without quotes a line is a row, so the fields of each can be counted, and cut, in one vectorised step
-    lines = pl.DataFrame({"text": pl.Series(text.split("\n"), dtype=pl.String)}).with_row_index(LINE, offset=1)
-    lines = lines.filter(pl.col("text") != "")
-    names = [name.strip() for name in lines["text"][0].split(separator)]
-    body = lines.slice(1)
-    widths = (body["text"].str.count_matches(separator, literal=True) + 1).cast(pl.Int64).alias("palan_width")
-    cells = body["text"].str.splitn(separator, len(names) + 1).struct.unnest()
-    rows = cells[:, : len(names)].select(pl.when(pl.all() != "").then(pl.all()))
-    return names, _named(rows, names, where), body[LINE].cast(pl.Int64), widths
-
-
-def _quoted_cells(text: str, separator: str, where: str) -> tuple[list[str], pl.DataFrame, pl.Series, pl.Series]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header: list[str] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    begin = 1
-    try:
-        for cells in reader:
-            if cells and not header:
-                header = [cell.strip() for cell in cells]
-            elif cells:
-                rows.append(cells)
-                lines.append(begin)
-            begin = reader.line_num + 1
-    except csv.Error as problem:
-        raise PalanError(f"{where}: line {begin} is not CSV: {problem}", "a quote that opens a field must close it; inside, write it twice") from problem
-    width = len(header)
-    columns = [pl.Series(f"column_{number}", [row[number] if number < len(row) and row[number] != "" else None for row in rows], dtype=pl.String) for number in range(width)]
-    widths = pl.Series("palan_width", [len(row) for row in rows], dtype=pl.Int64)
-    return header, _named(pl.DataFrame(columns), header, where), pl.Series(LINE, lines, dtype=pl.Int64), widths
-
-
-def _named(rows: pl.DataFrame, names: Sequence[str], where: str) -> pl.DataFrame:
-    if "" in names:
-        raise PalanError(f"{where}: column {names.index('') + 1} of the file has no name", "give each column a name in the first line")
-    if len(set(names)) < len(names):
-        return rows  # the caller names the repeated one
-    return rows.rename(dict(zip(rows.columns, names, strict=True)))
-
-
-def _column(values: list[Any]) -> pl.Series:
-    """One JSON column: in its own type where all values share it, else as text for `verify` to judge."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int} or kinds <= {int, float}:
-        try:
-            return pl.Series(values, dtype=pl.Int64 if kinds == {int} else pl.Float64)
-        except (OverflowError, TypeError, pl.exceptions.PolarsError):
-            return pl.Series([_json_text(value) for value in values], dtype=pl.String)
-    if kinds == {bool}:
-        return pl.Series(values, dtype=pl.Boolean)
-    return pl.Series([_json_text(value) for value in values], dtype=pl.String)
-
-
-def _json_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
 def _with_line(frame: pl.DataFrame) -> pl.DataFrame:
     if LINE not in frame.columns:
         frame = frame.with_columns(pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias(LINE))
@@ -511,83 +534,108 @@ def _with_line(frame: pl.DataFrame) -> pl.DataFrame:
     return frame
 
 
-def _judge(frame: pl.DataFrame, contract: Contract, rules: Sequence[_Rule]) -> pl.DataFrame:
-    """Add the typed columns under their names, the values as they came under `palan_raw:`, and one flag a rule."""
-    present = [field for field in contract.columns if field.name in frame.columns]
-    raw = [pl.col(field.name).alias(_RAW + field.name) for field in present]
-    typed = [_cast(field, frame.schema[field.name]).alias(field.name) for field in present]
-    absent = [pl.lit(None, dtype=_DTYPES[field.type]).alias(field.name) for field in contract.columns if field.name not in frame.columns]
-    flags = [rule.broken.fill_null(False).alias(f"{_RULE}{number}") for number, rule in enumerate(rules)]
-    return frame.lazy().with_columns(raw + typed + absent).with_columns(flags).collect()
+def _read_as_types(lined: pl.DataFrame, contract: Contract) -> pl.DataFrame:
+    """Return the rows with each column of the contract in its type; as it came, under `palan_raw:`, where that is another."""
+    columns = []
+    for field in contract.columns:
+        dtype = lined.schema.get(field.name)
+        if dtype is None:
+            columns.append(pl.lit(None, dtype=_DTYPES[field.type]).alias(field.name))
+        elif dtype != _DTYPES[field.type]:
+            columns += [pl.col(field.name).alias(_RAW + field.name), _cast(field, dtype).alias(field.name)]
+    return lined.lazy().with_columns(columns).collect() if columns else lined
 
 
-def _row_rules(contract: Contract, frame: pl.DataFrame, checks: Sequence[pl.Expr]) -> list[_Rule]:
-    rules = [_Rule(text, "", pl.col(BROKEN) == text) for text in frame.get_column(BROKEN).drop_nulls().unique().sort().to_list()]
+def _row_rules(contract: Contract, lined: pl.DataFrame, judged: pl.DataFrame, checks: Sequence[pl.Expr]) -> list[_Rule]:
+    """Return the rules that some of these rows may break: what a glance at a whole column rules out is not asked of each row."""
+    rules = [_Rule(text, "", pl.col(BROKEN) == text) for text in lined[BROKEN].drop_nulls().unique().sort().to_list()]
     readable = pl.col(BROKEN).is_null()
     for field in contract.columns:
-        if field.name not in frame.columns:
+        name, value, column = field.name, pl.col(field.name), judged[field.name]
+        if column.null_count():
+            # raw text of spaces is a missing value, for every type but text itself
+            came = _blank_as_null(field, lined.schema[name]) if _RAW + name in judged.columns else value
+            if _RAW + name in judged.columns:
+                rules.append(_Rule(f"{name} is not {_ARTICLES[field.type]}", name, readable & came.is_not_null() & value.is_null()))
+            if not field.nullable:
+                rules.append(_Rule(f"{name} is missing", name, readable & came.is_null()))
+        if column.null_count() == judged.height:
             continue
-        # raw text of spaces is a missing value, for every type but text itself
-        raw, value = _blank_as_null(field, frame.schema[field.name]), pl.col(field.name)
-        rules.append(_Rule(f"{field.name} is not {_ARTICLES[field.type]}", field.name, readable & raw.is_not_null() & value.is_null()))
-        if not field.nullable:
-            rules.append(_Rule(f"{field.name} is missing", field.name, readable & raw.is_null()))
-        if field.type == "float":
-            rules.append(_Rule(f"{field.name} is not finite", field.name, ~value.is_finite()))
-        if field.type in ("time", "date"):
+        if field.type == "float" and not math.isfinite(column.sum()):
+            rules.append(_Rule(f"{name} is not finite", name, ~value.is_finite()))
+        if field.type in ("time", "date") and not _within(column.to_physical(), *_counted_years(field)):
             first, last = _YEARS if field.type == "time" else (each.date() for each in _YEARS)
-            rules.append(_Rule(f"{field.name} is outside the years 1 to 9999", field.name, ~value.is_between(first, last)))
-        outside = [value < field.minimum] if field.minimum is not None else []
-        outside += [value > field.maximum] if field.maximum is not None else []
-        if outside:
+            rules.append(_Rule(f"{name} is outside the years 1 to 9999", name, ~value.is_between(first, last)))
+        if (field.minimum is not None or field.maximum is not None) and not _within(column, field.minimum, field.maximum):
+            bounds = [value < field.minimum] if field.minimum is not None else []
+            bounds += [value > field.maximum] if field.maximum is not None else []
             finite = value.is_finite() if field.type == "float" else pl.lit(True)
-            band = column_text(Field("", field.type, minimum=field.minimum, maximum=field.maximum)).split(" ", 1)[1]
-            rules.append(_Rule(f"{field.name} is {_beyond(band)}", field.name, finite & pl.any_horizontal(outside)))
+            rules.append(_Rule(_range_text(field), name, finite & pl.any_horizontal(bounds)))
         if field.values:
-            listed = " ".join(field.values) if len(field.values) <= 8 else f"the {len(field.values)} listed values"
-            rules.append(_Rule(f"{field.name} is not one of {listed}", field.name, ~value.cast(pl.String).is_in(list(field.values))))
-    rules += [_Rule(f"check {text}", "", ~check) for text, check in zip(contract.checks, checks, strict=True)]
-    return rules
+            rules.append(_Rule(_values_text(field), name, ~value.cast(pl.String).is_in(list(field.values))))
+    return rules + [_Rule(f"check {text}", "", ~check) for text, check in zip(contract.checks, checks, strict=True)]
 
 
-def _judge_keys(judged: pl.DataFrame, contract: Contract, rules: list[_Rule]) -> tuple[list[_Rule], pl.DataFrame]:
-    """Judge keys among the rows that are fine so far: a broken row does not take its key from a good one."""
-    flags = [f"{_RULE}{number}" for number in range(len(rules))]
+def _rule_texts(contract: Contract) -> list[str]:
+    """Return what the rules of a contract say of a row that breaks them, in its order."""
+    texts = []
+    for field in contract.columns:
+        name = field.name
+        texts += [f"{name} is not {_ARTICLES[field.type]}", f"{name} is missing", f"{name} is not finite", f"{name} is outside the years 1 to 9999"]
+        texts += [_range_text(field)] if field.minimum is not None or field.maximum is not None else []
+        texts += [_values_text(field)] if field.values else []
+    key = ", ".join(contract.key)
+    return [*texts, *(f"check {text}" for text in contract.checks), f"key {key} is missing", f"key {key} repeats an earlier row", f"key {key} is on rows that differ"]
+
+
+def _range_text(field: Field) -> str:
+    band = column_text(Field("", field.type, minimum=field.minimum, maximum=field.maximum)).split(" ", 1)[1]
+    return f"{field.name} is {_beyond(band)}"
+
+
+def _values_text(field: Field) -> str:
+    return f"{field.name} is not one of {' '.join(field.values) if len(field.values) <= 8 else f'the {len(field.values)} listed values'}"
+
+
+def _within(column: pl.Series, low: float | None, high: float | None) -> bool:
+    """Tell whether all of a column that is not wholly null lies within these bounds."""
+    least, most = column.min(), column.max()
+    return bool((low is None or least >= low) and (high is None or most <= high))  # type: ignore[operator]
+
+
+def _counted_years(field: Field) -> tuple[int, int]:
+    """Return the bounds of a time as Polars counts it, in microseconds or days since 1970."""
+    first, last = (each.toordinal() - datetime(1970, 1, 1, tzinfo=UTC).toordinal() for each in _YEARS)
+    return (first, last) if field.type == "date" else (first * 86_400_000_000, (last + 1) * 86_400_000_000 - 1)
+
+
+def _key_rules(judged: pl.DataFrame, contract: Contract) -> list[_Rule]:
+    """Return the rules about keys among rows that break no other: a broken row does not take its key from a good one."""
     key = list(contract.key)
     name = ", ".join(key)
-    fine = ~pl.any_horizontal(flags) if flags else pl.lit(True)
-    no_key = fine & pl.any_horizontal(pl.col(key).is_null())
-    judged = judged.with_columns(no_key.alias("palan_no_key"), pl.int_range(pl.len()).alias("palan_row"))
-    fine_rows = judged.filter(fine & ~pl.col("palan_no_key"))
-    twice = fine_rows.filter(pl.struct(key).is_duplicated()) if fine_rows.height else fine_rows
-    typed = [column for column in judged.columns if not column.startswith("palan_")]
-    repeats, conflicts = pl.Series(dtype=pl.Int64), pl.Series(dtype=pl.Int64)
-    if twice.height:
-        # typed values decide: "1.0" and "1.00" are the same row told twice
-        same = twice.with_columns(pl.struct(typed).n_unique().over(key).alias("palan_kinds"), pl.int_range(pl.len()).over(key).alias("palan_copy"))
-        repeats = same.filter((pl.col("palan_kinds") == 1) & (pl.col("palan_copy") > 0))["palan_row"]
-        conflicts = same.filter(pl.col("palan_kinds") > 1)["palan_row"]
-    key_rules = [
-        _Rule(f"key {name} is missing", key[0], pl.col("palan_no_key")),
-        _Rule(f"key {name} repeats an earlier row", key[0], pl.col("palan_row").is_in(repeats.implode())),
-        _Rule(f"key {name} is on rows that differ", key[0], pl.col("palan_row").is_in(conflicts.implode())),
+    twice = judged.with_row_index("palan_row").filter(pl.struct(key).is_duplicated())
+    # typed values decide: "1.0" and "1.00" are the same row told twice
+    told = pl.struct(column for column in judged.columns if not column.startswith("palan_"))
+    same = twice.with_columns(told.n_unique().over(key).alias("palan_kinds"), pl.int_range(pl.len()).over(key).alias("palan_copy"))
+    repeats = same.filter((pl.col("palan_kinds") == 1) & (pl.col("palan_copy") > 0))["palan_row"]
+    conflicts = same.filter(pl.col("palan_kinds") > 1)["palan_row"]
+    row = pl.int_range(pl.len(), dtype=pl.UInt32)
+    return [
+        _Rule(f"key {name} repeats an earlier row", key[0], row.is_in(repeats.implode())),
+        _Rule(f"key {name} is on rows that differ", key[0], row.is_in(conflicts.implode())),
     ]
-    added = [rule.broken.alias(f"{_RULE}{len(rules) + number}") for number, rule in enumerate(key_rules)]
-    return rules + key_rules, judged.with_columns(added).drop("palan_no_key", "palan_row")
 
 
-def _quarantine(bad: pl.DataFrame, rules: Sequence[_Rule], delivered: Sequence[str], declared: Set[str]) -> pl.DataFrame:
+def _quarantine(bad: pl.DataFrame, reasons: pl.Series | Sequence[str]) -> pl.DataFrame:
     """Return the broken rows as they came, with their line and the rules that they broke."""
-    reasons = pl.concat_list([pl.when(pl.col(f"{_RULE}{number}")).then(pl.lit(rule.text)) for number, rule in enumerate(rules)]) if rules else pl.lit([], dtype=pl.List(pl.String))
-    return bad.select(
-        [pl.col(_RAW + name).alias(name) if name in declared else pl.col(name) for name in delivered] + [pl.col(LINE), reasons.list.drop_nulls().alias(REASONS)]
-    )
+    return bad.drop(LINE, BROKEN).with_columns(bad[LINE], pl.Series(REASONS, reasons, dtype=pl.List(pl.String)))
 
 
-def _example(judged: pl.DataFrame, flag: str, column: str, delivered: Sequence[str]) -> str:
-    if column not in delivered:
-        return f"line {judged.filter(pl.col(flag))[LINE][0]}"
-    value = _text_of(judged.lazy().filter(pl.col(flag)).select(_RAW + column).head(1).collect().to_series())[0]
+def _example(lined: pl.DataFrame, flag: pl.Series, column: str) -> str:
+    first = lined.filter(flag).head(1)
+    if column not in lined.columns:
+        return f"line {first[LINE][0]}"
+    value = _text_of(first[column])[0]
     return "" if value is None else str(value)[:80]
 
 
@@ -695,7 +743,3 @@ def _naive(column: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
         return column.dt.replace_time_zone(None).cast(pl.Datetime("us"))
     return column.cast(pl.Datetime("us"))
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]

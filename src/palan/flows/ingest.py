@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -19,6 +19,11 @@ from palan.flows.deliveries import REFUSED, failure
 from palan.flows.journal import Journal, recorded, running
 from palan.flows.project import Project, record
 from palan.runs.run import Step
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from palan.data.verdict import Judge
 
 
 def ingest(project: Project, data: str = "") -> list[dict[str, Any]]:
@@ -106,6 +111,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     newest = tables.latest(project, name)
     known = dict(newest.sources) if newest else {}
     parts = list(newest.parts) if newest else []
+    masks = tables.masks_of(project, newest) if newest else {}
     contract, said = tables.contract_of(project, name), digest_of(_row_rules(project, name))
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     changed = newest is not None and newest.verdict.get("contract", said) != said
@@ -114,7 +120,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     seen = deliveries.seen(project, name)
     for path in files:
         try:
-            source, content, report = _take_file(project, contract, path, known, seen, tuple(parts), journal)
+            source, content, report = _take_file(project, contract, path, known, seen, parts, masks, journal)
         except (Busy, Conflict, Corrupt):
             raise  # it is the store that is in the way, not the file
         except PalanError as error:
@@ -124,21 +130,21 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
             continue
         project.tell(f"{source}: {report['text']}")
         known[source] = content
-        if report["part"]:
-            parts.append(report["part"])
-        if report["quarantine"]:
-            id = digest_of([name, source, content])[:26]
-            quarantines.append(
-                Quarantine(id, name, project.clock(), source, report["quarantine"], report["bad"], report["reasons"])
-            )
+        parts += report["parts"]
+        masks = tables.with_masks(masks, report["masks"])
+        for number, kept in enumerate(report["quarantine"]):
+            id = digest_of([name, source, content, *([number] if number else [])])[:26]
+            quarantines.append(Quarantine(id, name, project.clock(), source, kept["blob"], kept["rows"], kept["reasons"]))
         reports.append({**report, "source": source})
     deliveries.keep(project, name, seen)
     settled = quarantine.delivered(project, contract, reports)
     if changed:
         gone = {each.quarantine.id for each in settled}
-        again, taken = quarantine.judged_again(project, contract, lambda: _known_keys(project, contract, tuple(parts)), parts, journal, but=gone)
+        again, taken = quarantine.judged_again(project, contract, parts, masks, journal, but=gone)
         settled += again
-        parts += [each["part"] for each in taken]
+        for report in taken:
+            parts += report["parts"]
+            masks = tables.with_masks(masks, report["masks"])
     else:
         taken = []
     added = sum(each["added"] for each in (*reports, *taken))
@@ -164,6 +170,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
                     "files": [*(_stored(each) for each in warnings), *(report["verdict"] for report in reports)],
                     tables.SUSPECT: suspect,
                 },
+                masks=masks,
             )
             quarantine.settle(project, settled)
             for each in quarantines:
@@ -201,8 +208,8 @@ def _examined(
     from palan.flows import examine
 
     before = [part for part in parts if newest and part in set(newest.parts)]
-    broken = [report["quarantine"] for report in reports if report["quarantine"]]
-    new = [report["part"] for report in reports if report["part"]]
+    broken = [each["blob"] for report in reports for each in report["quarantine"]]
+    new = [part for report in reports for part in report["parts"]]
     suspect, told = examine.examine(project, contract, before, new, broken, tables.suspicions(project, contract.name, accepted=True))
     return [msgspec.to_builtins(each) for each in suspect], [examine.said(each) for each in told]
 
@@ -228,7 +235,8 @@ def _take_file(
     path: Path,
     known: Mapping[str, str],
     seen: dict[str, deliveries.Seen],
-    parts: tuple[str, ...],
+    parts: Sequence[str],
+    masks: Mapping[str, tuple[str, ...]],
     journal: Journal,
 ) -> tuple[str, str, dict[str, Any] | None]:
     """Return a file's name, its digest, and what was found in it; None for one that was taken in as it is."""
@@ -239,17 +247,24 @@ def _take_file(
         now = deliveries.look(path)
         if source in known and deliveries.unchanged(seen.get(source), now, known[source]):
             return source, known[source], None
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
-    content = hashlib.sha256(data).hexdigest()
     seen[source] = replace(now, content=content)
     if known.get(source) == content:
         return source, content, None
     table = digest_of(project.config.data[name].table)
-    before = {"source": source, "content": content, "contract": table, "after": list(parts)}
-    earlier = _parts_of(project, source, parts) if source in known else []
-    return source, content, journal.step(f"verify {source}", before, lambda: _verify(project, contract, path, data, parts, earlier))
+    before = {"source": source, "content": content, "contract": table, "after": list(parts), "masks": dict(masks)}
+    earlier = _delivered_before(project, source, parts) if source in known else []
+
+    def verify() -> dict[str, Any]:
+        found = _verify(project, contract, path, parts, masks, earlier)
+        if deliveries.look(path).changed != now.changed:
+            raise PalanError(f"{source} was written while it was read", f"when it is whole: palan ingest {name}")
+        return found
+
+    return source, content, journal.step(f"verify {source}", before, verify)
 
 
 def _source(project: Project, path: Path) -> str:
@@ -275,14 +290,18 @@ def _judge_again(project: Project, contract: Contract, newest: DataVersion, said
         PalanError: the key is another one and does not tell the stored rows apart as the old one did, or stored values
             cannot be read as the type that their column has now.
     """
+    import polars as pl
+
     anew = f"or take the files in anew under a name of their own: [data.{contract.name}_2]  palan ingest {contract.name}_2"
     key = list(newest.verdict.get("key", contract.key))
-    if sorted(key) != sorted(contract.key):
-        rows, others = (tables.merged(project, newest.parts, by, contract) for by in (key, contract.key))
-        if not rows.equals(others):
+    if contract.key and not set(key) <= set(contract.key):
+        rows = tables.scan(project, newest)
+        by = [each for each in contract.key if each in rows.collect_schema().names()]
+        others = rows.select(by).unique().select(pl.len()).collect(engine="streaming").item() if by else newest.rows
+        if others != newest.rows:
             raise PalanError(
-                f'data "{contract.name}": key = {_toml(contract.key)} makes {others.height:,} rows of what is stored, '
-                f"and key = {_toml(key)}, by which {newest.ref} was made, {rows.height:,}",
+                f'data "{contract.name}": key = {_toml(contract.key)} makes {others:,} rows of what is stored, '
+                f"and key = {_toml(key)}, by which {newest.ref} was made, {newest.rows:,}",
                 f"write key = {_toml(key)} again, {anew}",
             )
     if newest.verdict.get("contract", said) == said:
@@ -301,7 +320,7 @@ def _judge_again(project: Project, contract: Contract, newest: DataVersion, said
 def _again(project: Project, contract: Contract, newest: DataVersion) -> dict[str, Any]:
     from palan.data.verdict import again
 
-    verdict, unread = again(tables.read(project, newest), contract)
+    verdict, unread = again(tables.scan(project, newest).collect_batches(chunk_size=tables.PART_ROWS), contract)
     return {"rows": verdict.rows, "bad": verdict.bad, "broken": {rule.rule: rule.count for rule in verdict.broken}, "unread": unread}
 
 
@@ -314,11 +333,14 @@ def _toml(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def _parts_of(project: Project, source: str, parts: Sequence[str]) -> list[str]:
-    """Return those of a table's parts that came from one file, in the order of delivery."""
-    steps = project.store.records.find(Step, name=f"verify {source}")
-    own = {recorded(step)["part"] for step in steps}
-    return [part for part in parts if part in own]
+def _delivered_before(project: Project, source: str, parts: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return those of a table's parts that came from one file, in the order of delivery, with the rows in them that were no rows of it."""
+    found: dict[str, tuple[str, ...]] = {}
+    for step in project.store.records.find(Step, name=f"verify {source}"):
+        told = recorded(step)
+        for part in told["parts"] if "parts" in told else [told["part"]]:
+            found[part] = (told["masks"][part],) if part in told.get("masks", {}) else ()
+    return [(part, found[part]) for part in parts if part in found]
 
 
 def _sum(counts: Any) -> dict[str, int]:
@@ -330,31 +352,26 @@ def _sum(counts: Any) -> dict[str, int]:
 
 
 def _verify(
-    project: Project, contract: Contract, path: Path, data: bytes, parts: tuple[str, ...], earlier: Sequence[str]
+    project: Project, contract: Contract, path: Path, parts: Sequence[str], masks: Mapping[str, tuple[str, ...]], earlier: Sequence[tuple[str, tuple[str, ...]]]
 ) -> dict[str, Any]:
-    from palan.data.verdict import LINE, REASONS, as_text, parse_file, verify
-
+    """Judge a file in bounded memory, store its rows, and find out which stored rows they correct."""
     try:
-        frame = parse_file(data, path.suffix, contract)
-        known = _known_keys(project, contract, parts)
-        before = tables.merged(project, earlier, contract.key, contract) if earlier else None
-        checked = verify(frame, contract, known, before)
+        with path.open("rb") as file:
+            judge, good, rejected, repeated = _judge(project, contract, path, file, len(parts), earlier)
+        hidden = tables.overtaken(project, contract, parts, masks, [part for part, _ in good.parts])
+        verdict = judge.verdict(sum(len(rows) for rows in hidden.values()))
     except (Busy, Conflict, Corrupt):
         raise
     except PalanError as error:
         raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
-    verdict = checked.verdict
-    part = tables.store_frame(project, checked.good) if checked.good.height else ""
-    bad = checked.bad
-    if bad.height:
-        bad = as_text(bad.drop(LINE, REASONS)).with_columns(bad[LINE], bad[REASONS])
     return {
         "source": path.name,
-        "part": part,
-        "added": checked.good.height - verdict.corrections,
+        "parts": [part for part, _ in good.parts],
+        "masks": {**repeated, **{part: tables.store_mask(project, rows) for part, rows in hidden.items()}},
+        "added": judge.written - verdict.corrections,
         "corrections": verdict.corrections,
         "bad": verdict.bad,
-        "quarantine": tables.store_frame(project, bad) if bad.height else "",
+        "quarantine": [{"blob": blob, "rows": rows, "reasons": reasons} for (blob, rows), reasons in zip(rejected.parts, rejected.reasons, strict=True)],
         "reasons": {rule.rule: rule.count for rule in verdict.broken},
         "warnings": verdict.warnings,
         "text": verdict.text,
@@ -362,14 +379,37 @@ def _verify(
     }
 
 
-def _known_keys(project: Project, contract: Contract, parts: tuple[str, ...]) -> Any:
+def _judge(
+    project: Project, contract: Contract, path: Path, file: IO[bytes], parts: int, earlier: Sequence[tuple[str, tuple[str, ...]]]
+) -> tuple[Judge, tables.Writer, quarantine.Writer, dict[str, str]]:
+    """Return the judge of a file, the rows that hold, those that do not, and masks of the former that turned out to be of the latter."""
     import polars as pl
 
-    from palan.data.verdict import alike
+    from palan.data.reading import LINE, batches, keys_alone
+    from palan.data.verdict import Before, Judge, key_hashes, keys_twice
 
-    key = list(contract.key)
-    if not key or not parts:
-        return None
-    frames = [tables.scan_frame(project, part) for part in parts]
-    keys = [frame.select(key).collect() for frame in frames if set(key) <= set(frame.collect_schema().names())]
-    return pl.concat(alike(keys, contract)).unique() if keys else None
+    open_columns = path.suffix.lower() in (".ndjson", ".jsonl")
+
+    def read() -> Iterator[pl.DataFrame]:
+        file.seek(0)
+        return batches(file, path.suffix, contract)
+
+    before = Before(contract, lambda: tables.told(project, contract, earlier)) if earlier else None
+    if before is not None and not contract.key:
+        first = Judge(contract, open_columns=open_columns)
+        for batch in read():
+            before.hear(first.take(batch)[0])
+        before.compare()
+    keys = [key_hashes(rows, contract) for rows in keys_alone(file, path.suffix, contract)]
+    judge = Judge(contract, before, open_columns=open_columns, twice=keys_twice(keys) if keys else None)
+    good, rejected = tables.Writer(project, parts), quarantine.Writer(project)
+    for batch in read():
+        rows, bad = judge.take(batch)
+        good.add(rows)
+        rejected.add(bad)
+    good.flush()
+    lines = judge.repeated()
+    bad, places = judge.settle([rows for batch in read() if (rows := batch.filter(pl.col(LINE).is_in(lines.implode()))).height] if len(lines) else [])
+    rejected.add(bad)
+    rejected.flush()
+    return judge, good, rejected, good.masks(places)

@@ -85,7 +85,7 @@ def look(path: Path, shown: str) -> Looked:
     Raises:
         PalanError: it is not what its name says, or has no rows.
     """
-    from palan.data.verdict import BROKEN, LINE, parse_file
+    from palan.data.reading import BROKEN, LINE, parse_file
 
     data, whole = path.read_bytes(), True
     if path.suffix.lower() != ".parquet" and len(data) > MOST:

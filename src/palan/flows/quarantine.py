@@ -55,7 +55,7 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
     Of a file that came again, rows that are still broken wait under its new delivery.
     """
     by_source = {report["source"]: report for report in reports}
-    parts = [report["part"] for report in reports if report["part"]]
+    parts = [part for report in reports for part in report["parts"]]
     found = []
     for each in waiting(project, contract.name):
         report = by_source.get(each.source)
@@ -63,7 +63,7 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
             continue
         bad = tables.load_frame(project, each.blob)
         if report is not None:
-            still = _among(bad, tables.load_frame(project, report["quarantine"]), contract) if report["quarantine"] else bad.head(0)
+            still = _among(bad, _together(project, report["quarantine"]), contract) if report["quarantine"] else bad.head(0)
             found.append(_settled(project, each, bad, still, "fixed", f"{each.source} was delivered again", keep=False))
         else:
             rest = _without(bad, [tables.scan_frame(project, part).select(contract.key).collect() for part in parts], contract)
@@ -72,9 +72,12 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
     return [each for each in found if each.rows or not each.rest]
 
 
-def judged_again(project: Project, contract: Contract, known: Any, parts: Sequence[str], journal: Journal, *, but: Collection[str]) -> tuple[list[Settled], list[dict[str, Any]]]:
+def judged_again(
+    project: Project, contract: Contract, parts: Sequence[str], masks: Mapping[str, tuple[str, ...]], journal: Journal, *, but: Collection[str]
+) -> tuple[list[Settled], list[dict[str, Any]]]:
     """Hold what waits against the contract as it is now; return what that settles, and a report on the rows taken in."""
-    from palan.data.verdict import REASONS, once_more
+    from palan.data.reading import REASONS
+    from palan.data.verdict import once_more
 
     settled, reports = [], []
     for each in waiting(project, contract.name):
@@ -82,26 +85,51 @@ def judged_again(project: Project, contract: Contract, known: Any, parts: Sequen
             continue
         bad = tables.load_frame(project, each.blob)
 
-        def verify(bad: pl.DataFrame = bad) -> dict[str, Any]:
-            checked = once_more(bad, contract, known())
+        def verify(bad: pl.DataFrame = bad, parts: Sequence[str] = parts, masks: Mapping[str, tuple[str, ...]] = masks) -> dict[str, Any]:
+            checked = once_more(bad, contract)
             if checked is None or not checked.good.height:
-                return {"part": ""}
+                return {"parts": []}
+            part = tables.store_frame(project, checked.good, part=len(parts))
+            hidden = tables.overtaken(project, contract, parts, masks, [part])
+            corrections = sum(len(rows) for rows in hidden.values())
             return {
-                "part": tables.store_frame(project, checked.good),
-                "added": checked.good.height - checked.verdict.corrections,
-                "corrections": checked.verdict.corrections,
+                "parts": [part],
+                "masks": {each: tables.store_mask(project, rows) for each, rows in hidden.items()},
+                "added": checked.good.height - corrections,
+                "corrections": corrections,
                 "rest": tables.store_frame(project, checked.bad),
             }
 
         # under the name of the file: these rows are then among those that it delivered
-        made = journal.step(f"verify {each.source}", {"quarantine": each.blob, "contract": digest_of(project.config.data[contract.name].table), "after": list(parts)}, verify)
-        if made["part"]:
+        made = journal.step(f"verify {each.source}", {"quarantine": each.blob, "contract": digest_of(project.config.data[contract.name].table), "after": list(parts), "masks": dict(masks)}, verify)
+        if made["parts"]:
             rest = tables.load_frame(project, made["rest"])
             lost = [reason for reason in each.reasons if reason not in set(rest[REASONS].explode().drop_nulls())]
             because = f"they hold since palan.toml was changed ({', '.join(lost) or 'its rules'})"
             settled.append(_settled(project, each, bad, rest, "accepted", because))
             reports.append({**made, "source": each.source})
+            parts, masks = [*parts, *made["parts"]], tables.with_masks(masks, made["masks"])
     return settled, reports
+
+
+class Writer(tables.Writer):
+    """Keeps broken rows as text; `reasons` has of each part how many rows broke which rule."""
+
+    def __init__(self, project: Project) -> None:
+        super().__init__(project)
+        self.reasons: list[Counts] = []
+
+    def add(self, rows: pl.DataFrame) -> None:
+        from palan.data.reading import LINE, REASONS
+        from palan.data.verdict import as_text
+
+        super().add(as_text(rows.drop(LINE, REASONS)).with_columns(rows[LINE], rows[REASONS]))
+
+    def kept(self, rows: pl.DataFrame) -> pl.DataFrame:
+        from palan.data.reading import LINE
+
+        self.reasons.append(_reasons(rows))
+        return rows.sort(LINE)
 
 
 def settle(project: Project, settled: Collection[Settled]) -> None:
@@ -118,7 +146,8 @@ def settle(project: Project, settled: Collection[Settled]) -> None:
 
 def listed(project: Project, waiting: Sequence[Quarantine]) -> list[dict[str, Any]]:
     """Return the rows of these quarantines: file, line, the offending cells, the rules, and the row as it came."""
-    from palan.data.verdict import LINE, REASONS, concerned
+    from palan.data.reading import LINE, REASONS
+    from palan.data.verdict import concerned
 
     found: list[dict[str, Any]] = []
     for each in waiting:
@@ -177,22 +206,28 @@ def _shown(value: object) -> str:
 
 
 def _settled(project: Project, old: Quarantine, bad: pl.DataFrame, rest: pl.DataFrame, status: str, because: str, *, keep: bool = True) -> Settled:
-    from palan.data.verdict import LINE
+    from palan.data.reading import LINE
 
     gone = bad.join(rest.select(LINE), on=LINE, how="anti", maintain_order="left")
     kept = tables.store_frame(project, rest) if keep and rest.height else ""
     return Settled(old, status, gone.height, _reasons(gone), tables.store_frame(project, gone) if kept else old.blob, kept, _reasons(rest), because)
 
 
+def _together(project: Project, rejected: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.concat([tables.load_frame(project, each["blob"]) for each in rejected], how="diagonal_relaxed")
+
+
 def _reasons(frame: pl.DataFrame) -> dict[str, int]:
-    from palan.data.verdict import REASONS
+    from palan.data.reading import REASONS
 
     return dict(frame[REASONS].explode().drop_nulls().value_counts(sort=True).iter_rows())
 
 
 def _among(old: pl.DataFrame, new: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     """Return the rows that are still broken: by key where the contract has one, else by line."""
-    from palan.data.verdict import LINE
+    from palan.data.reading import LINE
 
     by = [name for name in contract.key if name in old.columns and name in new.columns] or [LINE]
     return old.join(new.select(by).unique(), on=by, how="semi", nulls_equal=True, maintain_order="left")

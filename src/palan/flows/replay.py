@@ -175,7 +175,8 @@ def _file_rows(project: Project, config: ModelConfig, schema: Schema, path: Path
     """
     import polars as pl
 
-    from palan.data.verdict import parse_file, read_time, verify
+    from palan.data.reading import parse_file
+    from palan.data.verdict import read_time, verify
 
     if not config.data:
         raise PalanError(f"{config.name} names no data, so nothing says how to read {path.name}", f'in palan.toml: [models.{config.name}] data = "..."')

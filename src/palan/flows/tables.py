@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from palan.core import digest_of, is_whole
 from palan.data import contract as contracts
@@ -16,13 +18,21 @@ from palan.flows import packages
 from palan.flows.project import Project
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
+    from numpy.typing import NDArray
 
     from palan.data.doctor import Hypothesis
     from palan.flows.journal import Journal
 
 
 _one_at_a_time = threading.RLock()
+
+ROW = "palan_row"
+
+PART_ROWS = 1_000_000
+PART_BYTES = 256 << 20
+"""What a part holds at most, before it is compressed, and a batch: enough for few parts, little enough for memory."""
 
 SUSPECT = "suspect"
 """Where a data version keeps what the data doctor suspects, in its verdict."""
@@ -63,35 +73,151 @@ def find_data_version(project: Project, ref: str) -> DataVersion:
 
 
 def read(project: Project, version: DataVersion) -> pl.DataFrame:
-    """Return a version's rows; of rows with one key the one that was delivered last.
+    """Return a version's rows; of rows with one key the one that was delivered last."""
+    return scan(project, version).collect()
 
-    The key is the one that the version was made with: what a version holds does not change with palan.toml.
-    """
+
+def scan(project: Project, version: DataVersion) -> pl.LazyFrame:
+    """Return a version's rows, of which only what is asked for will be read."""
     import polars as pl
 
     contract = contract_of(project, version.data)
     if not version.parts:
-        return pl.DataFrame({field.name: [] for field in contract.columns})
-    if len(version.parts) == 1:
-        return load_frame(project, version.parts[0])
-    return merged(project, version.parts, version.verdict.get("key", contract.key), contract)
+        return pl.LazyFrame({field.name: [] for field in contract.columns})
+    rows = scan_parts(project, version.parts, version.masks or {}, contract)
+    if version.masks is None and len(version.parts) > 1:
+        names = rows.collect_schema().names()
+        key = [name for name in version.verdict.get("key", contract.key) if name in names]
+        return rows.unique(subset=key, keep="last", maintain_order=True) if key else rows
+    return rows
 
 
-def merged(project: Project, parts: Sequence[str], key: Sequence[str], contract: contracts.Contract) -> pl.DataFrame:
-    """Return the rows of these parts, one at least; of rows with one key the one in the last part."""
+def scan_parts(project: Project, parts: Sequence[str], masks: Mapping[str, Sequence[str]], contract: contracts.Contract) -> pl.LazyFrame:
+    """Return the rows of these parts, one at least, in their order, without those that are masked."""
     import polars as pl
 
-    from palan.data.verdict import alike
+    from palan.data.verdict import alike_casts
 
-    frame = pl.concat(alike([load_frame(project, part) for part in parts], contract), how="diagonal_relaxed")
-    known = [name for name in key if name in frame.columns]
-    return frame.unique(subset=known, keep="last", maintain_order=True) if known else frame
+    scans = [_unmasked(project, part, masks.get(part, ())) for part in parts]
+    casts = alike_casts([each.collect_schema() for each in scans], contract)
+    alike = [each.with_columns(cast) if cast else each for each, cast in zip(scans, casts, strict=True)]
+    return alike[0] if len(alike) == 1 else pl.concat(alike, how="diagonal_relaxed")
 
 
-def store_frame(project: Project, frame: pl.DataFrame) -> str:
-    """Keep a table as a Parquet blob and return its digest."""
+def _unmasked(project: Project, part: str, masks: Sequence[str], *, numbered: bool = False) -> pl.LazyFrame:
+    """Return the rows of a part that count; `numbered`: with their place in it, as `palan_row`."""
+    import polars as pl
+
+    rows = scan_frame(project, part, numbered=numbered or bool(masks))
+    if masks:
+        hidden = pl.Series(mask_of(project, masks), dtype=pl.UInt32)
+        rows = rows.filter(~pl.col(ROW).is_in(hidden.implode()))
+    return rows if numbered or not masks else rows.drop(ROW)
+
+
+def mask_of(project: Project, masks: Sequence[str]) -> NDArray[np.uint32]:
+    """Return the rows that these masks hide."""
+    import numpy as np
+
+    return np.concatenate([np.zeros(0, np.uint32), *(np.frombuffer(project.store.blobs.get(each), "<u4") for each in masks)])
+
+
+def store_mask(project: Project, rows: NDArray[Any]) -> str:
+    """Keep the numbers of rows that are to be hidden."""
+    return project.store.blobs.put(rows.astype("<u4").tobytes())
+
+
+def with_masks(masks: Mapping[str, tuple[str, ...]], more: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Return the masks of a table with one more for some of its parts."""
+    return {**masks, **{part: (*masks.get(part, ()), mask) for part, mask in more.items()}}
+
+
+def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[str], masks: Mapping[str, Sequence[str]], by: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the rows of these parts, hidden ones apart, that have the key of a row in the parts `by`."""
+    import numpy as np
+    import polars as pl
+
+    from palan.data.verdict import alike_casts
+
+    key = list(contract.key)
+    old = {part: _unmasked(project, part, masks.get(part, ()), numbered=True) for part in parts}
+    schemas = {part: rows.collect_schema() for part, rows in old.items()}
+    old = {part: rows for part, rows in old.items() if key and set(key) <= set(schemas[part].names())}
+    if not old or not by:
+        return {}
+    came = scan_parts(project, by, {}, contract).select(key)
+    casts = alike_casts([*(schemas[part] for part in old), came.collect_schema()], msgspec.structs.replace(contract, columns=tuple(contract.field(name) for name in key)))
+    numbered = [rows.with_columns(cast).select(*key, ROW, pl.lit(number).alias("palan_part")) for number, (rows, cast) in enumerate(zip(old.values(), casts, strict=False))]
+    found = pl.concat(numbered).join(came, on=key, how="semi").select("palan_part", ROW).collect(engine="streaming")
+    names = list(old)
+    return {names[number]: np.sort(rows[ROW].to_numpy()) for (number,), rows in found.partition_by("palan_part", as_dict=True).items()}
+
+
+def told(project: Project, contract: contracts.Contract, parts: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[pl.DataFrame]:
+    """Yield what these parts say, with the rows that each hides of itself: of each key what the last of them says."""
+    for number, (part, own) in enumerate(parts):
+        rows = _unmasked(project, part, own, numbered=True)
+        gone = overtaken(project, contract, [part], {part: own}, [later for later, _ in parts[number + 1 :]]).get(part)
+        if gone is not None:
+            import polars as pl
+
+            rows = rows.filter(~pl.col(ROW).is_in(pl.Series(gone).implode()))
+        yield rows.drop(ROW).collect()
+
+
+def masks_of(project: Project, version: DataVersion) -> dict[str, tuple[str, ...]]:
+    """Return a version's masks; those of one that has none yet are made from its key."""
+    if version.masks is not None:
+        return dict(version.masks)
+    contract = contract_of(project, version.data)
+    contract = msgspec.structs.replace(contract, key=tuple(name for name in version.verdict.get("key", contract.key) if name in contract.names))
+    found = ((part, overtaken(project, contract, [part], {}, version.parts[number + 1 :]).get(part)) for number, part in enumerate(version.parts))
+    return {part: (store_mask(project, rows),) for part, rows in found if rows is not None}
+
+
+class Writer:
+    """Keeps rows as Parquet blobs of about a million rows each: `parts` has the blob and the rows of each. The table has `first` others."""
+
+    def __init__(self, project: Project, first: int = 0) -> None:
+        self.project = project
+        self.parts: list[tuple[str, int]] = []
+        self._first = first
+        self._waiting: list[pl.DataFrame] = []
+
+    def add(self, rows: pl.DataFrame) -> None:
+        if rows.height:
+            self._waiting.append(rows)
+        if sum(each.height for each in self._waiting) >= PART_ROWS or sum(each.estimated_size() for each in self._waiting) >= PART_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        import polars as pl
+
+        if not self._waiting:
+            return
+        rows = self.kept(pl.concat(self._waiting, how="diagonal_relaxed"))
+        self._waiting = []
+        self.parts.append((store_frame(self.project, rows, part=self._first + len(self.parts)), rows.height))
+
+    def kept(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Return the rows of a part as they are to be kept."""
+        return rows
+
+    def masks(self, places: NDArray[np.int64]) -> dict[str, str]:
+        """Return masks that hide rows, counted from 0 over all parts."""
+        masks: dict[str, str] = {}
+        first = 0
+        for blob, rows in self.parts:
+            here = places[(places >= first) & (places < first + rows)] - first
+            masks |= {blob: store_mask(self.project, here)} if len(here) else {}
+            first += rows
+        return masks
+
+
+def store_frame(project: Project, frame: pl.DataFrame, *, part: int | None = None) -> str:
+    """Keep a table as a Parquet blob and return its digest; `part`: as this one of a table's, so that no two of them are one blob."""
     buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
+    frame.write_parquet(buffer, compression="zstd", metadata=None if part is None else {"palan.part": str(part)})
     return project.store.blobs.put(buffer.getvalue())
 
 
@@ -104,11 +230,12 @@ def load_frame(project: Project, blob: str, columns: Sequence[str] = ()) -> pl.D
     return pl.read_parquet(data, columns=known)
 
 
-def scan_frame(project: Project, blob: str) -> pl.LazyFrame:
-    """Return a table of which only what is asked for will be read."""
+def scan_frame(project: Project, blob: str, *, numbered: bool = False) -> pl.LazyFrame:
+    """Return a table of which only what is asked for will be read; `numbered`: with the place of each row, as `palan_row`."""
     import polars as pl
 
-    return pl.scan_parquet(io.BytesIO(project.store.blobs.get(blob)))
+    path = project.store.blobs.path(blob)
+    return pl.scan_parquet(path or io.BytesIO(project.store.blobs.get(blob)), row_index_name=ROW if numbered else None)
 
 
 def add_version(
@@ -121,15 +248,16 @@ def add_version(
     run: str,
     sources: Mapping[str, str],
     verdict: Mapping[str, Any],
+    masks: Mapping[str, tuple[str, ...]] = {},
 ) -> DataVersion:
     """Record the next version of a table, or return the newest one if it is the same. To be called in a transaction."""
     newest = latest(project, data)
-    same = newest and newest.parts == tuple(parts) and dict(newest.sources) == dict(sources)
+    same = newest and newest.parts == tuple(parts) and dict(newest.sources) == dict(sources) and dict(newest.masks or {}) == dict(masks)
     if newest and same and newest.verdict.get("contract") == verdict.get("contract"):
         return newest
     number = newest.number + 1 if newest else 1
     version = DataVersion(
-        digest_of([data, number, list(parts), dict(sources)]),
+        digest_of([data, number, list(parts), dict(sources), dict(masks)]),
         data,
         number,
         project.clock(),
@@ -139,6 +267,7 @@ def add_version(
         run,
         dict(sources),
         dict(verdict),
+        dict(masks),
     )
     project.store.records.add(version)
     return version

@@ -232,6 +232,14 @@ class Blobs(ABC):
             Corrupt: the stored bytes have another digest; both are named, and `into` is not written.
         """
 
+    def path(self, key: str) -> Path | None:
+        """Return the file that is this blob, once it was found whole; None where blobs are no files. It is not to be changed.
+
+        Raises:
+            NotFound, Corrupt: as `get`.
+        """
+        return None
+
     @abstractmethod
     def has(self, key: str) -> bool:
         """Tell whether the blob is there."""

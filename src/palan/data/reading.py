@@ -1,0 +1,424 @@
+"""A delivered file, read a piece at a time: what lies where, and every value as it came.
+
+Memory is bounded by the size of a piece, never by that of the file. A line that cannot be read as the others are is kept,
+marked in `palan_broken`, for quarantine.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from palan.data.contract import Contract
+from palan.errors import PalanError
+
+LINE = "palan_line"
+REASONS = "palan_reasons"
+BROKEN = "palan_broken"  # set here on a line that has no readable form
+
+WIDEST = 10_000
+"""Columns that a delivered file may have: beyond that it is another kind of file, or one on its side."""
+
+PIECE = 32 << 20
+"""Bytes of text that are read at a time."""
+
+OBJECTS = 4 << 20
+"""Bytes of JSON that are read at a time: as objects they take many times the room."""
+
+LONGEST = 256 << 20
+"""Bytes that one row of text may have: beyond, the file is no table, or a quote in it never ends."""
+
+ROWS = 500_000
+"""Rows of a Parquet file that are read at a time."""
+
+_MARKS = ",;\t|"
+_BOM = b"\xef\xbb\xbf"
+
+
+def keys_alone(file: IO[bytes], suffix: str, contract: Contract) -> Iterator[pl.DataFrame]:
+    """Read nothing but the key columns of a file, where that costs little; yield nothing where it would not, or a column is not there."""
+    if suffix.lower() == ".parquet" and contract.key:
+        with suppress(pl.exceptions.PolarsError, OSError):  # what is wrong with the file is said when it is read
+            file.seek(0)
+            yield from pl.scan_parquet(file).select(contract.key).collect_batches(chunk_size=ROWS, maintain_order=True)
+
+
+def batches(file: IO[bytes], suffix: str, contract: Contract) -> Iterator[pl.DataFrame]:
+    """Read a delivered file, open at its start: `suffix` is .csv, .parquet, .ndjson or .jsonl.
+
+    A batch has the columns as they came (text from a CSV), `palan_line` (the line of each row in the file, counted from 1;
+    of Parquet its row) and, of text, `palan_broken`. There is one batch at least, and the first one has every column of a
+    CSV or Parquet file.
+
+    Raises:
+        PalanError: another suffix, an empty file, bytes that are not such a file, or more than 10,000 columns.
+    """
+    readers = {".csv": _csv, ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson}
+    where = f'data "{contract.name}"'
+    reader = readers.get(suffix.lower())
+    if reader is None:
+        which = f'files that end in "{suffix}"' if suffix else "files whose name has no ending"
+        raise PalanError(f"{where}: {which} cannot be read", "deliver .csv, .parquet or .ndjson")
+    yield from reader(file, contract, where)
+
+
+def parse_file(data: bytes, suffix: str, contract: Contract) -> pl.DataFrame:
+    """Read the bytes of a small file at once, as `batches` does."""
+    found = list(batches(io.BytesIO(data), suffix, contract))
+    return found[0] if len(found) == 1 else pl.concat(found, how="diagonal_relaxed")
+
+
+# --- CSV -----------------------------------------------------------------------------------------------------------
+
+
+class _Header(msgspec.Struct, frozen=True):
+    names: list[str]
+    separator: str
+
+
+def _csv(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFrame]:
+    """Read CSV with every value as text, so that each can be judged.
+
+    The separator (comma, semicolon, tab or bar) is the one whose header fits the contract best. A line with too few or
+    too many fields is kept and marked.
+    """
+    header: _Header | None = None
+    line = 1
+    for piece in _pieces(file, where):
+        _no_binary(piece, where)
+        if b"\r" in piece and b'"' not in piece:
+            piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        _as_text(piece, line, where)
+        lines = piece.count(b"\n") + (piece[-1:] != b"\n")
+        body, begin = piece, line
+        if header is None:
+            skipped = len(body) - len(body.lstrip(b"\n"))
+            body, begin = body[skipped:], begin + skipped
+            if not body.strip():
+                line += lines
+                continue
+            header, size = _header(body, begin, contract, where)
+            begin += body.count(b"\n", 0, size)
+            body = body[size:]
+        yield _rows(body, begin, header, where)
+        line += lines
+    if header is None:
+        raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
+
+
+def _pieces(file: IO[bytes], where: str) -> Iterator[bytes]:
+    """Yield the text in pieces that end where a row ends."""
+    rest, first = b"", True
+    while block := file.read(PIECE):
+        if block[-1:] == b"\r":  # a line feed may follow
+            block += file.read(1)
+        if first:
+            block, first = block.removeprefix(_BOM), False
+        if b"\n" not in block:  # as an old Mac ends its lines
+            block = block.replace(b"\r", b"\n")
+        rest += block
+        cut = _last_row_end(rest) if b'"' not in rest or _quotes_enclose(np.frombuffer(rest, np.uint8), _MARKS) else _last_row_end_by_csv(rest)
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+        if len(rest) > LONGEST:
+            raise PalanError(
+                f"{where}: a row of the file is longer than {LONGEST >> 20} MB", "check that its lines end, and that each quote that opens a field is closed"
+            )
+    if rest:
+        yield rest
+
+
+def _last_row_end(text: bytes) -> int:
+    """Return where the last whole row ends, 0 where none does: a line end between quotes belongs to its field."""
+    end = text.rfind(b"\n") + 1
+    if not end or b'"' not in text:
+        return end
+    odd = text.count(b'"', 0, end) % 2
+    while end and odd:
+        before = text.rfind(b"\n", 0, end - 1) + 1
+        odd = (odd + text.count(b'"', before, end)) % 2
+        end = before
+    return end
+
+
+def _last_row_end_by_csv(text: bytes) -> int:
+    """Return the same for text in which quotes stand within fields."""
+    read = whole = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal read
+        for end in _line_ends(text):
+            begin, read = read, end
+            yield text[begin:end].decode(errors="replace")
+
+    try:
+        for _ in csv.reader(lines(), strict=True):
+            whole = read
+    except csv.Error:
+        return whole
+    return whole
+
+
+def _no_binary(piece: bytes, where: str) -> None:
+    if b"\0" in piece:
+        raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes", "deliver .csv, .parquet or .ndjson under their own names")
+
+
+def _as_text(piece: bytes, line: int, where: str) -> None:
+    try:
+        piece.decode()
+    except UnicodeDecodeError as problem:
+        line += piece.count(b"\n", 0, problem.start)
+        raise PalanError(f"{where}: line {line} is not UTF-8 text", "save the file as UTF-8: iconv -f latin1 -t utf-8") from problem
+
+
+def _header(body: bytes, line: int, contract: Contract, where: str) -> tuple[_Header, int]:
+    """Return the names of the columns, and how many bytes say them."""
+    first = re.split(r"[\r\n]", body.split(b"\n", 1)[0].decode(), maxsplit=1)[0]
+    mark = max(_MARKS, key=lambda mark: len({cell.strip().strip('"') for cell in first.split(mark)} & set(contract.names)))
+    not_too_wide(first.count(mark) + 1, where)
+    end = next((place for place in _line_ends(body) if body.count(b'"', 0, place) % 2 == 0), len(body))
+    (cells,) = _by_csv(body[:end].decode(), mark, line, where)[1] or [[""]]
+    names = [name.strip() for name in cells]
+    if "" in names:
+        raise PalanError(f"{where}: column {names.index('') + 1} of the file has no name", "give each column a name in the first line")
+    if len(set(names)) < len(names):
+        repeated = next(name for name, count in Counter(names).items() if count > 1)
+        raise PalanError(f'{where}: two columns of the file are named "{repeated}"', "give each column its own name")
+    reserved = next((name for name in names if name in (LINE, BROKEN, REASONS)), None)
+    if reserved is not None:
+        raise PalanError(f'{where}: the file has a column "{reserved}", a name that palan uses itself', "leave that column out of the delivery")
+    return _Header(names, mark), end
+
+
+def _line_ends(text: bytes) -> Iterator[int]:
+    place = text.find(b"\n")
+    while place >= 0:
+        yield place + 1
+        place = text.find(b"\n", place + 1)
+
+
+def _rows(body: bytes, line: int, header: _Header, where: str) -> pl.DataFrame:
+    """Return the rows of a piece, each with its line."""
+    if not body.strip(b"\n"):
+        return _marked(pl.DataFrame(schema=dict.fromkeys(header.names, pl.String)), pl.Series(LINE, [], pl.Int64), None)
+    if b'"' not in body:
+        return _plain(body, line, header, where)
+    frame, laid = None, _layout(body, header.separator, line)
+    if laid is not None and (laid.widths == len(header.names)).all():
+        frame = _read(body, header, quoted=True)
+    if frame is not None and laid is not None and frame.height == len(laid.lines):
+        return _marked(frame.select(pl.when(pl.all() != "").then(pl.all())), pl.Series(LINE, laid.lines), None)
+    lines, cells = _by_csv(body.decode(), header.separator, line, where)
+    return _cut(cells, lines, header)
+
+
+def _plain(body: bytes, line: int, header: _Header, where: str) -> pl.DataFrame:
+    """Return the rows of a piece without quotes: each line is one."""
+    if body[-1:] != b"\n":
+        body += b"\n"
+    count = body.count(b"\n")
+    width = len(header.names)
+    # Polars refuses a line with too many fields, so none has too few where they are right in all; of blank lines it says nothing
+    if body[:1] != b"\n" and b"\n\n" not in body and body.count(header.separator.encode()) == (width - 1) * count:
+        frame = _read(body, header, quoted=False)
+        if frame is not None and frame.height == count:
+            return _marked(frame, pl.int_range(line, line + count, dtype=pl.Int64, eager=True).alias(LINE), None)
+    lines = pl.DataFrame({"text": pl.Series(body[:-1].decode().split("\n"), dtype=pl.String)}).with_row_index(LINE, offset=line).filter(pl.col("text") != "")
+    widths = (lines["text"].str.count_matches(header.separator, literal=True) + 1).cast(pl.Int64)
+    cells = lines["text"].str.splitn(header.separator, width + 1).struct.unnest()
+    frame = cells[:, :width].select(pl.when(pl.all() != "").then(pl.all())).rename(dict(zip(cells.columns, header.names, strict=False)))
+    return _marked(frame, lines[LINE].cast(pl.Int64), widths)
+
+
+def _read(body: bytes, header: _Header, *, quoted: bool) -> pl.DataFrame | None:
+    """Let Polars read a piece; None where it does not, and its lines have to be looked at one by one."""
+    try:
+        return pl.read_csv(body, has_header=False, separator=header.separator, quote_char='"' if quoted else None, schema=dict.fromkeys(header.names, pl.String()))
+    except pl.exceptions.PolarsError:
+        return None
+
+
+class _Layout(msgspec.Struct, frozen=True):
+    lines: Any
+    widths: Any
+
+
+def _layout(body: bytes, separator: str, line: int) -> _Layout | None:
+    """Return where each row of quoted text begins and how many fields it has; None where a quote stands within a field."""
+    text = np.frombuffer(body if body.endswith(b"\n") else body + b"\n", np.uint8)
+    quotes, ends, marks = (np.flatnonzero(text == code) for code in (ord('"'), ord("\n"), ord(separator)))
+    if len(quotes) % 2 or not _quotes_enclose(text, separator):
+        return None
+    inner_ends = np.searchsorted(quotes, ends) % 2 == 1
+    rows, marks = ends[~inner_ends], marks[np.searchsorted(quotes, marks) % 2 == 0]
+    begins = np.concatenate([[0], rows[:-1] + 1])
+    widths = np.diff(np.searchsorted(marks, rows), prepend=0) + 1
+    lines = line + np.searchsorted(ends, begins)
+    filled = (rows > begins) & ~((rows == begins + 1) & (text[begins] == ord("\r")))
+    return _Layout(lines[filled].astype(np.int64), widths[filled])
+
+
+def _quotes_enclose(text: Any, separators: str) -> bool:
+    """Tell whether every quote opens a field, closes one, or is written twice within one."""
+    edges = np.zeros(256, np.bool_)
+    edges[[ord(each) for each in f'"\r\n{separators}']] = True
+    quotes = np.flatnonzero(text == ord('"'))
+    opening, closing = quotes[::2], quotes[1::2]
+    after = closing[closing + 1 < len(text)] + 1
+    return bool(edges[text[opening[opening > 0] - 1]].all() and edges[text[after]].all())
+
+
+def _by_csv(text: str, separator: str, line: int, where: str) -> tuple[list[int], list[list[str]]]:
+    """Return the line and the cells of each row: slowly, and whatever lies in the quotes."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    begin = line
+    try:
+        for cells in reader:
+            if cells:
+                rows.append(cells)
+                lines.append(begin)
+            begin = line + reader.line_num
+    except csv.Error as problem:
+        raise PalanError(f"{where}: line {begin} is not CSV: {problem}", "a quote that opens a field must close it; inside, write it twice") from problem
+    return lines, rows
+
+
+def _cut(rows: Sequence[Sequence[str]], lines: Sequence[int], header: _Header) -> pl.DataFrame:
+    columns = [
+        pl.Series(name, [row[number] if number < len(row) and row[number] != "" else None for row in rows], dtype=pl.String) for number, name in enumerate(header.names)
+    ]
+    return _marked(pl.DataFrame(columns), pl.Series(LINE, lines, dtype=pl.Int64), pl.Series([len(row) for row in rows], dtype=pl.Int64))
+
+
+def _marked(rows: pl.DataFrame, lines: pl.Series, widths: pl.Series | None) -> pl.DataFrame:
+    """Return the rows with their lines, and of one that has another number of fields than the header what is wrong with it."""
+    if widths is None:
+        return rows.with_columns(lines, pl.lit(None, pl.String).alias(BROKEN))
+    width = pl.col("palan_width")
+    reason = pl.format("line has {} fields, the header has {}", width, pl.lit(rows.width))
+    return rows.with_columns(lines, widths.alias("palan_width")).with_columns(pl.when(width != rows.width).then(reason).alias(BROKEN)).drop("palan_width")
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------------
+
+
+def _parquet(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFrame]:
+    """Read Parquet in its own types."""
+    begins = file.read(4)
+    size = file.seek(0, io.SEEK_END)
+    if not size:
+        raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
+    if begins != b"PAR1":
+        raise PalanError(f"{where}: the file is not Parquet", "deliver .csv, .parquet or .ndjson under their own names")
+    file.seek(-4, io.SEEK_END)
+    if file.read(4) != b"PAR1":
+        raise PalanError(f"{where}: the Parquet file is cut off after {size} bytes", "deliver it again, whole; nothing was taken in")
+    file.seek(0)
+    try:
+        schema = pl.read_parquet_schema(file)
+        not_too_wide(len(schema), where)
+        file.seek(0)
+        first = 1
+        for batch in pl.scan_parquet(file).collect_batches(chunk_size=ROWS, maintain_order=True):
+            if batch.height:
+                yield batch.with_columns(pl.int_range(first, first + batch.height, dtype=pl.Int64, eager=True).alias(LINE)) if LINE not in schema else batch
+                first += batch.height
+        if first == 1:
+            yield pl.DataFrame(schema=schema)
+    except (pl.exceptions.PolarsError, OSError) as problem:
+        raise PalanError(f"{where}: the Parquet file is damaged: {first_line(problem)}", "deliver it again; nothing was taken in") from problem
+
+
+# --- JSON lines ----------------------------------------------------------------------------------------------------
+
+
+def _ndjson(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFrame]:
+    """Read one JSON object a line. A line that is no object is kept and marked."""
+    last, objects, empty = 0, 0, True
+    names: dict[str, None] = {}
+    for text in _json_pieces(file, where):
+        records: list[dict[str, Any]] = []
+        lines: list[int] = []
+        broken: list[str | None] = []
+        for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), start=last + 1):
+            last = number
+            if not line.strip():
+                continue
+            try:
+                record = msgspec.json.decode(line)
+                problem = None if isinstance(record, dict) else "line is not a JSON object"
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                record, problem = None, "line is not valid JSON"
+            records.append(record if isinstance(record, dict) else {})
+            lines.append(number)
+            broken.append(problem)
+        empty = empty and not records
+        objects += sum(problem is None for problem in broken)
+        here = dict.fromkeys(name for record in records for name in record)
+        names.update(here)
+        not_too_wide(len(names), where)
+        if records:
+            columns = {name: _column([record.get(name) for record in records]) for name in here if name not in (LINE, BROKEN)}
+            yield pl.DataFrame({**columns, LINE: pl.Series(lines, dtype=pl.Int64), BROKEN: pl.Series(broken, dtype=pl.String)})
+    if empty:
+        raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
+    if not objects:
+        raise PalanError(f"{where}: no line of the file is a JSON object", 'one object a line: {"temp": 39.0, ...}')
+
+
+def _json_pieces(file: IO[bytes], where: str) -> Iterator[bytes]:
+    rest, first = b"", True
+    while block := file.read(OBJECTS):
+        if first:
+            block, first = block.removeprefix(_BOM), False
+        rest += block
+        cut = rest.rfind(b"\n") + 1
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
+        elif len(rest) > LONGEST:
+            raise PalanError(f"{where}: a line of the file is longer than {LONGEST >> 20} MB", "write one object a line")
+    if rest:
+        yield rest
+
+
+def _column(values: list[Any]) -> pl.Series:
+    """One JSON column: in its own type where all values share it, else as text to be judged."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int} or kinds <= {int, float}:
+        try:
+            return pl.Series(values, dtype=pl.Int64 if kinds == {int} else pl.Float64)
+        except (OverflowError, TypeError, pl.exceptions.PolarsError):
+            return pl.Series([_json_text(value) for value in values], dtype=pl.String)
+    if kinds == {bool}:
+        return pl.Series(values, dtype=pl.Boolean)
+    return pl.Series([_json_text(value) for value in values], dtype=pl.String)
+
+
+def _json_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def not_too_wide(columns: int, where: str) -> None:
+    if columns > WIDEST:
+        raise PalanError(
+            f"{where}: the file has {columns:,} columns, and at most {WIDEST:,} are read",
+            "deliver the columns that are needed; one row a line, not one column a row",
+        )
+
+
+def first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]
