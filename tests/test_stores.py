@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from palan.releases.nouns import Arm, Release
 from palan.runs.run import Run, Step
 from palan.stores import open_store
 from palan.stores.files import FileBlobs
-from palan.stores.segments import HEADER, SegmentBlocks, framed, past_damage
+from palan.stores.segments import HEADER, SYNC_SECONDS, SegmentBlocks, framed, past_damage
 from palan.stores.sqlite import SQLiteRecords
 from palan.stores.tables import whole
 from palan.testing import BlobsSuite, BlocksSuite, RecordsSuite
@@ -196,6 +197,61 @@ def test_after_a_failed_fsync_nothing_is_acknowledged_any_more(tmp_path: Path, m
             blocks.append("s", [b"lost"], durable=True)
     with pytest.raises(PalanError, match="refused an earlier write"):
         blocks.append("s", [b"later"])
+
+
+def test_a_segment_that_the_disk_refused_is_never_synced_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals: list[str] = []
+    real = os.fsync
+
+    def once(fd: int) -> None:
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
+        if name.endswith(".seg"):
+            refusals.append(name)
+            if len(refusals) == 1:
+                raise OSError(5, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", once)
+    blocks = SegmentBlocks(tmp_path)
+    blocks.append("s", [b"to be synced in a while"])
+    with pytest.raises(PalanError, match="Input/output error"):
+        blocks.append("s", [b"durable"], durable=True)
+    time.sleep(5 * SYNC_SECONDS)  # the thread that syncs in the background has had its turn
+    with pytest.raises(PalanError, match="refused an earlier write"):
+        blocks.close()
+    assert len(refusals) == 1
+    assert not list(tmp_path.glob("s/*.end"))  # nor is its length noted as if it were whole
+
+
+def test_a_durable_frame_is_not_acknowledged_when_the_disk_refused_at_that_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells one of two that sync at once; the other is told that all is well."""
+    began, go, told = threading.Event(), threading.Event(), list[str]()
+    real = os.fsync
+
+    def once(fd: int) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().suffix == ".seg" and not began.is_set():
+            began.set()
+            go.wait(30)
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    def durably() -> None:
+        try:
+            blocks.append("s", [b"durable"], durable=True)
+            told.append("acknowledged")
+        except PalanError as error:
+            told.append(error.what)
+
+    monkeypatch.setattr(os, "fsync", once)
+    blocks = SegmentBlocks(tmp_path)
+    blocks.append("s", [b"before"])
+    assert began.wait(30)
+    other = threading.Thread(target=durably)
+    other.start()
+    other.join(0.2)
+    go.set()
+    other.join(30)
+    assert len(told) == 1 and "Input/output error" in told[0]
 
 
 @pytest.mark.parametrize("zeros", [HEADER.size, HEADER.size + 5, 40])

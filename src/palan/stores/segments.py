@@ -79,17 +79,38 @@ class _Writer:
             raise
         self.size = 0
         self.dirty = False
-        self.failed = False  # the disk refused to take what was written
+        self.closed = False
+        self.failed: OSError | None = None  # the disk refused to take what was written
+        self._turn = threading.Lock()
+
+    def sync(self) -> None:
+        """Take what was written to the disk, unless it refused to before: then this raises what it said.
+
+        A failed fsync is never retried, as the kernel may have dropped the pages; and it tells only one of those who ask of it
+        at the same time, so they take turns.
+        """
+        with self._turn:
+            if self.failed:
+                raise self.failed
+            if self.closed:  # by somebody who synced it
+                return
+            try:
+                os.fsync(self.fd)
+            except OSError as error:
+                self.failed = error
+                raise
 
     def close(self) -> None:
         """Take it to the disk, then note its length: never a length that the disk may not hold."""
         try:
             if not self.failed:
-                os.fsync(self.fd)
+                self.sync()
                 with suppress(FileNotFoundError):  # somebody removed the whole folder: there is nothing left to be read
                     _note_end(self.path, self.size)
         finally:
-            os.close(self.fd)
+            with self._turn:
+                self.closed = True
+                os.close(self.fd)
 
 
 class _Listing(msgspec.Struct, frozen=True):
@@ -183,7 +204,7 @@ class SegmentBlocks(Blocks):
             try:  # the tail may be torn: cut it, so that the next frame stands where readers look for it
                 os.ftruncate(writer.fd, writer.size)
             except OSError as also:
-                self._failed, writer.failed = also, True  # nothing may follow a torn frame
+                self._failed = writer.failed = also  # nothing may follow a torn frame
             raise PalanError(
                 f"{writer.path} cannot be written: {error.strerror}", "free some space, then repeat the command"
             ) from error
@@ -191,10 +212,10 @@ class SegmentBlocks(Blocks):
 
     def _sync(self, writer: _Writer) -> None:
         try:
-            os.fsync(writer.fd)
+            writer.sync()
             writer.dirty = False
         except OSError as error:
-            self._failed, writer.failed = error, True  # a failed fsync is never retried: the kernel may have dropped the pages
+            self._failed = error
             raise _refused(str(writer.path), error) from error
 
     def _wake_syncer(self) -> None:
@@ -209,16 +230,14 @@ class SegmentBlocks(Blocks):
             time.sleep(SYNC_SECONDS)
             self._wake.clear()
             with self._lock:
-                dirty = [(writer, os.dup(writer.fd)) for writer in self._writers.values() if writer.dirty]
-                for writer, _ in dirty:
+                dirty = [writer for writer in self._writers.values() if writer.dirty]
+                for writer in dirty:
                     writer.dirty = False
-            for writer, fd in dirty:  # outside the lock: an append never waits for the disk
+            for writer in dirty:  # outside the lock: an append never waits for the disk
                 try:
-                    os.fsync(fd)
+                    writer.sync()
                 except OSError as error:
-                    self._failed, writer.failed = error, True
-                finally:
-                    os.close(fd)
+                    self._failed = error
 
     def scan(self, stream: str, after: Position | None = None, damaged: Callable[[Corrupt], None] = refuse) -> Iterator[Frame]:
         folder = self._folder(stream)
@@ -421,7 +440,11 @@ class SegmentBlocks(Blocks):
     def close(self) -> None:
         """Sync and close this process's segments; the end of the process does so as well."""
         with self._explained(self.root):
-            _close_all(self._lock, self._writers, self._pid)
+            try:
+                _close_all(self._lock, self._writers, self._pid)
+            except OSError as error:
+                self._failed = error
+                raise
         if self._failed:
             raise _refused(f"an earlier write of {self.root}", self._failed)
 
