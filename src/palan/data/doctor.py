@@ -27,10 +27,14 @@ from numpy.typing import NDArray
 
 from palan.data.nouns import Repair
 from palan.data.relations import Floats, Relation, block_means, find_relations, mean_of, quantiles_of
+from palan.data.repair import Reshape
 from palan.data.verdict import read_time
 from palan.errors import PalanError
 
-Kind = Literal["unit", "scale", "sign", "sentinel", "stuck", "nulls", "categories", "swap"]
+Kind = Literal[
+    "unit", "scale", "sign", "sentinel", "stuck", "nulls", "categories", "swap",
+    "added", "removed", "renamed", "retyped", "clock", "truncated", "duplicated", "partial",
+]  # fmt: skip
 
 MIN_DAYS = 7  # a history of fewer days says nothing about its own variation
 ROWS_A_DAY = 150  # a day's quantiles need no more
@@ -56,6 +60,7 @@ class Hypothesis:
     until: datetime | None = None
     ends_repair: bool = False
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    reshape: Reshape | None = None  # of a delivery as a whole
 
     @property
     def repair(self) -> Repair | None:
@@ -63,7 +68,7 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class Change:
     """A repair as a line: right value = factor * value found + shift."""
 
     kind: Kind
@@ -75,49 +80,49 @@ class _Change:
     ends: bool = False
 
 
-def _unit(words: str, factor: float) -> list[_Change]:
+def unit_change(words: str, factor: float) -> list[Change]:
     """Both directions of a unit that differs by a factor: "from a to b" means b = a / factor."""
     one, other = words.split("|")
     number = f"{factor!r}"
     times, over = f"{{}} * {number}", f"{{}} / {number}"
     return [
-        _Change("unit", f"is in {other} instead of {one}", factor, 0.0, times, over),
-        _Change("unit", f"is in {one} instead of {other}", 1 / factor, 0.0, over, times),
+        Change("unit", f"is in {other} instead of {one}", factor, 0.0, times, over),
+        Change("unit", f"is in {one} instead of {other}", 1 / factor, 0.0, over, times),
     ]
 
 
-def _scale(power: int) -> list[_Change]:
+def _scale(power: int) -> list[Change]:
     number = f"{float(10**power)!r}"
     times, over = f"{{}} * {number}", f"{{}} / {number}"
     return [
-        _Change("scale", f"is {10**power} times too small", float(10**power), 0.0, times, over),
-        _Change("scale", f"is {10**power} times too large", 10.0**-power, 0.0, over, times),
+        Change("scale", f"is {10**power} times too small", float(10**power), 0.0, times, over),
+        Change("scale", f"is {10**power} times too large", 10.0**-power, 0.0, over, times),
     ]
 
 
 _TO_F, _TO_C = "{} * 9.0 / 5.0 + 32.0", "({} - 32.0) * 5.0 / 9.0"
-CHANGES: tuple[_Change, ...] = (
-    _Change("unit", "is in °C instead of °F", 1.8, 32.0, _TO_F, _TO_C),
-    _Change("unit", "is in °F instead of °C", 1 / 1.8, -32 / 1.8, _TO_C, _TO_F),
-    _Change("unit", "is in K instead of °C", 1.0, -273.15, "{} - 273.15", "{} + 273.15"),
-    _Change("unit", "is in °C instead of K", 1.0, 273.15, "{} + 273.15", "{} - 273.15"),
-    *_unit("km|miles", 1.609344),
-    *_unit("feet|metres", 3.28084),
-    *_unit("km/h|m/s", 3.6),
-    *_unit("mph|m/s", 2.236936),
-    *_unit("mph|knots", 1.150779),
-    *_unit("km/h|knots", 1.852),
-    *_unit("lb|kg", 2.2046226),
-    *_unit("inches|cm", 1 / 2.54),
-    *_unit("inches|mm", 1 / 25.4),
-    *_unit("hPa|inches of mercury", 33.86389),
-    *_unit("minutes|hours", 60.0),
-    *_unit("seconds|hours", 3600.0),
+CHANGES: tuple[Change, ...] = (
+    Change("unit", "is in °C instead of °F", 1.8, 32.0, _TO_F, _TO_C),
+    Change("unit", "is in °F instead of °C", 1 / 1.8, -32 / 1.8, _TO_C, _TO_F),
+    Change("unit", "is in K instead of °C", 1.0, -273.15, "{} - 273.15", "{} + 273.15"),
+    Change("unit", "is in °C instead of K", 1.0, 273.15, "{} + 273.15", "{} - 273.15"),
+    *unit_change("km|miles", 1.609344),
+    *unit_change("feet|metres", 3.28084),
+    *unit_change("km/h|m/s", 3.6),
+    *unit_change("mph|m/s", 2.236936),
+    *unit_change("mph|knots", 1.150779),
+    *unit_change("km/h|knots", 1.852),
+    *unit_change("lb|kg", 2.2046226),
+    *unit_change("inches|cm", 1 / 2.54),
+    *unit_change("inches|mm", 1 / 25.4),
+    *unit_change("hPa|inches of mercury", 33.86389),
+    *unit_change("minutes|hours", 60.0),
+    *unit_change("seconds|hours", 3600.0),
     *_scale(1),
     *_scale(2),
     *_scale(3),
     *_scale(6),
-    _Change("sign", "has its sign turned", -1.0, 0.0, "-1.0 * {}", "-1.0 * {}"),
+    Change("sign", "has its sign turned", -1.0, 0.0, "-1.0 * {}", "-1.0 * {}"),
 )
 
 
@@ -506,7 +511,7 @@ class _Fit:
     """How one change does on one column: the stretch of days that it would explain, distances before and after."""
 
     column: int
-    change: _Change
+    change: Change
     begin: int
     end: int
     before: float  # in thresholds: above 1 is outside all that history did
@@ -697,11 +702,11 @@ def _fits(columns: Sequence[_Column], day: NDArray[np.int64], now: Sequence[date
     return list(fits.values())
 
 
-def _key(change: _Change) -> str:
+def _key(change: Change) -> str:
     return "ends" if change.ends else change.words
 
 
-def _lines(column: _Column, changes: Sequence[_Change]) -> list[Floats]:
+def _lines(column: _Column, changes: Sequence[Change]) -> list[Floats]:
     """Return the quantile functions that each change would put right, on each scale: changes x days x grid."""
     factor, shift = np.array([change.factor for change in changes]), np.array([change.shift for change in changes])
     lines = factor[:, None, None] * column.quantiles + shift[:, None, None]
@@ -709,7 +714,7 @@ def _lines(column: _Column, changes: Sequence[_Change]) -> list[Floats]:
     return [_scaled(lines, shape.unit) for shape in column.shapes]
 
 
-def _fit(column: _Column, change: _Change, lines: Sequence[Floats], begin: int, end: int, day: NDArray[np.int64], better: float) -> _Fit | None:
+def _fit(column: _Column, change: Change, lines: Sequence[Floats], begin: int, end: int, day: NDArray[np.int64], better: float) -> _Fit | None:
     limits = column.limit(end - begin)
     right = max(float(shape.distance(mean_of(line[begin:end]))) / limit for shape, line, limit in zip(column.shapes, lines, limits, strict=True))
     if not right <= SUPPORTED:
@@ -732,7 +737,7 @@ def _scaled(values: Floats, unit: float) -> Floats:
     return scaled
 
 
-def _ends(name: str, active: Sequence[Repair]) -> list[_Change]:
+def _ends(name: str, active: Sequence[Repair]) -> list[Change]:
     """Return the inverses of the repairs in force on this column, where they are lines."""
     changes = []
     for repair in active:
@@ -745,7 +750,7 @@ def _ends(name: str, active: Sequence[Repair]) -> list[_Change]:
             continue  # it names other columns or other types: a swap finds itself
         if None not in (zero, one, two) and abs(two - 2 * one + zero) < 1e-6 * max(1.0, abs(two)) and one != zero:
             words = f"is right again in the feed, and the repair {repair.expression} does the harm"
-            changes.append(_Change("unit", words, one - zero, zero, repair.inverse, repair.expression, ends=True))
+            changes.append(Change("unit", words, one - zero, zero, repair.inverse, repair.expression, ends=True))
     return changes
 
 

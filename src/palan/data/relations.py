@@ -67,7 +67,7 @@ class Relation:
         """Return per day the median absolute residual in units of the usual one."""
         columns = [*self.inputs, self.target]
         standard = (rows[:, columns] - self.center[columns]) / self.scale[columns]
-        residual = np.abs(_features(standard[:, :-1]) @ self.weights - standard[:, -1])
+        residual = np.abs(features(standard[:, :-1]) @ self.weights - standard[:, -1])
         return daily_median(residual, day, days) / self.usual
 
     def limit(self, length: int) -> float:
@@ -101,7 +101,7 @@ def find_relations(rows: Floats, day: NDArray[np.int64], days: int) -> list[Rela
         known = np.isfinite(standard[:, [target, *inputs]]).all(axis=1)
         if not inputs or known.sum() < 100:
             continue
-        table = np.column_stack([_features(standard[known][:, inputs]), standard[known, target]])
+        table = np.column_stack([features(standard[known][:, inputs]), standard[known, target]])
         ends = np.searchsorted(np.minimum(sample_day[known] * 5 // max(days, 1), 4), range(6))
         products = [table[begin:end].T @ table[begin:end] for begin, end in pairwise(ends)]
         whole = np.sum(products, axis=0)
@@ -156,7 +156,7 @@ def _correlations(columns: Floats, others: Floats) -> Floats:
     return strength.round(9)  # so that of two columns that say the same the first is taken
 
 
-def _features(inputs: Floats) -> Floats:
+def features(inputs: Floats) -> Floats:
     """Return 1, the inputs, and their squares and products."""
     width = inputs.shape[1]
     squares = [inputs[:, one] * inputs[:, other] for one in range(width) for other in range(one, width)]

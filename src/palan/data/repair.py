@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
+import msgspec
 import polars as pl
 from msgspec.structs import replace
 
@@ -12,6 +14,8 @@ from palan.data.nouns import Repair
 from palan.data.verdict import read_time
 from palan.errors import PalanError
 
+if TYPE_CHECKING:
+    from palan.data.doctor import Hypothesis
 
 def apply(frame: pl.DataFrame, repairs: Sequence[Repair], time: str, *, now: datetime | None = None) -> pl.DataFrame:
     """Return the rows with each repair's expression applied where `since <= time < until`, in order.
@@ -34,6 +38,34 @@ def apply(frame: pl.DataFrame, repairs: Sequence[Repair], time: str, *, now: dat
         active = _active(frame, group[0], time, now)
         if active is not None:
             frame = _set(frame, group, active)
+    return frame
+
+
+class Reshape(msgspec.Struct, frozen=True):
+    """What is put right of a delivery as a whole: columns' names, columns too many, rows sent twice."""
+
+    rename: Mapping[str, str] = {}  # as delivered -> as before
+    drop: tuple[str, ...] = ()
+    distinct: bool = False
+
+
+def mend(frame: pl.DataFrame, found: Sequence[Hypothesis], time: str | None) -> pl.DataFrame:
+    """Return a delivery with everything put right that hypotheses about it propose; rows without a repair stay as they are.
+
+    Unlike `apply`, which keeps a stored column what it is, this also gives columns other names and other types.
+    """
+    for one in found:
+        if one.reshape is not None:
+            frame = frame.rename({new: old for new, old in one.reshape.rename.items() if new in frame.columns and old not in frame.columns})
+            frame = frame.drop(*one.reshape.drop, strict=False)
+            frame = frame.unique(maintain_order=True) if one.reshape.distinct else frame
+    repairs = [repair for one in found for repair in one.repairs if repair.column in frame.columns]
+    groups = _together(repairs)
+    # a repair of the times themselves goes last: until then they tell which rows a repair is about
+    for group in sorted(groups, key=lambda group: time in [repair.column for repair in group] and frame.schema[group[0].column].is_temporal()):
+        timed = time is not None and time in frame.columns and frame.schema[time].is_temporal()
+        active = None if group[0].since.year == 1 or not timed or time is None else _active(frame, group[0], time, None)
+        frame = _set(frame, group, pl.lit(True) if active is None else active, retype=True)
     return frame
 
 
@@ -70,7 +102,7 @@ def _active(frame: pl.DataFrame, repair: Repair, time: str, now: datetime | None
     return pl.lit(True) if repair.since <= now and (repair.until is None or now < repair.until) else None
 
 
-def _set(frame: pl.DataFrame, repairs: Sequence[Repair], active: pl.Expr) -> pl.DataFrame:
+def _set(frame: pl.DataFrame, repairs: Sequence[Repair], active: pl.Expr, *, retype: bool = False) -> pl.DataFrame:
     changed = []
     for repair in repairs:
         dtype = frame.schema[repair.column]
@@ -79,11 +111,20 @@ def _set(frame: pl.DataFrame, repairs: Sequence[Repair], active: pl.Expr) -> pl.
             value = frame.with_columns(pl.col(pl.Int64, pl.Int32).cast(pl.Float64)).select(pl.sql_expr(repair.expression).alias(repair.column)).to_series()
             if value.len() == 1 and frame.height != 1:
                 value = value.new_from_index(0, frame.height)
-            value = (value.round() if dtype.is_integer() and value.dtype.is_float() else value).cast(dtype)
+            if retype and value.dtype == pl.Datetime("us"):
+                value = value.dt.replace_time_zone("UTC")
+            if not (retype and _is_other(dtype, value.dtype)):
+                value = (value.round() if dtype.is_integer() and value.dtype.is_float() else value).cast(dtype)
         except pl.exceptions.PolarsError as problem:
             raise PalanError(
                 f'the repair "{repair.expression}" of "{repair.column}" cannot be computed: {str(problem).splitlines()[0]}',
                 "take the repair off, or check the columns that it names",
             ) from problem
-        changed.append(pl.when(active).then(value).otherwise(pl.col(repair.column)).alias(repair.column))
+        kept = pl.col(repair.column)
+        changed.append((pl.lit(value) if value.dtype != dtype else pl.when(active).then(value).otherwise(kept)).alias(repair.column))
     return frame.with_columns(changed)
+
+
+def _is_other(found: pl.DataType, read: pl.DataType) -> bool:
+    """Tell whether a column was read as something else: text or a count of seconds as what it was before."""
+    return (not found.is_numeric() or not read.is_numeric()) and found != read and not (found == pl.String and read == pl.Null)
