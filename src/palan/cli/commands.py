@@ -802,6 +802,78 @@ class Bare(click.Group):
 
 
 @cli.group(cls=Bare)
+def data() -> None:
+    """Look at data: list tables and their versions, compare two, write one to a file. Without a command it lists.
+
+    \b
+    Example:  palan data
+              palan data list weather
+              palan data diff weather@1 weather
+              palan data export weather@2013-04-01 weather.parquet
+
+    A version is named by its number, by a day or time (as the table was then), or by the id of a run that had it.
+    """
+
+
+@data.command("list")
+@click.argument("name", required=False, default="")
+@click.option("--limit", default=50, type=click.IntRange(1, 10_000), show_default=True, help="How many at the most.")
+@_json
+@click.pass_context
+def data_list(ctx: click.Context, name: str, limit: int, as_json: bool) -> None:
+    """List the versions of a table, the newest first; without NAME the newest of each.
+
+    \b
+    Example:  palan data list weather
+    """
+    from palan.cli.data import listed
+    from palan.flows.versions import versions as verb
+
+    project = _open(ctx, quiet=True)
+    _print(verb(project, name, limit=limit), as_json, lambda found: listed(project, found, name))
+
+
+@data.command("diff")
+@click.argument("old")
+@click.argument("new")
+@click.option("--rows", default=20, type=click.IntRange(0, 100_000), show_default=True, help="How many changed rows to list.")
+@_json
+@click.pass_context
+def data_diff(ctx: click.Context, old: str, new: str, rows: int, as_json: bool) -> None:
+    """Compare two versions of a table: columns, and rows added, removed and changed, with what each changed cell was.
+
+    \b
+    Example:  palan data diff weather@1 weather
+              palan data diff weather@2013-04-01 weather@2013-05-01 --json
+    """
+    from palan.cli.data import compared
+    from palan.flows.versions import difference as verb
+
+    _print(verb(_open(ctx, quiet=True), old, new, shown=rows), as_json, compared)
+
+
+@data.command("export")
+@click.argument("version")
+@click.argument("file")
+@_json
+@click.pass_context
+def data_export(ctx: click.Context, version: str, file: str, as_json: bool) -> None:
+    """Write the rows of a version to FILE, which ends in .parquet, .csv or .ndjson.
+
+    \b
+    Example:  palan data export weather@3 weather.parquet
+    """
+    from pathlib import Path
+
+    from palan.flows.versions import export as verb
+
+    def show(found: dict[str, Any]) -> None:
+        click.echo(f"{found['data']}: {found['rows']:,} rows in {found['file']}, {found['bytes']:,} bytes")
+
+    _print(verb(_open(ctx, quiet=True), version, Path(file)), as_json, show)
+
+
+@cli.group(cls=Bare)
 def runs() -> None:
     """Look at runs: search all, show one, compare some. Without a command it searches.
 

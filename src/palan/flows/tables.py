@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from palan.core import digest_of, is_whole
+from palan.core import digest_of, is_whole, utc
 from palan.data import contract as contracts
 from palan.data.nouns import DataVersion, Repair
 from palan.errors import NotFound, PalanError, nearest
 from palan.flows import packages
 from palan.flows.project import Project
+from palan.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,23 +55,41 @@ def latest(project: Project, name: str) -> DataVersion | None:
 
 
 def find_data_version(project: Project, ref: str) -> DataVersion:
-    """Return a data version by "weather" (the newest) or "weather@3".
+    """Return a data version by "weather" (the newest), "weather@3", "weather@2013-04-01" (as it was then: the newest one
+    that had been made by the end of that day, or by a time such as 2013-04-01T12:00Z) or "weather@RUN" (what a run had).
 
     Raises:
         NotFound: there is no such table or version.
     """
-    name, _, number = ref.partition("@")
+    name, _, which = ref.partition("@")
     project.data(name)
-    if not number:
-        newest = latest(project, name)
-        if newest is None:
-            raise NotFound(f'data "{name}" is empty', f"palan ingest {name}")
+    newest = latest(project, name)
+    if newest is None:
+        raise NotFound(f'data "{name}" is empty', f"palan ingest {name}")
+    if not which:
         return newest
-    found = project.store.records.find(DataVersion, data=name, number=int(number) if is_whole(number) and len(number) < 19 else -1)
+    find = project.store.records.find
+    if is_whole(which):
+        found = find(DataVersion, data=name, number=int(which) if len(which) < 19 else -1)
+    elif moment := _moment(which):
+        found = [each for each in find(DataVersion, order="-number", data=name) if each.time <= moment][:1]
+    else:
+        runs = [run for run in find(Run, id=which) if name in run.data]
+        found = find(DataVersion, data=name, number=runs[0].data[name]) if runs else find(DataVersion, order="-number", limit=1, data=name, run=which)
     if not found:
-        known = [each.ref for each in project.store.records.find(DataVersion, order="-number", limit=5, data=name)]
-        raise NotFound(f"there is no {ref}", f"known: {', '.join(known)}" if known else f"palan ingest {name}")
+        known = [each.ref for each in find(DataVersion, order="-number", limit=5, data=name)]
+        raise NotFound(f"there is no {ref}", f"known: {', '.join(known)}")
     return found[0]
+
+
+def _moment(text: str) -> datetime | None:
+    """Return a time, or the end of a day, in UTC where nothing else is said; None of a text that is neither."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    whole_day = re.fullmatch(r"\d{4}-?(\d\d-?\d\d|W\d\d-?\d?)", text) is not None
+    return utc(found.replace(tzinfo=found.tzinfo or UTC)) + (timedelta(days=1, microseconds=-1) if whole_day else timedelta())
 
 
 def read(project: Project, version: DataVersion) -> pl.DataFrame:

@@ -1,0 +1,181 @@
+"""Every state that a table had: listed, read as it was, compared with another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from palan.core import counted, stamp
+from palan.data.nouns import DataVersion
+from palan.errors import Conflict, PalanError
+from palan.flows import tables
+from palan.flows.project import Project
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SHOWN = 20
+"""Changed rows that a difference lists."""
+
+_OLD, _NEW = "palan_old:", "palan_new:"
+
+
+def versions(project: Project, data: str = "", *, limit: int = 50) -> list[dict[str, Any]]:
+    """Return the versions of a table, the newest first; without a name the newest one of each table.
+
+    Raises:
+        NotFound: palan.toml has no such table.
+    """
+    if data:
+        project.data(data)
+        found = project.store.records.find(DataVersion, order="-number", limit=limit, data=data)
+    else:
+        found = [newest for name in project.config.data if (newest := tables.latest(project, name))]
+    return [_told(each) for each in found]
+
+
+def _told(version: DataVersion) -> dict[str, Any]:
+    reports = version.verdict.get("files", [version.verdict])
+    return {
+        "data": version.ref,
+        "made": stamp(version.time),
+        "rows": version.rows,
+        "added": version.added,
+        "corrections": sum(report.get("corrections", 0) for report in reports),
+        "quarantined": sum(report.get("bad", 0) for report in reports),
+        "parts": len(version.parts),
+        "masked": len(version.masks or {}),
+        "run": version.run,
+    }
+
+
+def export(project: Project, ref: str, path: Path) -> dict[str, Any]:
+    """Write a version's rows to a file that ends in .parquet, .csv or .ndjson, in memory that does not grow with them.
+
+    Raises:
+        NotFound: there is no such table or version.
+        Conflict: the file is there already.
+        PalanError: another ending, or a place that cannot be written.
+    """
+    version = tables.find_data_version(project, ref)
+    rows = tables.scan(project, version)
+    sinks: dict[str, Callable[[Path], object]] = {".parquet": rows.sink_parquet, ".csv": rows.sink_csv, ".ndjson": rows.sink_ndjson}
+    sink = sinks.get(path.suffix.lower())
+    if sink is None:
+        raise PalanError(f"{path.name} ends in none of .parquet, .csv and .ndjson", f"palan data export {ref} {path.stem or 'rows'}.parquet")
+    if path.exists():
+        raise Conflict(f"{path} is there already", "choose another name, or remove it first")
+    temp = path.with_name(f".{path.name}.tmp")
+    try:
+        sink(temp)
+        temp.replace(path)
+    except OSError as error:
+        raise PalanError(f"{path} cannot be written: {error.strerror or error}", f"check its folder, space and rights: df {path.parent}") from error
+    finally:
+        temp.unlink(missing_ok=True)
+    return {"data": version.ref, "rows": version.rows, "file": str(path), "bytes": path.stat().st_size}
+
+
+def difference(project: Project, old: str, new: str, *, shown: int = SHOWN) -> dict[str, Any]:
+    """Return what lies between two versions of a table: columns, and rows added, removed and changed, told apart by key.
+
+    Only what the two do not share is read: parts that one of them has alone, and rows that one of them hides. Without a key
+    a changed row is one that was removed and one that was added.
+
+    Returns:
+        `columns` {added, removed, retyped}, `rows` {before, after, added, removed, changed}, `changed` (how many rows, by
+        column) and `examples`: up to `shown` rows with their key and what each changed cell was and is.
+
+    Raises:
+        NotFound: there is no such table or version.
+        Conflict: they are versions of two tables.
+    """
+    import polars as pl
+
+    before, after = (tables.find_data_version(project, ref) for ref in (old, new))
+    if before.data != after.data:
+        raise Conflict(f"{before.ref} and {after.ref} are versions of two tables", f"palan data diff {before.data}@{before.number} {before.data}")
+    contract = tables.contract_of(project, after.data)
+    schemas = [tables.scan(project, each).collect_schema() for each in (before, after)]
+    gone, came = _apart(project, before, after)
+    key = [name for name in after.verdict.get("key", contract.key) if name in gone.columns and name in came.columns]
+    shared = [name for name in schemas[1].names() if name in schemas[0] and name not in key]
+    changed: dict[str, int] = {}
+    examples: list[dict[str, Any]] = []
+    moved = 0
+    if key and gone.height and came.height:
+        both = gone.select(*key, *(pl.col(name).alias(_OLD + name) for name in shared)).join(
+            came.select(*key, *(pl.col(name).alias(_NEW + name) for name in schemas[1].names() if name not in key)), on=key, how="inner", nulls_equal=True
+        )
+        differs = [_differs(both, name).alias(name) for name in shared]
+        differs += [pl.col(_NEW + name).is_not_null().alias(name) for name in schemas[1].names() if name not in schemas[0]]
+        flags = both.select(differs) if differs else pl.DataFrame()
+        changed = {name: count for name, count in zip(flags.columns, flags.sum().row(0), strict=True) if count} if flags.width else {}
+        real = both.filter(flags.select(pl.any_horizontal(pl.all())).to_series()) if flags.width else both.clear()
+        moved = both.height
+        examples = list(_examples(real.sort(key).head(shown), key, schemas[1].names()))
+        count = real.height
+    else:
+        count = 0
+    found = {
+        "from": before.ref,
+        "to": after.ref,
+        "columns": {
+            "added": {name: str(dtype) for name, dtype in schemas[1].items() if name not in schemas[0]},
+            "removed": {name: str(dtype) for name, dtype in schemas[0].items() if name not in schemas[1]},
+            "retyped": {name: [str(schemas[0][name]), str(dtype)] for name, dtype in schemas[1].items() if name in schemas[0] and schemas[0][name] != dtype},
+        },
+        "rows": {"before": before.rows, "after": after.rows, "added": came.height - moved, "removed": gone.height - moved, "changed": count},
+        "changed": dict(sorted(changed.items(), key=lambda item: -item[1])),
+        "examples": examples,
+    }
+    return {**found, "text": _text(found)}
+
+
+def _apart(project: Project, before: DataVersion, after: DataVersion) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return the rows that only one of two versions has, those of the first first; a row that both have is in neither, or in both."""
+    import numpy as np
+    import polars as pl
+
+    if before.masks is None or after.masks is None:  # of before there were masks: which rows count is not written down
+        return tables.read(project, before), tables.read(project, after)
+    contract = tables.contract_of(project, after.data)
+    sides: list[list[pl.LazyFrame]] = [[], []]
+    for side, mine, other in ((0, before, after), (1, after, before)):
+        for part in mine.parts:
+            masks = (mine.masks or {}).get(part, ())
+            if part not in other.parts:
+                sides[side].append(tables.scan_parts(project, [part], {part: masks}, contract))
+            elif (others := (other.masks or {}).get(part, ())) != masks:
+                alone = np.setdiff1d(tables.mask_of(project, others), tables.mask_of(project, masks))
+                rows = pl.Series(alone, dtype=pl.UInt32)
+                if len(rows):
+                    sides[side].append(tables.scan_frame(project, part, numbered=True).filter(pl.col(tables.ROW).is_in(rows.implode())).drop(tables.ROW))
+    schemas = [tables.scan(project, version).collect_schema() for version in (before, after)]
+    gone, came = (
+        pl.concat([pl.DataFrame(schema=schema), *(each.collect() for each in side)], how="diagonal_relaxed") for side, schema in zip(sides, schemas, strict=True)
+    )
+    return gone, came
+
+
+def _differs(both: pl.DataFrame, name: str) -> pl.Expr:
+    import polars as pl
+
+    old, new = pl.col(_OLD + name), pl.col(_NEW + name)
+    if both.schema[_OLD + name] == both.schema[_NEW + name]:
+        return old.ne_missing(new)
+    return old.cast(pl.String, strict=False).ne_missing(new.cast(pl.String, strict=False))
+
+
+def _examples(rows: pl.DataFrame, key: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for row in rows.iter_rows(named=True):
+        cells = {name: [row.get(_OLD + name), row[_NEW + name]] for name in names if name not in key and row.get(_OLD + name) != row[_NEW + name]}
+        yield {"key": {name: row[name] for name in key}, "cells": cells}
+
+
+def _text(found: Mapping[str, Any]) -> str:
+    rows, columns = found["rows"], found["columns"]
+    words = [f"{counted(rows[what], 'row')} {what}" for what in ("added", "removed", "changed") if rows[what]] or ["the same rows"]
+    words += [f"{'columns' if len(columns[what]) > 1 else 'column'} {', '.join(columns[what])} {what}" for what in ("added", "removed", "retyped") if columns[what]]
+    return f"{found['from']} -> {found['to']}: {', '.join(words)}"
