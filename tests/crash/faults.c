@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -15,11 +16,11 @@
 
 enum { ONCE, FROM_THEN_ON, HALF, KILL };
 
-static char under[PATH_MAX];
+static char under[PATH_MAX], which[PATH_MAX];
 static size_t length;
 static int number = EIO, how;
 static long nth;
-static atomic_long calls, again;
+static atomic_long calls;
 
 void fault_arm(const char *folder, long at, int kind, int error) {
     snprintf(under, sizeof under, "%s", folder);
@@ -29,7 +30,6 @@ void fault_arm(const char *folder, long at, int kind, int error) {
 }
 
 long fault_calls(void) { return atomic_load(&calls); }
-long fault_again(void) { return atomic_load(&again); }
 
 /* 0: let it pass, 1: fail, 2: half of it. */
 static int verdict(const char *path) {
@@ -54,22 +54,48 @@ static int of_file(int fd) {
     return length ? verdict(name_of(fd, path)) : 0;
 }
 
-static int of_database(int fd) {
-    char path[PATH_MAX];
-    return strstr(name_of(fd, path), ".db") != NULL;
-}
+/* A file whose sync failed is not to be synced again: the system may have dropped what it did not take, and says so once.
 
-/* A file whose sync failed is not to be synced again. SQLite does so when it closes, and reads its log then: that is its own affair. */
+   Each is held by a descriptor that can neither read nor write: removed, it would leave its number to the next file that is made.
+   A folder may be synced again. Its names are not dropped with its pages: a file system that cannot write them stops as a whole.
+   So may a database: SQLite has by then written to it anew what its log or its journal holds. The log itself it syncs when it
+   closes, to read it; that counts if something durable is acknowledged while that log is in use, and is counted apart. */
+static struct { int held, is_log; long again; struct stat file; } failed[256];
+static int known;
+
 static int of_sync(int fd) {
-    static ino_t failed[256];
-    static int known;
+    static atomic_flag turn = ATOMIC_FLAG_INIT;
     struct stat file;
-    int told = of_file(fd), regular = !fstat(fd, &file) && S_ISREG(file.st_mode) && !of_database(fd);
-    for (int at = 0; told != 1 && regular && at < known; at++)
-        if (failed[at] == file.st_ino) again++;
-    if (told == 1 && regular && known < 256) failed[known++] = file.st_ino;
+    char path[PATH_MAX], link[64];
+    int told = of_file(fd);
+    if (!length || fstat(fd, &file) || !S_ISREG(file.st_mode)) return told;
+    const char *end = strrchr(name_of(fd, path), '.');
+    if (end && !strcmp(end, ".db")) return told;
+    while (atomic_flag_test_and_set(&turn));
+    for (int at = 0; told != 1 && at < known; at++)
+        if (failed[at].file.st_dev == file.st_dev && failed[at].file.st_ino == file.st_ino) {
+            failed[at].again++;
+            strcpy(which, path);
+        }
+    if (told == 1 && known < 256) {
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+        failed[known].held = open(link, O_PATH);
+        failed[known].is_log = end && !strcmp(end, ".db-wal");
+        failed[known++].file = file;
+    }
+    atomic_flag_clear(&turn);
     return told;
 }
+
+/* How often a refused file was synced again; or how many logs of a database were, and are in use. */
+long fault_again(int of_logs) {
+    long again = 0;
+    struct stat file;
+    for (int at = 0; at < known; at++)
+        if (failed[at].is_log == of_logs) again += !of_logs ? failed[at].again : failed[at].again && !fstat(failed[at].held, &file) && file.st_nlink;
+    return again;
+}
+const char *fault_which(void) { return which; }
 
 static int of_path(const char *path) {
     if (!length) return 0;

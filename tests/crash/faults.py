@@ -34,8 +34,13 @@ class Fault(msgspec.Struct, frozen=True):
     lost: list[str]
 
 
-def compiler() -> str:
-    return next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), "")
+def built(library: Path) -> bool:
+    """Compile what stands between a program and the system; False where it cannot be."""
+    compiler = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), "")
+    if not compiler or not sys.platform.startswith("linux"):
+        return False
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, TESTS / "crash" / "faults.c", "-ldl"], check=True)
+    return True
 
 
 def faults(root: Path, seed: int, count: int, made: str = "project") -> Found:
@@ -43,10 +48,9 @@ def faults(root: Path, seed: int, count: int, made: str = "project") -> Found:
 
     `made` is what the project is that the work begins with; with "oldest" only the calls of opening it fail: its migration.
     """
-    if not compiler() or not sys.platform.startswith("linux"):
-        return Found(skipped="there is no C compiler: apt-get install gcc")
     library = root / "faults.so"
-    subprocess.run([compiler(), "-shared", "-fPIC", "-O2", "-o", library, TESTS / "crash" / "faults.c", "-ldl"], check=True)
+    if not built(library):
+        return Found(skipped="there is no C compiler: apt-get install gcc")
     environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join([str(SOURCES), str(TESTS)]), "POLARS_MAX_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "crash.faults", library, root, made, str(seed), str(count)], env=environment, stdout=subprocess.PIPE, check=False)
     found = Found()
@@ -88,12 +92,14 @@ def worked(out: int, library: ctypes.CDLL, root: Path, aside: Path, nth: int, ki
         if told.step == "open":
             calls[0] = library.fault_calls()
         say(told)
+        if told.verb == "did" and told.step in ("entry", "swap") and library.fault_again(1):
+            say(Told("untold", told.step, f"acknowledged by a sync of {os.fsdecode(library.fault_which())}, which the disk had refused before"))
 
     library.fault_arm(os.fsencode(root), nth, kind, number)
     work(root, "round 1", counted, aside)
     calls += [library.fault_calls()]
-    if again := library.fault_again():
-        say(Told("untold", "sync", f"{again} times a file was synced again although the disk had refused that"))
+    if again := library.fault_again(0):
+        say(Told("untold", "sync", f"{again} times a file was synced again although the disk had refused that, at last {os.fsdecode(library.fault_which())}"))
     library.fault_arm(b"", 0, ONCE, 0)
     say(Told("calls", *map(str, calls)))
 
@@ -120,9 +126,12 @@ def main(library: str, root: str, made: str, seed: str, count: str) -> None:
     from crash.work import parse
     from palan.flows.surroundings import surroundings  # noqa: F401
     from palan.runs import points  # noqa: F401
+    from palan.stores import sqlite
 
+    sqlite.LOG_BYTES = 20 * (4096 + 24)  # so short that it is taken into the database several times in each round
     shim = ctypes.CDLL(library)
     shim.fault_calls.restype = shim.fault_again.restype = ctypes.c_long
+    shim.fault_which.restype = ctypes.c_char_p
     shim.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     origin = Path(root) / "origin"
     getattr(origins, made)(origin)

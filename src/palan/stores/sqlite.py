@@ -8,7 +8,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 WAIT_SECONDS = 30.0
 """How long a write waits for another program's lock before it says so."""
+LOG_BYTES = 1000 * (4096 + 24)
+"""How long the log of commits may get before it is taken into the database: 1,000 pages, each with its header."""
 
 
 class SQLiteRecords(sql.SqlRecords):
@@ -36,6 +38,7 @@ class SQLiteRecords(sql.SqlRecords):
 
     def __init__(self, path: Path, *, wait: float = WAIT_SECONDS) -> None:
         self.path = path
+        self._log = path.with_name(f"{path.name}-wal")
         self._lock = threading.RLock()
         self._depth = 0
         self._durable = False
@@ -45,8 +48,10 @@ class SQLiteRecords(sql.SqlRecords):
         try:
             with self._explained:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._db = _connect(path, wait)
+                self._db = self._explained.db = _connect(path, wait)
                 self._db.execute("pragma journal_mode = wal")
+                self._db.execute("pragma wal_autocheckpoint = 0")  # see _shorten_log
+                self._db.execute(f"pragma journal_size_limit = {LOG_BYTES:d}")  # what it has grown beyond that, it loses when it begins anew
                 self._db.execute("pragma synchronous = normal")
                 self._db.execute("pragma cache_size = -65536")  # 64 MB: what is searched often is read once
                 self._db.execute("pragma case_sensitive_like = on")
@@ -77,8 +82,8 @@ class SQLiteRecords(sql.SqlRecords):
         raise why
 
     def _as_it_stands(self, wait: float) -> sqlite3.Connection:
-        address, log = self.path.absolute().as_uri(), self.path.with_name(f"{self.path.name}-wal")
-        if not log.exists() or not log.stat().st_size:
+        address = self.path.absolute().as_uri()
+        if not self._log.exists() or not self._log.stat().st_size:
             return _connect(f"{address}?immutable=1", wait)  # without a log of commits nobody writes: the file needs no lock
         db = _connect(f"{address}?mode=ro", wait)
         try:
@@ -126,21 +131,27 @@ class SQLiteRecords(sql.SqlRecords):
 
     def copy_to(self, target: Path) -> None:
         """Write all that is committed, as of one moment, to another file, while other processes go on."""
-        with self._lock, self._explained:
+        with self._lock, _Explained(self.path):  # a disk that refuses the copy says nothing of the store
             _copy(self._db, target)
 
     def put(self, *nouns: object) -> None:
         with self.transaction() if len(nouns) > 1 else nullcontext():
             for kind, some in groupby(nouns, type):
                 of = sql.table(kind)
-                with self._lock, self._explained:
-                    self._db.executemany(of.replace, [of.row(each) for each in some])
+                with self._lock:
+                    with self._explained:
+                        self._db.executemany(of.replace, [of.row(each) for each in some])
+                    self._shorten_log()
 
     def _read(self, statement: str, values: Sequence[Any]) -> list[Any]:
         with self._lock, self._explained:
             return self._db.execute(statement, values).fetchall()
 
-    _write = _read
+    def _write(self, statement: str, values: Any) -> list[Any]:
+        with self._lock:
+            rows = self._read(statement, values)
+            self._shorten_log()
+            return rows
 
     def add(self, noun: object) -> bool:
         of = sql.table(type(noun))
@@ -192,16 +203,27 @@ class SQLiteRecords(sql.SqlRecords):
                     self._db.execute("rollback")
                 if durable:
                     self._db.execute("pragma synchronous = normal")
-                if self._explained.refused:  # a failed fsync is never retried: what the system dropped would count as written
-                    self._db.execute("pragma query_only = on")
+            self._shorten_log()
+
+    def _shorten_log(self) -> None:
+        """Take the log of commits into the database when it is long.
+
+        SQLite would do this by itself, and keep it to itself when the disk refuses to take the log: the next durable commit would
+        sync the log again, be told that all is well, and stand behind commits that are gone. The commits before it are no worse
+        for a refusal, so it is not raised here: but this process writes no more.
+        """
+        with suppress(OSError):  # there is no log
+            if not self._depth and self._log.stat().st_size > LOG_BYTES:
+                with suppress(PalanError), self._explained:
+                    self._db.execute("pragma wal_checkpoint(passive)").fetchone()
 
     def _sync_log(self) -> None:
         """Take the commits to the disk, as `synchronous = full` would have done: within a transaction it cannot be set."""
-        log = os.open(f"{self.path}-wal", os.O_RDONLY)
+        log = os.open(self._log, os.O_RDONLY)
         try:
             os.fsync(log)
         except OSError as error:
-            self._explained.refused = _refused(self.path, error.strerror or "fsync")
+            self._explained.refuse(_refused(self.path, error.strerror or "fsync"))
             raise
         finally:
             os.close(log)
@@ -221,8 +243,11 @@ class SQLiteRecords(sql.SqlRecords):
             self._db.close()
 
     def _run(self, statement: str, values: Any) -> sqlite3.Cursor:
-        with self._lock, self._explained:
-            return self._db.execute(statement, values)
+        with self._lock:
+            with self._explained:
+                cursor = self._db.execute(statement, values)
+            self._shorten_log()
+            return cursor
 
 
 _FUSED = ("sshfs", "ceph", "glusterfs", "davfs", "rclone", "s3fs", "goofys", "mountpoint-s3", "gcsfuse", "blobfuse", "blobfuse2", "juicefs", "seaweedfs", "mfs", "smbnetfs")
@@ -319,7 +344,18 @@ class _Explained:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.db: sqlite3.Connection | None = None
         self.refused: PalanError | None = None  # why this store can only be read, at all or from now on
+
+    def refuse(self, why: PalanError) -> None:
+        """Let nothing be written any more. A failed fsync is never retried: what the system dropped would count as written.
+
+        When the last connection is closed SQLite does sync the log again. Nothing is acknowledged for that: it then reads what it
+        takes into the database, and syncs that.
+        """
+        self.refused = why
+        if self.db is not None:
+            self.db.execute("pragma query_only = on")
 
     def __enter__(self) -> None:
         pass
@@ -328,8 +364,8 @@ class _Explained:
         if error is None:
             return
         told = _told(self.path, error)
-        if getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC":
-            self.refused = told
+        if told is not None and getattr(error, "sqlite_errorname", "") == "SQLITE_IOERR_FSYNC":
+            self.refuse(told)
         if told is not None:
             raise (self.refused if self.refused and type(told) is PalanError else told) from error
 
