@@ -13,8 +13,9 @@ import polars as pl
 import pytest
 
 from palan.data.doctor import Hypothesis, hypotheses
+from palan.data.faults.diagnose import diagnose
 from palan.data.nouns import Repair
-from palan.data.repair import apply, invert
+from palan.data.repair import apply, invert, mend
 from palan.errors import PalanError
 
 Fault = Callable[[pl.DataFrame], pl.DataFrame]
@@ -214,3 +215,80 @@ def test_a_feed_that_is_right_again_ends_its_repair() -> None:
         assert (found.kind, set(found.columns), found.ends_repair) == ("unit", {"temp", "dewp"}, True), begin
         assert "no longer needed" in found.evidence["note"]
         assert {one.expression for one in found.repairs} == {one.inverse for one in active}
+
+
+# ---- one delivery as it came ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def deliveries() -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Sixty days of the hall and the ten after them, with a name for each row's shift and gaps in the pressure."""
+    frame = plant(70).with_columns(
+        shift=pl.col("time").dt.hour().replace_strict({hour: ["night", "early", "late"][hour // 8] for hour in range(24)}, return_dtype=pl.String),
+        length=pl.when(pl.int_range(pl.len()) % 11 != 3).then(pl.col("length")),
+    )
+    return frame[: 60 * 24], frame[60 * 24 :]
+
+
+DELIVERED: list[tuple[str, tuple[str, ...], Fault]] = [
+    ("added", ("batch",), lambda frame: frame.with_columns(batch=pl.lit(7))),
+    ("removed", ("power",), lambda frame: frame.drop("power")),
+    ("renamed", ("power",), lambda frame: frame.rename({"power": "Leistung"}).select(sorted([*frame.drop("power").columns, "Leistung"]))),
+    ("retyped", ("temp",), lambda frame: frame.with_columns(pl.col("temp").cast(pl.String).str.replace(".", ",", literal=True))),
+    ("retyped", ("time",), lambda frame: frame.with_columns(pl.col("time").dt.strftime("%d/%m/%Y %H:%M"))),
+    ("retyped", ("time",), lambda frame: frame.with_columns(pl.col("time").dt.epoch("s"))),
+    ("unit", ("temp",), line(["temp"], 1.8, 32)),
+    ("scale", ("power",), line(["power"], 1000)),
+    ("unit", ("temp",), lambda frame: frame.with_columns(temp=pl.when(pl.col("line") == "north").then(pl.col("temp") * 1.8 + 32).otherwise("temp"))),
+    ("sign", ("power",), line(["power"], -1)),
+    ("swap", ("power", "temp"), lambda frame: frame.with_columns(temp="power", power="temp")),
+    ("swap", ("line", "site"), lambda frame: frame.with_columns(line="site", site="line")),
+    ("clock", ("time",), lambda frame: frame.with_columns(pl.col("time") + timedelta(hours=6))),
+    ("categories", ("line",), lambda frame: frame.with_columns(pl.col("line").str.to_uppercase())),
+    ("categories", ("line",), lambda frame: frame.with_columns(pl.col("line").replace({"east": "1", "north": "2", "south": "3"}))),
+    ("categories", ("line",), lambda frame: frame.with_columns(line=pl.when((pl.col("line") == "north") & (pl.int_range(pl.len()) % 3 == 0)).then(pl.lit("north - B")).otherwise(pl.col("line").replace("north", "north - A")))),
+    ("sentinel", ("length",), lambda frame: frame.with_columns(pl.col("length").fill_null(-1))),
+    ("stuck", ("power",), lambda frame: frame.with_columns(power=pl.lit(38.2))),
+    ("truncated", ("temp",), lambda frame: frame.with_columns(pl.col("temp").floor())),
+    ("truncated", ("shift",), lambda frame: frame.with_columns(pl.col("shift").str.slice(0, 4))),
+    ("duplicated", (), lambda frame: pl.concat([frame, frame[100:]])),
+    ("partial", ("line",), lambda frame: frame.filter(pl.col("line") != "south")),
+    ("partial", ("time",), lambda frame: frame.filter(~pl.col("time").dt.hour().is_between(3, 8))),
+]
+LOST = ("removed", "stuck", "partial")  # and what was cut off: no repair can bring it back
+
+
+@pytest.mark.parametrize(("kind", "columns", "fault"), DELIVERED, ids=[f"{number} {kind} {' '.join(columns)}" for number, (kind, columns, _) in enumerate(DELIVERED)])
+def test_a_delivery_is_compared_with_what_came_before_it_and_put_right(kind: str, columns: tuple[str, ...], fault: Fault) -> None:
+    history, clean = deliveries()
+    broken = fault(clean)
+    found = diagnose(history, broken, time="time")
+    assert [(one.kind, set(one.columns)) for one in found] == [(kind, set(columns))]
+    assert {"statistic", "before", "after", "threshold"} <= found[0].evidence.keys()
+    if kind in LOST or (columns == ("temp",) and kind == "truncated"):
+        assert not found[0].repairs or kind == "stuck"
+    else:
+        right = mend(broken, found, "time")
+        assert set(right.columns) == set(clean.columns)
+        for name in clean.columns:
+            assert right[name].dtype == clean[name].dtype
+            assert same(right[name], clean[name]) if clean[name].dtype.is_numeric() else right[name].equals(clean[name]), name
+
+
+def test_of_clean_deliveries_nothing_is_said() -> None:
+    history, clean = deliveries()
+    assert diagnose(history, clean, time="time") == []
+    for days in (1, 3):
+        assert diagnose(history, clean[: days * 24], time="time") == []
+    untimed = [frame.drop("time") for frame in (history, clean)]
+    assert diagnose(*untimed) == []
+    assert diagnose(history, clean.clear(), time="time") == []
+    assert diagnose(history.clear(), clean, time="time") == []
+
+
+def test_rows_before_a_fault_are_left_as_they_are() -> None:
+    history, clean = deliveries()
+    broken = since_day(4, line(["power"], 1000))(clean)
+    (found,) = diagnose(history, broken, time="time")
+    assert found.since == clean["time"][4 * 24]
+    assert same(mend(broken, [found], "time")["power"], clean["power"])

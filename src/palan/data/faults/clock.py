@@ -90,7 +90,6 @@ def _by_profile(delivery: Delivery) -> list[Hypothesis]:
         strengths = [_alike(block, usual, 0) for block in blocks]
         if min(strengths) < CERTAIN or max(abs(_shift(block, usual)[0]) for block in blocks) > 0:
             continue
-        doubt = max(_margin(block, usual) for block in blocks)
         level = np.nanmean(new) - np.nanmean(usual)
         for hours in SHIFTS:
             gain = np.abs(new - level - usual[now]) - np.abs(new - level - usual[(now - hours) % 24])
@@ -98,11 +97,11 @@ def _by_profile(delivery: Delivery) -> list[Hypothesis]:
             if total <= 0:
                 continue
             length = len(new) - start
-            if length < max(72, 0.1 * len(new)) or len(np.unique(now[start:])) < 24:
+            if length < max(168, 0.1 * len(new)) or len(np.unique(now[start:])) < 24:
                 continue
             found = _profile(new[start:], now[start:])
             right, wrong = _alike(found, usual, hours), _alike(found, usual, 0)
-            if right >= min(strengths) - 0.03 and right - wrong > max(0.02, -doubt * 0.5) and (best is None or right * 1e6 + total > best[0]):
+            if right >= min(strengths) - 0.03 and right - wrong > 0.02 + max(0.0, _doubt(old, past, usual, length)) and (best is None or right * 1e6 + total > best[0]):
                 best = (right * 1e6 + total, hours, start)
     if best is None:
         return []
@@ -116,13 +115,14 @@ def _at_a_jump(delivery: Delivery, gain: Floats, hours: int) -> tuple[int, float
     last = delivery.history[delivery.time].max()
     times = pl.concat([pl.Series([last], dtype=delivery.batch.schema[delivery.time]), delivery.batch[delivery.time]])
     steps = times.diff()[1:].dt.total_seconds().to_numpy() / 3600
-    jumps = (steps >= hours) & (steps <= hours + 12) if hours > 0 else (steps <= 0) & (steps >= hours)
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 0.0
+    jumps = (steps >= hours + 0.9 * usual) & (steps <= hours + 12) if hours > 0 else steps <= usual + hours + 0.1
     sums = np.cumsum(gain[::-1])[::-1]
     _, most = best_start(gain)
     places = np.flatnonzero(jumps & (sums >= 0.8 * most))
     if not len(places):
         return 0, 0.0
-    start = int(places[np.argmax(sums[places])])
+    start = 0 if jumps[0] and sums[0] >= 0.85 * most else int(places[np.argmax(sums[places])])
     return start, float(sums[start])
 
 
@@ -143,6 +143,12 @@ def _alike(found: Floats, usual: Floats, hours: int) -> float:
 
 def _shift(found: Floats, usual: Floats) -> tuple[int, float]:
     return max(((hours, _alike(found, usual, hours)) for hours in (0, *SHIFTS)), key=lambda pair: pair[1])
+
+
+def _doubt(values: Floats, hours: Hours, usual: Floats, length: int) -> float:
+    """Return the largest margin by which a wrong shift is best in any stretch of the history of this length."""
+    starts = np.linspace(0, max(0, len(values) - length), 30).astype(int)
+    return max(_margin(_profile(values[start : start + length], hours[start : start + length]), usual) for start in starts)
 
 
 def _margin(found: Floats, usual: Floats) -> float:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import polars as pl
@@ -45,11 +46,19 @@ def relabelled(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
         missed = {value: count for value, count in had.items() if value not in now}
         least = _least_shares(delivery, name)
         strong = [value for value in missed if least[value] * rows >= 10]
-        merged = [old for value in new for old in _parts(value, missed)]
-        if (not strong and len(merged) < 2) or sum(new.values()) < WEIGHT * rows:
+        if sum(new.values()) < WEIGHT * rows or not (strong or _spelled_out(had, new, missed) * rows >= 5):
             continue
         found += _named(delivery, name, start, had, new, missed, strong)
     return found
+
+
+def _spelled_out(had: Mapping[str, int], new: Mapping[str, int], missed: Mapping[str, int]) -> float:
+    """Return the share that the old names had which the new ones are spelled after: these need not have come every day."""
+    olds = {old for value in new for old in _parts(value, missed)}
+    for _, _, pairs in _by_text(had, new, missed):
+        if sum(new[value] for value in pairs) >= 0.9 * sum(new.values()):
+            olds |= set(pairs.values()) & set(missed)
+    return sum(had[old] for old in olds) / sum(had.values())
 
 
 def _start(strange: Flags) -> int:
@@ -75,7 +84,7 @@ def _named(delivery: Delivery, name: str, start: int, had: Mapping[str, int], ne
         if sum(new[value] for value in pairs) >= 0.9 * rows:
             told = ", ".join(f"{old} is now {value}" for value, old in sorted(pairs.items(), key=lambda pair: -new[pair[0]])[:3])
             ambiguous = kind == "truncated" and any(sum(old.startswith(value) for old in had) > 1 for value in pairs)
-            repairs = () if ambiguous else (mapping(name, list(pairs.items()), since, told),)
+            repairs = () if ambiguous else (_in_one_case(name, had, pairs, since, told) or mapping(name, list(pairs.items()), since, told),)
             return [Hypothesis(kind, (name,), since, 0.97, f"{name} {words} since {since:%Y-%m-%d %H:%M}: {told}", repairs, evidence={**evidence, "mapping": pairs})]  # type: ignore[arg-type]
     merged = sorted({old for value in new for old in _parts(value, missed)})
     if merged and all(len(_parts(value, missed)) > 1 for value in new):
@@ -88,6 +97,14 @@ def _named(delivery: Delivery, name: str, start: int, had: Mapping[str, int], ne
     repairs = (mapping(name, list(pairs.items()), since, told),) if certain else ()
     text = f"{name} has new names for old values since {since:%Y-%m-%d %H:%M}: {told if certain else shown}"
     return [Hypothesis("categories", (name,), since, 0.9 if certain else 0.7, text, repairs, evidence={**evidence, "mapping": pairs})]
+
+
+def _in_one_case(name: str, had: Mapping[str, int], pairs: Mapping[str, str], since: datetime, told: str) -> Repair | None:
+    """Return the repair by the case that every old name had: it is right for names, too, that have never come before."""
+    for way, there, back in ((str.upper, "UPPER", "LOWER"), (str.lower, "LOWER", "UPPER")):
+        if all(way(old) == old for old in had) and all(way(new) == old for new, old in pairs.items()):
+            return Repair(name, f"{there}({quoted(name)})", f"{back}({quoted(name)})", since, None, told)
+    return None
 
 
 # ---- by what the names look like ------------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ def missing_hours(delivery: Delivery) -> list[Hypothesis]:
             gone.append((int(hour), tail))
     days = max((tail for _, tail in gone), default=0)
     hours = [hour for hour, tail in gone if tail >= days - 1]
-    if not 3 <= len(hours) <= 20:  # one hour is summer time
+    # one hour is summer time, two may be an outage where some days always lacked them
+    if not 2 <= len(hours) <= 20 or (len(hours) == 2 and usual[hours].min() < 0.98):
         return []
     since = delivery.batch.filter(pl.col(delivery.time).dt.date() >= pl.lit(now_days[len(now_days) - days]))[delivery.time].min()
     text = f"no rows between {hours[0]} and {hours[-1] + 1} h on {days} days in a row; before, {usual[hours].mean():.0%} of the days had them"

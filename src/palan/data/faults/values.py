@@ -127,7 +127,8 @@ def truncated(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
             continue
         # whole numbers of another unit are not those that cutting leaves
         left = np.unique(np.concatenate([cut(had[known]) for cut in (np.trunc, np.floor, np.round)]))
-        if float(np.isin(tail[np.isfinite(tail)], left).mean()) < 0.97:
+        near = different[(different >= left.min()) & (different <= left.max())]
+        if len(near) < 0.5 * len(different) or float(np.isin(near, left).mean()) < 0.97:
             continue
         since = delivery.since(start)
         text = f"{name} has lost its decimals since {since:%Y-%m-%d %H:%M}: {np.mean(blocks):.0%} of its values were whole before, now all of {rows}"
@@ -145,7 +146,7 @@ def _is_whole(values: Floats) -> Flags:
 
 def _cut(delivery: Delivery, name: str) -> list[Hypothesis]:
     had, has = (frame[name].cast(pl.String).str.len_chars().fill_null(0).to_numpy() for frame in (delivery.history, delivery.batch))
-    top = int(has[len(has) // 2 :].max(initial=0))
+    top = int(has[-(len(has) // 4) :].max(initial=0))
     longer = np.flatnonzero(has > top)
     start = int(longer[-1]) + 1 if len(longer) else 0
     usual = _block_shares(delivery, pl.Series(had > top)).min()
