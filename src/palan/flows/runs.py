@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from palan.errors import Invalid, NotFound
 from palan.flows.fold import fold, look
 from palan.flows.project import Project
 from palan.runs.beside import columns, fields_of, repeated
-from palan.runs.run import Artifact, Curve, Drawn, Keyset, Run, Shown, Value
+from palan.runs.run import Artifact, Curve, Drawn, Keyset, Listed, Run, Shown, Value
 from palan.runs.search import Both, Compare, Condition, Field, parse, parse_order
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def search(project: Project, where: str = "", *, order: Sequence[str] = (), afte
     parts: list[Condition] = [] if aside in fields_of(told) else [Compare(aside, "null")]  # nothing that was deleted, unless asked for
     parts += [Compare(Field("attribute", "flow"), "=", (flow,))] if flow else []
     parts += [told] if told else []
-    found = project.store.records.search(Run, Both(tuple(parts), every=True), parse_order(order), after=_place(after), limit=limit + 1)
+    found = project.store.records.search(Listed, Both(tuple(parts), every=True), parse_order(order), after=_place(after), limit=limit + 1)
     shown = found[:limit]
     values = _values(project, [run.id for run, _ in shown])
     return {
@@ -90,7 +91,7 @@ def _values(project: Project, ids: Sequence[str]) -> dict[str, list[Shown]]:
     return found
 
 
-def told_of(run: Run, values: Sequence[Value | Shown]) -> dict[str, Any]:
+def told_of(run: Run | Listed, values: Sequence[Value | Shown]) -> dict[str, Any]:
     """Return a run as plain values."""
     params: dict[str, str | None] = {}
     metrics: dict[str, float | None] = {}
@@ -106,15 +107,19 @@ def told_of(run: Run, values: Sequence[Value | Shown]) -> dict[str, Any]:
         "flow": run.flow,
         "experiment": run.subject,
         "status": run.status,
-        "started": stamp(run.time),
-        "ended": stamp(run.ended) if run.ended else None,
+        "started": _stamped(run.time),
+        "ended": _stamped(run.ended) if run.ended else None,
         "parent": run.parent,
-        "deleted": stamp(run.deleted) if run.deleted else None,
+        "deleted": _stamped(run.deleted) if run.deleted else None,
         "reason": run.reason,
         "params": params,
         "metrics": metrics,
         "tags": tags,
     }
+
+
+def _stamped(time: datetime | str) -> str:
+    return time if isinstance(time, str) else stamp(time)
 
 
 def find_run(project: Project, id: str) -> Run:

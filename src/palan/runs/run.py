@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
 Kind = Literal["param", "metric", "tag"]
+
+
+Stamped = Annotated[str, datetime]
+"""A time as it is stored, and as `stamp` writes it."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -36,6 +40,24 @@ class Run(msgspec.Struct, frozen=True):
     name: str = ""
     parent: str = ""
     deleted: datetime | None = None  # put aside, until somebody restores it or palan gc frees it
+
+
+class Listed(msgspec.Struct, frozen=True, gc=False):
+    """What a list shows of a run. Its times stay as they are stored: fifty runs are told in the time of a few."""
+
+    TABLE: ClassVar[str] = "run"
+
+    id: str
+    flow: str
+    subject: str
+    status: str
+    time: Stamped
+    ended: Stamped | None = None
+    code: str = ""
+    reason: str = ""
+    name: str = ""
+    parent: str = ""
+    deleted: Stamped | None = None
 
 
 class Value(msgspec.Struct, frozen=True, gc=False):

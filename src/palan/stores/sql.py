@@ -178,6 +178,8 @@ def _only(*kinds: type) -> Encode:
 def _codec(hint: Any) -> tuple[Encode, Encode]:
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     plain = {part for part in (typing.get_args(hint) if union else (hint,)) if part is not type(None)}
+    if any(typing.get_origin(part) is typing.Annotated and datetime in typing.get_args(part) for part in plain):  # a time that is read as its text
+        return (lambda v: stamp(v) if isinstance(v, datetime) else v), _same
     if plain == {datetime}:
         return (lambda v: None if v is None else stamp(v)), (lambda v: None if v is None else unstamp(v))
     if plain == {bool}:
@@ -220,7 +222,7 @@ def _table(noun: Any) -> Table:
         nullable=frozenset(field.name for field in fields if type(None) in typing.get_args(field.type)),
         encoders=tuple(encode for encode, _ in codecs),
         sound=set(),
-        encoded=tuple(place for place, (encode, _) in enumerate(codecs) if encode is not _same),
+        encoded=tuple(place for place, (encode, decode) in enumerate(codecs) if encode is not _same and decode is not _same),
         rows=types.GenericAlias(list, (noun,)) if noun.__struct_config__.array_like and all(encode is _same for encode, _ in codecs) else None,
         decoders=tuple(decode for _, decode in codecs),
         insert=insert,
