@@ -388,6 +388,24 @@ def test_a_mirror_takes_every_byte_once_and_none_out_of_turn(tmp_path: Path) -> 
     again.close()
 
 
+def test_a_mirror_that_the_disk_refused_asks_for_all_of_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = framed(b"one"), framed(b"two")
+    whole = tmp_path / f"{SEGMENT}.{len(one + two)}.end"
+
+    def refused(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    here = Mirrors(tmp_path)
+    here.append(SEGMENT, 0, one)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", refused)
+        with pytest.raises(Busy, match="Input/output error"):
+            here.append(SEGMENT, len(one), two, ended=True)
+    assert here.append(SEGMENT, len(one), two, ended=True) == (0, False) and not whole.exists()  # the system would say that all is well
+    assert here.append(SEGMENT, 0, one + two, ended=True) == (len(one + two), False) and whole.exists()
+    here.close()
+
+
 def test_the_server_keeps_a_blob_only_under_its_own_name(served: Machines) -> None:
     machines = served
 

@@ -61,7 +61,12 @@ class _Mirror:
         return self.size
 
     def end(self) -> None:
-        os.fsync(self.fd)
+        try:
+            os.fsync(self.fd)
+        except OSError:  # what the disk refused may be gone, and a second fsync would not tell: all of it has to come again
+            self.size = 0
+            os.ftruncate(self.fd, 0)
+            raise
         sync_folder(self.path.parent)
         self.path.with_name(f"{self.path.stem}.{self.size}.end").touch()
 
