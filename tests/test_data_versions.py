@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from palan.cli.commands import cli
 from palan.errors import Conflict, NotFound, PalanError
 from palan.flows import tables
+from palan.flows.gc import gc
 from palan.flows.ingest import ingest
 from palan.flows.project import Project, open_project
+from palan.flows.verify import verify
 from palan.flows.versions import difference, export, versions
 
 TOML = """
@@ -157,3 +159,16 @@ def test_the_command_line_lists_compares_and_writes(project: Project, monkeypatc
     assert "A 3: left 1.5 -> 98.0, note nothing -> counted" in told and "and 1 more: palan data diff stock@1 stock@3 --rows 2" in told
     assert "9 rows in" in typed("export", "stock", str(project.root / "all.parquet"))
     assert "next: palan ingest empty" in typed("list", "empty")
+
+
+def test_what_a_version_is_made_of_is_kept_by_gc_and_missed_by_verify(project: Project) -> None:
+    newest = tables.latest(project, "stock")
+    assert newest is not None and newest.masks
+    gc(project, older_than=timedelta(0))
+    assert rows(project, "stock@1") != rows(project, "stock") and verify(project)["findings"] == []
+    mask = newest.masks[newest.parts[0]][0]
+    (project.root / ".palan" / "blobs" / mask[:2] / mask).unlink()
+    (finding,) = verify(project)["findings"]
+    assert finding["what"].startswith(f"blob {mask} is not there, which stock@")
+    with pytest.raises(NotFound, match=f"blob {mask[:12]} is not in"):
+        tables.read(project, newest)

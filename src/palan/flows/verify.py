@@ -30,7 +30,7 @@ NOUNS: tuple[type, ...] = (Run, Step, DataVersion, Quarantine, Version, Evidence
 """All that is kept as records, but for the leases."""
 
 _ONE = {"blob", "reference", "request", "output"}
-_MANY = {"blobs", "parts", "state", "code"}
+_MANY = {"blobs", "parts", "masks", "state", "code"}
 """Fields that hold the digest of a blob, and those that hold a list or a table of them. Other digests name no blobs."""
 
 _TOLD = 1 << 30  # bytes between two lines of progress
@@ -69,7 +69,7 @@ def _records(project: Project, named: dict[str, str], report: dict[str, Any]) ->
     project.tell("reading the records")
     for what in records.verify():
         yield Finding("records", what, _restore(project))
-    for noun in NOUNS:
+    for noun in sorted(NOUNS, key=lambda noun: noun is Step):  # a blob is better known by what it is than by the step that made it
         for each in records.walk(noun):
             report["records"] += 1
             if isinstance(each, Corrupt):
