@@ -156,6 +156,8 @@ def key(project: Project) -> bytes:
 def _make_key(path: Path) -> None:
     import secrets
 
+    from palan.stores.files import sync_folder
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".key-{secrets.token_hex(8)}.tmp")
     try:
@@ -165,5 +167,6 @@ def _make_key(path: Path) -> None:
             os.fsync(file.fileno())
         with suppress(FileExistsError):  # another process was first: its key is the one
             os.link(temp, path)  # whole or not at all, and never over a key that is there
+        sync_folder(path.parent)  # what is signed with it may be on the disk before its name is
     finally:
         temp.unlink(missing_ok=True)
