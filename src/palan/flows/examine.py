@@ -43,6 +43,9 @@ DENSE = 12
 NAMES = 500
 """Different values of a text column, beyond which it names single things, and none of them is missed."""
 
+OF_A_DELIVERY = ("categories", "clock", "truncated", "sentinel", "partial")
+"""What only a look at the delivery as a whole tells. Units, signs and columns exchanged are told from day to day."""
+
 LEAST = 7
 MOST = 26
 """Stretches that one ingest judges, the newest ones: a year."""
@@ -96,9 +99,22 @@ def examine(
             if _is_certain(each, window.height / len(stretch), contract) and not (each.kind == "nulls" and set(each.columns) <= _outcomes(project)):
                 through = each.until.date() - timedelta(days=1) if each.until else stretch[-1]
                 told = _joined(told, [_marked(each, through)])
+        if stretch[-1] == judged[-1]:
+            told = _joined(told, [_marked(each, stretch[-1]) for each in _of_the_delivery(past, window, contract, columns, told)])
     accepted = [each for each in known if tables.ACCEPTED in each.evidence]
     told = [_as_accepted(each, accepted) for each in told]
     return _joined(still, told), [each for each in told if _through(each) >= first and tables.ACCEPTED not in each.evidence]
+
+
+def _of_the_delivery(past: pl.DataFrame, window: pl.DataFrame, contract: Contract, columns: Sequence[str], told: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """Return what the newest rows show beside those before them that no day shows by itself, of columns not spoken of yet."""
+    from palan.data.faults.diagnose import diagnose
+
+    frames = [frame.sort(contract.time, maintain_order=True).select(contract.time, *columns) for frame in (past, window)]
+    spoken = {name for each in told for name in each.columns}
+    found = [each for each in diagnose(*frames, time=contract.time) if each.kind in OF_A_DELIVERY and not spoken & set(each.columns)]
+    # a clock is put right where it is set: a repair would move rows from day to day
+    return [replace(each, repairs=()) if each.kind == "clock" else each for each in found]
 
 
 def said(each: Hypothesis) -> str:

@@ -31,7 +31,7 @@ def relabelled(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
     for name in delivery.words:
         if name in told:
             continue
-        had = dict(delivery.history[name].cast(pl.String).drop_nulls().value_counts().iter_rows())
+        had = dict(delivery.history[name].cast(pl.String).drop_nulls().value_counts(name="palan_rows").iter_rows())
         has = delivery.batch[name].cast(pl.String)
         if not had or len(had) > CATEGORIES:
             continue
@@ -39,7 +39,7 @@ def relabelled(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
         if not strange.any():
             continue
         start = _start(strange)
-        since = has[start:].drop_nulls().value_counts()
+        since = has[start:].drop_nulls().value_counts(name="palan_rows")
         now = dict(since.iter_rows())
         rows = sum(now.values())
         new = {value: count for value, count in now.items() if value not in had}
@@ -187,7 +187,7 @@ def _companies(delivery: Delivery, besides: Sequence[str], start: int) -> list[_
     for name in delivery.words:
         if name in besides or not 2 <= delivery.history[name].n_unique() <= 4 * MANY:
             continue
-        values = delivery.history[name].cast(pl.String).drop_nulls().value_counts(sort=True)[name][:MANY].to_list()
+        values = delivery.history[name].cast(pl.String).drop_nulls().value_counts(sort=True, name="palan_rows")[name][:MANY].to_list()
         past, now = (numbered(frame[name], values) for frame in (delivery.history, batch))
         found.append(_Company(past, now, len(values) + 1))
     for name in delivery.numbers:
@@ -325,7 +325,7 @@ def exchanged(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
     """Two columns of words hold what the other one held: as often, and beside the same values of other columns."""
     names = [name for name in delivery.words if name not in told and delivery.history[name].n_unique() <= CATEGORIES and delivery.history[name].n_unique() > 1]
     found: list[tuple[float, Hypothesis]] = []
-    values = {name: delivery.history[name].cast(pl.String).drop_nulls().value_counts(sort=True)[name].to_list() for name in names}
+    values = {name: delivery.history[name].cast(pl.String).drop_nulls().value_counts(sort=True, name="palan_rows")[name].to_list() for name in names}
     for place, one in enumerate(names):
         for other in names[:place]:
             gain = _swap_gain(delivery, one, other, values)

@@ -344,7 +344,7 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
             on = float(np.mean(column.steps.on(befores))), float(np.mean(column.steps.on(afters, rounded)))
             if on[1] < 0.8 * column.steps.usual:
                 return None
-            if on[0] < 0.5 * column.steps.usual and len(befores) >= 6:
+            if on[0] < (0.5 if len(befores) >= 12 else 0.2) * column.steps.usual and len(befores) >= 6:
                 broken.append(f"{table.names[place]} between its steps")
             score += on[1] - on[0]
         distance = column.distance(right) if had is None else float(np.abs(np.quantile(had, GRID) - np.quantile(right, GRID)).mean()) / column.spread / column.limit / 2
@@ -394,7 +394,7 @@ def _in_a_group(table: Table, place: int) -> list[tuple[_Case, Hypothesis, Float
     best: tuple[_Case, Change, Floats, str, str] | None = None
     for name in table.delivery.words:
         named = table.delivery.batch[name].cast(pl.String)
-        counts = named.drop_nulls().value_counts(sort=True)
+        counts = named.drop_nulls().value_counts(sort=True, name="palan_rows")
         if not 2 <= counts.height <= GROUPS:
             continue
         for value, count in counts.head(8).iter_rows():

@@ -66,7 +66,7 @@ def missing_groups(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
 def _least_share(had: pl.DataFrame) -> pl.Expr:
     """Return the smallest share of a block's rows that has the value."""
     size = had.height / BLOCKS
-    return pl.col("block").value_counts().struct.field("count").min() / size
+    return pl.col("block").value_counts(name="palan_rows").struct.field("palan_rows").min() / size
 
 
 def _longest_absence(present: pl.Series) -> int:

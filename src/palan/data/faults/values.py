@@ -33,7 +33,7 @@ def defaults(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
         longest = int(np.diff(np.flatnonzero(had.is_null().to_numpy())).max(initial=0))
         if tail.len() < max(RUN, 1.5 * longest) or (1 - least) ** tail.len() > CHANCE:
             continue
-        counts = tail.value_counts(sort=True)
+        counts = tail.value_counts(sort=True, name="palan_rows")
         best: tuple[float, object] | None = None
         for value, count in counts.head(20).iter_rows():
             worst = float(_block_shares(delivery, (had == value).fill_null(False)).max())
