@@ -91,6 +91,20 @@ def test_another_unit_is_told_where_it_comes_in_and_forgotten_once_it_is_put_rig
     assert suspected(project) == []
 
 
+def test_what_only_a_look_at_the_delivery_tells_is_told_as_well(project: Project, months: list[pl.DataFrame]) -> None:
+    for name, frame in zip("89a", months, strict=False):
+        assert deliver(project, name, frame)["warnings"] == []
+    november = months[3].filter(pl.col("time_hour") < "2013-12-01")
+    (warning,) = deliver(project, "b", november.with_columns(pl.col("pressure").floor()))["warnings"]  # type: ignore[misc]
+    assert warning.startswith("suspect: pressure has lost its decimals since 2013-11-")
+    assert [(kind, columns) for kind, columns, _ in suspected(project)] == [("truncated", ("pressure",))]
+    assert deliver(project, "b", november)["warnings"] == []
+    assert suspected(project) == []
+    (warning,) = deliver(project, "c", months[4].filter((pl.col("origin") != "LGA") | (pl.col("time_hour") < "2013-12-20")))["warnings"]  # type: ignore[misc]
+    assert "no row says origin LGA since 2013-12-20" in warning
+    assert suspected(project) == [("partial", ("origin",), "2013-12-20")]
+
+
 def test_a_fault_that_its_range_keeps_out_in_part_is_told_all_the_same(tmp_path: Path, months: list[pl.DataFrame]) -> None:
     strict = configured(tmp_path, low="5")  # of the °C values about half lie within
     for name, frame in zip("89a", months, strict=False):

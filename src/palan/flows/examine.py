@@ -46,6 +46,9 @@ NAMES = 500
 OF_A_DELIVERY = ("categories", "clock", "truncated", "sentinel", "partial")
 """What only a look at the delivery as a whole tells. Units, signs and columns exchanged are told from day to day."""
 
+MONTH = 31
+"""Days, the newest ones, that are looked at as one delivery."""
+
 LEAST = 7
 MOST = 26
 """Stretches that one ingest judges, the newest ones: a year."""
@@ -87,20 +90,30 @@ def examine(
         return list(known), []
     still = [each for each in known if not (judged[0] <= each.since.date() and _through(each) <= judged[-1])]
     told: list[Hypothesis] = []
-    for stretch in _stretches(judged):
+
+    def beside(stretch: Sequence[date]) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+        """Return the healthy rows before these days, what is suspected of them put right, and the rows of these days."""
         lost = [(each.since.date(), _through(each)) for each in (*still, *told) if not each.repairs]
         healthy = [day for day in days if stretch[0] - OLDEST <= day < stretch[0] and not any(first <= day <= last for first, last in lost)][-HISTORY:]
         if len(healthy) < ENOUGH:
-            continue
+            return None
         day = pl.col(doctor.DAY)
-        past, window = rows.filter(day.is_in(healthy)), rows.filter(day.is_between(stretch[0], stretch[-1]))
-        past = apply(past, [repair for each in (*still, *told) for repair in _while_seen(each)], contract.time)
+        past = apply(rows.filter(day.is_in(healthy)), [repair for each in (*still, *told) for repair in _while_seen(each)], contract.time)
+        return past, rows.filter(day.is_between(stretch[0], stretch[-1]))
+
+    for stretch in _stretches(judged):
+        frames = beside(stretch)
+        if frames is None:
+            continue
+        past, window = frames
         for each in doctor.hypotheses(past, window, time=contract.time, columns=columns):
             if _is_certain(each, window.height / len(stretch), contract) and not (each.kind == "nulls" and set(each.columns) <= _outcomes(project)):
                 through = each.until.date() - timedelta(days=1) if each.until else stretch[-1]
                 told = _joined(told, [_marked(each, through)])
-        if stretch[-1] == judged[-1]:
-            told = _joined(told, [_marked(each, stretch[-1]) for each in _of_the_delivery(past, window, contract, columns, told)])
+    newest = judged[-MONTH:]
+    frames = beside(newest)
+    if frames is not None:
+        told = _joined(told, [_marked(each, newest[-1]) for each in _of_the_delivery(*frames, contract, columns, told)])
     accepted = [each for each in known if tables.ACCEPTED in each.evidence]
     told = [_as_accepted(each, accepted) for each in told]
     return _joined(still, told), [each for each in told if _through(each) >= first and tables.ACCEPTED not in each.evidence]
