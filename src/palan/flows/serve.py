@@ -188,4 +188,4 @@ def _config(site: Site) -> Any:
     from uvicorn.importer import import_from_string
 
     app = import_from_string(APPLICATION)(site)
-    return uvicorn.Config(app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS, timeout_keep_alive=30, lifespan="off", ws="none")
+    return uvicorn.Config(app, http=import_from_string("palan.http.together:Protocol"), access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS, timeout_keep_alive=30, lifespan="off", ws="none")
