@@ -524,3 +524,32 @@ def test_a_killed_ingest_goes_on_with_the_file_it_was_at(project: Project) -> No
     assert version.rows == rows(project).height == 28 * 24 * 60
     assert len(version.parts) == len(version.sources) == len(project.store.records.find(Step)) == 6
     assert len(log(project, verify=True)["entries"]) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_delivered_in_whatever_order_the_table_is_what_was_said_last(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(seed)
+    for place, name, sizes in ((reading, "PIECE", (30, 1 << 20)), (tables, "PART_ROWS", (1, 3, 1000))):
+        monkeypatch.setattr(place, name, chance.choice(sizes))
+    (tmp_path / "palan.toml").write_text('[data.t]\nsource = "feed/*"\nkey = ["k"]\ncolumns = { k = "int", v = "int 0..50", w = "str?" }\n', encoding="utf-8")
+    (tmp_path / "feed").mkdir()
+    opened = open_project(tmp_path)
+    table: dict[int, tuple[int, int, str]] = {}
+    files: dict[str, list[tuple[int, int, str]]] = {}
+    said: dict[str, dict[int, tuple[int, int, str]]] = {"a": {}, "b": {}, "c": {}}
+    for _ in range(5):
+        delivered = chance.sample("abc", 2)
+        for name in sorted(delivered):
+            more = [(chance.randrange(8), chance.choice([1, 2, 3, 99]), chance.choice(["", "x", "y"])) for _ in range(chance.randrange(1, 9))]
+            files[name] = [*files.get(name, [])[chance.choice([0, 1, 100]) :], *more]
+            (tmp_path / "feed" / f"{name}.csv").write_text("k,v,w\n" + "".join(f"{k},{v},{w}\n" for k, v, w in files[name]), encoding="utf-8")
+            for key in {row[0] for row in files[name]}:
+                rows = {row for row in files[name] if row[0] == key and row[1] <= 50}
+                if len(rows) == 1 and said[name].get(key) not in rows:  # what a file only repeats may have been corrected by another since
+                    table[key] = said[name][key] = rows.pop()
+        (report,) = ingest(opened, "t")
+        newest = tables.latest(opened, "t")
+        found = {row[0]: (*row[:2], row[2] or "") for row in tables.read(opened, newest).rows()} if newest else {}
+        assert found == table
+        assert report["total"] == len(table) and (newest is None or tables.scan(opened, newest).select(pl.len()).collect().item() == len(table))
+    opened.store.records.close()

@@ -358,7 +358,7 @@ def _verify(
     try:
         with path.open("rb") as file:
             judge, good, rejected, repeated = _judge(project, contract, path, file, len(parts), earlier)
-        hidden = tables.overtaken(project, contract, parts, masks, [part for part, _ in good.parts])
+        hidden = tables.overtaken(project, contract, parts, masks, {part: (repeated[part],) if part in repeated else () for part, _ in good.parts})
         verdict = judge.verdict(sum(len(rows) for rows in hidden.values()))
     except (Busy, Conflict, Corrupt):
         raise

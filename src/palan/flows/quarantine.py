@@ -55,7 +55,7 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
     Of a file that came again, rows that are still broken wait under its new delivery.
     """
     by_source = {report["source"]: report for report in reports}
-    parts = [part for report in reports for part in report["parts"]]
+    parts = {part: (report["masks"][part],) if part in report["masks"] else () for report in reports for part in report["parts"]}
     found = []
     for each in waiting(project, contract.name):
         report = by_source.get(each.source)
@@ -66,7 +66,7 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
             still = _among(bad, _together(project, report["quarantine"]), contract) if report["quarantine"] else bad.head(0)
             found.append(_settled(project, each, bad, still, "fixed", f"{each.source} was delivered again", keep=False))
         else:
-            rest = _without(bad, [tables.scan_frame(project, part).select(contract.key).collect() for part in parts], contract)
+            rest = _without(bad, [tables.scan_parts(project, [part], parts, contract).select(contract.key).collect() for part in parts], contract)
             if rest.height < bad.height:
                 found.append(_settled(project, each, bad, rest, "fixed", f"rows of {each.source} were delivered corrected"))
     return [each for each in found if each.rows or not each.rest]
@@ -90,7 +90,7 @@ def judged_again(
             if checked is None or not checked.good.height:
                 return {"parts": []}
             part = tables.store_frame(project, checked.good, part=len(parts))
-            hidden = tables.overtaken(project, contract, parts, masks, [part])
+            hidden = tables.overtaken(project, contract, parts, masks, {part: ()})
             corrections = sum(len(rows) for rows in hidden.values())
             return {
                 "parts": [part],

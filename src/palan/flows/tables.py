@@ -152,8 +152,8 @@ def with_masks(masks: Mapping[str, tuple[str, ...]], more: Mapping[str, str]) ->
     return {**masks, **{part: (*masks.get(part, ()), mask) for part, mask in more.items()}}
 
 
-def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[str], masks: Mapping[str, Sequence[str]], by: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the rows of these parts, hidden ones apart, that have the key of a row in the parts `by`."""
+def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[str], masks: Mapping[str, Sequence[str]], by: Mapping[str, Sequence[str]]) -> dict[str, NDArray[Any]]:
+    """Return the rows of these parts that have the key of a row in the parts `by`, given with their own masks; hidden rows apart."""
     import numpy as np
     import polars as pl
 
@@ -165,7 +165,7 @@ def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[st
     old = {part: rows for part, rows in old.items() if key and set(key) <= set(schemas[part].names())}
     if not old or not by:
         return {}
-    came = scan_parts(project, by, {}, contract).select(key)
+    came = scan_parts(project, list(by), by, contract).select(key)
     casts = alike_casts([*(schemas[part] for part in old), came.collect_schema()], msgspec.structs.replace(contract, columns=tuple(contract.field(name) for name in key)))
     numbered = [rows.with_columns(cast).select(*key, ROW, pl.lit(number).alias("palan_part")) for number, (rows, cast) in enumerate(zip(old.values(), casts, strict=False))]
     found = pl.concat(numbered).join(came, on=key, how="semi").select("palan_part", ROW).collect(engine="streaming")
@@ -177,7 +177,7 @@ def told(project: Project, contract: contracts.Contract, parts: Sequence[tuple[s
     """Yield what these parts say, with the rows that each hides of itself: of each key what the last of them says."""
     for number, (part, own) in enumerate(parts):
         rows = _unmasked(project, part, own, numbered=True)
-        gone = overtaken(project, contract, [part], {part: own}, [later for later, _ in parts[number + 1 :]]).get(part)
+        gone = overtaken(project, contract, [part], {part: own}, dict(parts[number + 1 :])).get(part)
         if gone is not None:
             import polars as pl
 
@@ -191,7 +191,7 @@ def masks_of(project: Project, version: DataVersion) -> dict[str, tuple[str, ...
         return dict(version.masks)
     contract = contract_of(project, version.data)
     contract = msgspec.structs.replace(contract, key=tuple(name for name in version.verdict.get("key", contract.key) if name in contract.names))
-    found = ((part, overtaken(project, contract, [part], {}, version.parts[number + 1 :]).get(part)) for number, part in enumerate(version.parts))
+    found = ((part, overtaken(project, contract, [part], {}, dict.fromkeys(version.parts[number + 1 :], ())).get(part)) for number, part in enumerate(version.parts))
     return {part: (store_mask(project, rows),) for part, rows in found if rows is not None}
 
 
