@@ -49,6 +49,9 @@ OF_A_DELIVERY = ("categories", "clock", "truncated", "sentinel", "partial")
 MONTH = 31
 """Days, the newest ones, that are looked at as one delivery."""
 
+LATE = timedelta(days=3)
+"""For so long rows may stay out before they are missed."""
+
 LEAST = 7
 MOST = 26
 """Stretches that one ingest judges, the newest ones: a year."""
@@ -122,10 +125,14 @@ def examine(
 def _of_the_delivery(past: pl.DataFrame, window: pl.DataFrame, contract: Contract, columns: Sequence[str], told: Sequence[Hypothesis]) -> list[Hypothesis]:
     """Return what the newest rows show beside those before them that no day shows by itself, of columns not spoken of yet."""
     from palan.data.faults.diagnose import diagnose
+    from palan.data.verdict import read_as
 
     frames = [frame.sort(contract.time, maintain_order=True).select(contract.time, *columns) for frame in (past, window)]
     spoken = {name for each in told for name in each.columns}
     found = [each for each in diagnose(*frames, time=contract.time) if each.kind in OF_A_DELIVERY and not spoken & set(each.columns)]
+    # a supplier may be some days late
+    newest: datetime = read_as("time", window[contract.time]).max()  # type: ignore[assignment]
+    found = [each for each in found if each.kind != "partial" or newest - each.since >= LATE]
     # a clock is put right where it is set: a repair would move rows from day to day
     return [replace(each, repairs=()) if each.kind == "clock" else each for each in found]
 

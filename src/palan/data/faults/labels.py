@@ -326,9 +326,10 @@ def exchanged(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
     names = [name for name in delivery.words if name not in told and delivery.history[name].n_unique() <= CATEGORIES and delivery.history[name].n_unique() > 1]
     found: list[tuple[float, Hypothesis]] = []
     values = {name: delivery.history[name].cast(pl.String).drop_nulls().value_counts(sort=True, name="palan_rows")[name].to_list() for name in names}
+    worded = _worded(delivery, names)
     for place, one in enumerate(names):
         for other in names[:place]:
-            gain = _swap_gain(delivery, one, other, values)
+            gain = _swap_gain(worded[one], worded[other])
             start, total = best_start(gain)
             if total < 20 or float(gain[start:].mean()) <= 0:
                 continue
@@ -348,16 +349,26 @@ def exchanged(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
     return kept
 
 
-def _swap_gain(delivery: Delivery, one: str, other: str, values: Mapping[str, Sequence[str]]) -> Floats:
+@dataclass(frozen=True, slots=True)
+class _Worded:
+    """One column of words among others, all their values numbered alike."""
+
+    logs: Floats  # log share of each value in the history
+    now: NDArray[np.int64]
+
+
+def _worded(delivery: Delivery, names: Sequence[str]) -> dict[str, _Worded]:
+    every = sorted({value for name in names for frame in (delivery.history, delivery.batch) for value in frame[name].cast(pl.String).drop_nulls().unique()})
+    found = {}
+    for name in names:
+        shares = np.bincount(numbered(delivery.history[name], every), minlength=len(every) + 1) + 0.5
+        found[name] = _Worded(np.log(shares / shares.sum()), numbered(delivery.batch[name], every))
+    return found
+
+
+def _swap_gain(one: _Worded, other: _Worded) -> Floats:
     """Return for each row of the batch how much likelier its two values are the other way round."""
-    logs, found = {}, {}
-    for name, elsewhere in ((one, other), (other, one)):
-        past = numbered(delivery.history[name], values[name])
-        shares = np.bincount(past, minlength=len(values[name]) + 1) + 0.5
-        logs[name] = np.log(shares / shares.sum())
-        found[name] = logs[name][numbered(delivery.batch[name], values[name])]
-        found[f"{elsewhere} in {name}"] = logs[name][numbered(delivery.batch[elsewhere], values[name])]
-    gain: Floats = np.clip(found[f"{other} in {one}"] + found[f"{one} in {other}"] - found[one] - found[other], -5, 5)
+    gain: Floats = np.clip(one.logs[other.now] + other.logs[one.now] - one.logs[one.now] - other.logs[other.now], -5, 5)
     return gain
 
 
