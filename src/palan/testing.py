@@ -437,6 +437,16 @@ class RecordsSuite:
                     after = page[-1][1]
                 assert paged == found, (text, order)
 
+    def test_texts_come_by_the_beginning_of_their_key(self, tmp_path: Path) -> None:
+        records = self.open(tmp_path)
+        given: dict[str, str | None] = {"é \"'\\ key": 'said "é" \\ {"a": [1]}\n\t\u2028\x01\U0001f600', "b": None, "B": "null", "a": "", "rate": "0.10", "z": "9007199254740993"}
+        values = [Value(run, "param", key, text) for run in ("r2", "r1") for key, text in reversed(given.items())]
+        records.put(*values, Value("r1", "tag", "a", "1e400"), Value("r1", "metric", "a", "NaN"), Value("r3", "param", "a", "of another"))
+        found = records.texts(Value, "text", run=["r1", "r2", "none"], kind=["param", "tag"])
+        assert found == {("r1", "param"): given, ("r1", "tag"): {"a": "1e400"}, ("r2", "param"): given}
+        assert [list(each) for each in found.values() if len(each) > 1] == [sorted(given)] * 2
+        assert records.texts(Value, "text", run=()) == {}
+
     def test_a_transaction_is_all_or_nothing(self, tmp_path: Path) -> None:
         records, other = self.open(tmp_path), self.open(tmp_path)
         run = Run("r1", "build", "delay", "done", NOON)

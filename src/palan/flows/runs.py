@@ -6,7 +6,6 @@ import base64
 import binascii
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -61,7 +60,7 @@ def search(project: Project, where: str = "", *, order: Sequence[str] = (), afte
     shown = found[:limit]
     values = _values(project, [run.id for run, _ in shown])
     return {
-        "runs": [told_of(run, values.get(run.id, ())) for run, _ in shown],
+        "runs": [told_of(run, values[run.id]) for run, _ in shown],
         "next": _token(shown[-1][1]) if len(found) > limit else "",
         "reading": reading,
     }
@@ -83,24 +82,23 @@ def _token(place: Sequence[Any]) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(list(place))).decode()
 
 
-def _values(project: Project, ids: Sequence[str]) -> dict[str, list[Shown]]:
-    found: dict[str, list[Shown]] = defaultdict(list)
+Held = Mapping[str, Mapping[str, Any]]
+"""What is shown of the values of a run: its params, its metrics (last values) and its tags."""
+
+
+def _values(project: Project, ids: Sequence[str]) -> dict[str, Held]:
+    found: dict[str, dict[str, dict[str, Any]]] = {id: {"params": {}, "metrics": {}, "tags": {}} for id in ids}
     for at in range(0, len(ids), 500):
-        for each in project.store.records.find(Shown, run=list(ids[at : at + 500])):
-            found[each.run].append(each)
-    return found
+        some = list(ids[at : at + 500])
+        for (run, kind), texts in project.store.records.texts(Value, "text", run=some, kind=["param", "tag"]).items():
+            found[run][f"{kind}s"] = texts
+        for each in project.store.records.find(Shown, run=some, kind="metric"):
+            found[each.run]["metrics"][each.key] = each.number
+    return {**found}
 
 
-def told_of(run: Run | Listed, values: Sequence[Value | Shown]) -> dict[str, Any]:
+def told_of(run: Run | Listed, values: Held) -> dict[str, Any]:
     """Return a run as plain values."""
-    params: dict[str, str | None] = {}
-    metrics: dict[str, float | None] = {}
-    tags: dict[str, str | None] = {}
-    for each in values:
-        if each.kind == "metric":
-            metrics[each.key] = each.number
-        else:
-            (params if each.kind == "param" else tags)[each.key] = each.text
     return {
         "run": run.id,
         "name": run.name,
@@ -112,9 +110,7 @@ def told_of(run: Run | Listed, values: Sequence[Value | Shown]) -> dict[str, Any
         "parent": run.parent,
         "deleted": _stamped(run.deleted) if run.deleted else None,
         "reason": run.reason,
-        "params": params,
-        "metrics": metrics,
-        "tags": tags,
+        **values,
     }
 
 
@@ -176,13 +172,11 @@ def run_page(project: Project, id: str) -> dict[str, Any]:
     """
     run, reading = _looked(project, id)
     records = project.store.records
-    values = records.find(Value, run=run.id)
     return {
-        **told_of(run, values),
+        **told_of(run, _values(project, [run.id])[run.id]),
         "curves": [
             {"metric": each.key, "last": each.number, "min": each.least, "max": each.largest, "points": each.count, "step": each.step}
-            for each in values
-            if each.kind == "metric"
+            for each in records.find(Value, run=run.id, kind="metric")
         ],
         "artifacts": [{"path": each.path, "blob": each.blob, "size": each.size} for each in records.find(Artifact, run=run.id)],
         "children": [{"run": each.id, "name": each.name, "status": each.status} for each in records.find(Run, parent=run.id, order="time")],
@@ -369,7 +363,7 @@ def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
     if len(found) < 2:
         raise Invalid("one run cannot be compared", "palan runs compare RUN RUN", field="runs", value=list(ids))
     values = _values(project, [run.id for run in found])
-    told = [{**told_of(run, values.get(run.id, ())), "about": {"code": run.code, **{f"data.{name}": number for name, number in run.data.items()}, **run.environment}} for run in found]
+    told = [{**told_of(run, values[run.id]), "about": {"code": run.code, **{f"data.{name}": number for name, number in run.data.items()}, **run.environment}} for run in found]
     differ: dict[str, dict[str, list[Any]]] = {}
     same: dict[str, dict[str, Any]] = {}
     for part in ("params", "metrics", "tags", "about"):

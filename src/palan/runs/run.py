@@ -82,15 +82,13 @@ class Value(msgspec.Struct, frozen=True, gc=False):
 
 
 class Shown(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """What a list of runs shows of a value. It is laid out like a row, so that a thousand of them are made at once."""
+    """What a list of runs shows of a metric. It is laid out like a row, so that a thousand of them are made at once."""
 
     TABLE: ClassVar[str] = "value"
     KEY: ClassVar[tuple[str, ...]] = ("run", "kind", "key")
 
     run: str
-    kind: Kind
     key: str
-    text: str | None = None
     number: float | None = None
 
 

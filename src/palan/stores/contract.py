@@ -106,6 +106,10 @@ class Records(ABC):
         """
 
     @abstractmethod
+    def texts(self, noun: type, field: str, **where: object) -> dict[tuple[str, ...], dict[str, str | None]]:
+        """Return a field of text by the last part of the key, in its order, for each beginning of the key; `where` as in `find`."""
+
+    @abstractmethod
     def walk(self, noun: type[T]) -> Iterator[T | Corrupt]:
         """Yield every noun in the order of its key, a few in memory at a time; in the place of one that cannot be read, why."""
 

@@ -299,6 +299,7 @@ class PostgresRecords(sql.SqlRecords):
         self.kept_in = self._server.name
         self._mine = threading.local()  # the connection of the transaction that this thread is in
 
+    packed = "json_object_agg({key}, {field} order by {key})::text"
     lock = "for update skip locked"
 
     def put(self, *nouns: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import msgspec
@@ -34,7 +34,9 @@ def searched(
     along, counts = True, []
     if indexed := _indexed(where):
         every = rows(" ".join(["select count(*) from", of.name]), [])[0][0] or 1
-        counts = [rows(*_count(each))[0][0] for each in indexed]
+        # Of one comparison alone it is enough to know that it is met by so many that the order is the better way.
+        most = isqrt(limit * every) + 1 if len(indexed) == 1 else every
+        counts = [rows(*_count(each, most))[0][0] for each in indexed]
         along = min(counts) > limit / max(prod(count / every for count in counts), 1e-12)
     keys = _keys(of, order)
     plans = _plans(of, keys, order, after) if along else [_rare(of, indexed[counts.index(min(counts))], keys, after)]
@@ -57,9 +59,9 @@ def _indexed(where: Condition | None) -> list[Compare]:
     return []
 
 
-def _count(compare: Compare) -> tuple[str, list[Any]]:
+def _count(compare: Compare, most: int) -> tuple[str, list[Any]]:
     part = _matching(compare)
-    return _of_values("count(*)", part.text), list(part.values)
+    return " ".join(["select count(*) from (", _of_values("1", part.text), "limit ?) counted"]), [*part.values, most]
 
 
 def _of_values(what: str, where: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from palan.core import stamp, unstamp
-from palan.errors import Corrupt
+from palan.errors import Corrupt, PalanError
 from palan.stores.contract import Records
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Table(msgspec.Struct, frozen=True):
         return self.keys[0]
 
     def bind(self, column: str, value: object) -> Any:
-        return self.encoders[self.columns.index(column)](value)
+        return self.encoders[self.columns.index(column)](value) if column in self.columns else value
 
 
 def _same(value: Any) -> Any:
@@ -265,6 +265,14 @@ def find(
     return " ".join(parts), values
 
 
+def texts(of: Table, field: str, where: Mapping[str, object], packed: str) -> tuple[str, list[Any]]:
+    """Return the statement and its values for `Records.texts`; `packed` makes one JSON object of two columns."""
+    clauses, values = _equal(of, where)
+    by = ", ".join(of.keys[:-1])
+    told = packed.format(key=of.keys[-1], field=field)
+    return " ".join(["select", by, ",", told, "from", of.name, "where", " and ".join(clauses), "group by", by]), values
+
+
 def claim(
     of: Table, changes: Mapping[str, object], order: Sequence[str], limit: int, but: Mapping[str, Sequence[str]], where: Mapping[str, object], lock: str
 ) -> tuple[str, list[Any]]:
@@ -290,7 +298,7 @@ def _equal(of: Table, where: Mapping[str, object]) -> tuple[list[str], list[Any]
         values.extend(bound)
 
     for column, value in where.items():
-        if column not in of.columns:
+        if column not in of.columns and column not in of.keys:  # of a key not every part is shown
             raise TypeError(f"{of.name} has no field {column}")
         if value is None:
             clause(column, "is null", [])
@@ -340,11 +348,15 @@ def build(noun: type, of: Table, row: Sequence[Any], restore: str = "palan.db") 
         raise Corrupt(f'the {of.name} "{row[0]}" is damaged at {column}: {error}', f"restore {restore} from a backup") from error
 
 
+_TEXTS = msgspec.json.Decoder(dict[str, str | None])
+
+
 class SqlRecords(Records):
     """What both databases read in the same way."""
 
     kept_in = "palan.db"  # what a damaged row is restored from
 
+    packed = "json_group_object({key}, {field})"  # walks along the key, hence in its order
     lock = ""  # what keeps others from rows that are chosen to be changed
 
     @abstractmethod
@@ -383,6 +395,15 @@ class SqlRecords(Records):
             with suppress(msgspec.ValidationError):  # what is wrong is told below
                 return list(msgspec.convert(rows, of.rows))
         return [build(noun, of, row, self.kept_in) for row in rows]
+
+    def texts(self, noun: type, field: str, **where: Any) -> dict[tuple[str, ...], dict[str, str | None]]:
+        # One row for many values: a database is asked for rows by far slower than JSON is read.
+        of = table(noun)
+        try:
+            return {tuple(row[:-1]): _TEXTS.decode(row[-1]) for row in self._read(*texts(of, field, where, self.packed))}
+        except PalanError:
+            self.find(noun, **where)  # a damaged row is told by its key
+            raise
 
     def search(
         self, noun: type[T], where: Condition | None = None, order: Sequence[Order] = (), *, after: Sequence[Any] = (), limit: int
