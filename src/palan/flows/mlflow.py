@@ -68,6 +68,7 @@ class Known(msgspec.Struct):
     deleted: bool
     params: dict[str, str]
     looked: float = 0.0
+    folded: float = 0.0  # when its parameters were last brought up to date
 
 
 def invalid(what: str, field: str = "") -> Invalid:
@@ -140,44 +141,54 @@ class Tracking:
 
     # -- writing: no database but for the first call about a run
 
-    def knows(self, run: str) -> bool:
-        """Tell whether a write to the run needs no look into the store."""
+    def knows(self, run: str, *, params: bool = False) -> Known | None:
+        """Return what is remembered of a run, if that will do for a write to it, or for one of parameters."""
         found = self._known.get(run)
-        return found is not None and time.monotonic() - found.looked < FRESH
+        return found if found is not None and time.monotonic() - (found.folded if params else found.looked) < FRESH else None
 
-    def known(self, run: str) -> Known:
-        """Return what is remembered of a run, after a look into the store if the last one was a while ago."""
+    def known(self, run: str, *, params: bool = False) -> Known:
+        """Return what is remembered of a run, after a look into the store if the last one was a while ago.
+
+        Only for parameters, and for the first look, is folded what others logged: a client that logs a metric after the
+        other would have its own points folded four times a second.
+        """
+        if found := self.knows(run, params=params):
+            return found
         with self._lock:
             found = self._known.get(run)
-            if found is not None and self.knows(run):
-                return found
+            known, folding = found or Known(deleted=False, params={}), params or found is None
             try:
-                told = self.run(run)
-                params = {each.key: each.text or "" for each in self.records.find(Value, run=run, kind="param")}
+                told = self.run(run) if folding else self.records.get(Run, run)
+                for each in self.records.find(Value, run=run, kind="param") if folding else ():
+                    known.params.setdefault(each.key, each.text or "")
             except (NotFound, Busy):
                 if found is None:
                     raise
-                return found  # it began here and is not folded yet, or somebody else has the database for himself
-            if told.status == "killed" and told.reason == KILLED:  # its client is alive: it was the server that ended
-                self.tell(run, "resume", {})
-            return self._remember(run, Known(told.deleted is not None, {**params, **(found.params if found else {})}))
+                told = None  # it began here and is not folded yet, or somebody else has the database for himself
+            if told is not None:
+                known.deleted = told.deleted is not None
+                if told.status == "killed" and told.reason == KILLED:  # its client is alive: it was the server that ended
+                    self.tell(run, "resume", {})
+            return self._remember(run, known, folded=folding)
 
-    def _remember(self, run: str, known: Known) -> Known:
+    def _remember(self, run: str, known: Known, *, folded: bool = True) -> Known:
         with self._lock:
             known.looked = time.monotonic()
+            if folded:
+                known.folded = known.looked
             self._known[run] = known
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
             return known
 
-    def writable(self, run: str) -> Known:
+    def writable(self, run: str, *, params: bool = False) -> Known:
         """Return what is remembered of a run that may be written to.
 
         Raises:
             NotFound: there is no such run.
             Invalid: it was deleted.
         """
-        found = self.known(run)
+        found = self.known(run, params=params)
         if found.deleted:
             raise invalid(f"The run {run} must be in the 'active' state. Current state is deleted.")
         return found
@@ -200,7 +211,7 @@ class Tracking:
         _check_metrics(metrics, batch)
         _check_keys(params, "params" if batch else "", "Param key")
         _check_keys(tags, "tags" if batch else "", "")
-        known = self.writable(run)
+        known = self.writable(run, params=bool(params))
         frames = self._points(run, metrics)
         ns = time.time_ns()
         if params:
@@ -220,13 +231,14 @@ class Tracking:
     def _points(self, run: str, metrics: Sequence[Metric]) -> list[bytes]:
         """Return the frames of points: those of one moment and step are one, as long as no name comes twice."""
         rows: list[tuple[int, int, dict[str, float]]] = []
+        last_ms, last_step, last = -1, 0, dict[str, float]()
         for each in metrics:
-            ms, step, value = int(each.timestamp or 0), each.step, each.value
-            last = rows[-1] if rows else None
-            if last is not None and last[0] == ms and last[1] == step and each.key not in last[2]:
-                last[2][each.key] = value  # type: ignore[assignment]
+            key, step, ms, value = each.key, each.step, int(each.timestamp or 0), 0.0 if each.value is None else each.value
+            if ms == last_ms and step == last_step and key not in last:
+                last[key] = value
             else:
-                rows.append((ms, step, {each.key: value}))  # type: ignore[dict-item]
+                last_ms, last_step, last = ms, step, {key: value}
+                rows.append((ms, step, last))
         frames: list[bytes] = []
         fresh: dict[tuple[str, ...], Names] = {}
         id = run.encode()

@@ -10,12 +10,12 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from palan.core import whole
-from palan.errors import Invalid
+from palan.core import is_whole
 from palan.http.answers import finish, respond
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -35,6 +35,8 @@ HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+_SET = frozenset(name for name, _ in HEADERS)
+_READ = frozenset((b"host", b"origin", b"authorization", b"content-length", b"transfer-encoding", b"expect"))
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@\[\]]+))(?::[0-9]{0,5})?")
 _FILES = ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/")
 _OPEN = ("/healthz", "/v2/health/live", "/v2/health/ready")
@@ -65,15 +67,21 @@ class Guard:
             # There is no websocket anywhere here, so nobody has a reason to open one.
             await send({"type": "websocket.close", "code": 1008})
             return
-        headers = {bytes(name): bytes(value).decode("latin-1") for name, value in scope["headers"]}
-        refusal = refuse(scope["path"], headers, self.door, hosts=sum(name == b"host" for name, _ in scope["headers"]), method=scope["method"])
+        method, path = scope["method"], scope["path"]
+        headers: dict[bytes, str] = {}
+        hosts = 0
+        for name, value in scope["headers"]:
+            if name in _READ:
+                headers[name] = value.decode("latin-1")
+                hosts += name == b"host"
+        refusal = refuse(path, headers, self.door, hosts=hosts, method=method)
         if refusal:
             await _refused(send, receive, headers, *refusal)
             return
         parts: list[bytes] = []
         received = 0
-        streamed = is_streamed(scope["method"], scope["path"])
-        more = scope["method"] not in ("GET", "HEAD") and not streamed
+        streamed = is_streamed(method, path)
+        more = method not in ("GET", "HEAD") and not streamed
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -91,8 +99,9 @@ class Guard:
 
         async def headed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                own = {name for name, _ in message.get("headers", ())}
-                message = {**message, "headers": [*message.get("headers", ()), *(pair for pair in HEADERS if pair[0] not in own)]}
+                given = [*message.get("headers", ())]
+                own = [name for name, _ in given if name in _SET]
+                message = {**message, "headers": [*given, *([pair for pair in HEADERS if pair[0] not in own] if own else HEADERS)]}
             await send(message)
 
         await self.app(scope, read, headed)
@@ -125,17 +134,15 @@ def refuse(path: str, headers: dict[bytes, str], door: Door, *, hosts: int = 1, 
         return 401, "this server asks for a token", 'send the header "Authorization: Bearer <token>"'
     if is_streamed(method, path):
         return None
-    try:
-        whole(headers.get(b"content-length") or "0", "content-length", 0, door.body_bytes)
-    except Invalid:
-        return _too_large(door)
-    return None
+    length = headers.get(b"content-length") or "0"
+    return None if is_whole(length) and int(length) <= door.body_bytes else _too_large(door)
 
 
 def _too_large(door: Door) -> tuple[int, str, str]:
     return 413, f"the body is larger than {door.body_bytes >> 20} MB", "send the rows in several requests"
 
 
+@lru_cache(64)
 def _name(host: str) -> str:
     """Return the name in a Host header without its port, "" where it is none: an open bracket, a port of letters."""
     found = _HOST.fullmatch(host.strip().lower())

@@ -39,11 +39,12 @@ from palan.runs.mlflow import Experiment, Input
 from palan.runs.run import Run, Value
 
 PREFIX = re.compile(r"/(?:ajax-)?api/[23]\.0/mlflow(?=/)")
+PREFIXES = ("/api/2.0/mlflow", "/ajax-api/2.0/mlflow", "/api/3.0/mlflow", "/ajax-api/3.0/mlflow")
 
 
 def is_mlflow(path: str) -> bool:
     """Tell whether a path is one of MLflow's."""
-    return PREFIX.match(path) is not None or mlflow_artifacts.OTHER.match(path) is not None
+    return path.startswith(("/api/", "/ajax-api/")) and (PREFIX.match(path) is not None or mlflow_artifacts.OTHER.match(path) is not None)
 
 
 Answer = Mapping[str, Any]
@@ -147,28 +148,29 @@ class Wire:
         self.tracking = tracking
         models = {at: route(asked, work, *needed) for at, (asked, work, needed) in mlflow_models.routes(Registry(tracking)).items()}
         self.routes = {**_tracking(tracking), **models}
+        self.paths = {(method, f"{start}{path}"): each for start in PREFIXES for (method, path), each in self.routes.items()}
         self.patterns = [(method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), each) for (method, path), each in self.routes.items() if "{" in path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request of which `is_mlflow` says that it is one."""
-        if mlflow_artifacts.OTHER.match(scope["path"]):
+        method, path = scope["method"], scope["path"]
+        if mlflow_artifacts.OTHER.match(path):
             try:
                 await mlflow_artifacts.proxy(self.tracking.project, scope, receive, send)
             except Exception as error:  # noqa: BLE001 - as below
                 await refuse(send, error)
             return
-        method, path = scope["method"], PREFIX.sub("", scope["path"], count=1)
         found, named = self._find(method, path)
         if found is None:
             status, code = (405, "BAD_REQUEST") if self._is_other_method(path) else (404, "ENDPOINT_NOT_FOUND")
-            await respond(send, status, _error(code, f"{method} {scope['path']} is not answered here: see docs/reference/http.md"))
+            await respond(send, status, _error(code, f"{method} {path} is not answered here: see docs/reference/http.md"))
             return
         try:
             asked = read(found, method, scope["query_string"], await body(receive), named)
-            run = getattr(asked, "run_id", "")
             if found.quick:
-                if not self.tracking.knows(run):
-                    await run_in_threadpool(self.tracking.known, run)
+                params = isinstance(asked, Fields) or (isinstance(asked, Batch) and bool(asked.params))
+                if not self.tracking.knows(asked.run_id, params=params):
+                    await run_in_threadpool(self.tracking.known, asked.run_id, params=params)
                 answer = found.work(asked)
             else:
                 answer = await run_in_threadpool(found.work, asked)
@@ -177,10 +179,11 @@ class Wire:
             await refuse(send, error)
 
     def _find(self, method: str, path: str) -> tuple[Route | None, Mapping[str, str]]:
-        if found := self.routes.get((method, path)):
+        if found := self.paths.get((method, path)):
             return found, {}
+        short = PREFIX.sub("", path, count=1)
         for verb, pattern, each in self.patterns:
-            if verb == method and (match := pattern.fullmatch(path)):
+            if verb == method and (match := pattern.fullmatch(short)):
                 return each, match.groupdict()
         return None, {}
 
