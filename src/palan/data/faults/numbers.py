@@ -190,6 +190,11 @@ class Table:
     def ordered(self) -> list[tuple[int, int]]:
         return self.past.ordered
 
+    @cached_property
+    def found(self) -> list[Floats]:
+        """How far each row as found is off each relation."""
+        return [self.off(relation, self.now) for relation in self.relations]
+
     def odd(self) -> set[int]:
         """Return the columns of which the last rows say what the history never did: only these are looked into."""
         last = self.now[-max(ROWS, len(self.now) // 4) :]
@@ -309,9 +314,12 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
     if len(known) < FEW:
         return None
     gain = np.zeros(len(rows)) if hint is None else hint.copy()
+    last = known[-max(FEW, len(known) // 4) :]  # a fault lasts to the end
     for place in places:
         column = table.columns[place]
         assert column is not None
+        if np.mean(column.inside(rows[last, place])) < 0.8:
+            return None
         was, right = table.now[known, place], rows[known, place]
         gain[known] += column.inside(right).astype(float) - column.inside(was)
         if column.steps is not None:
@@ -319,7 +327,7 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
     related = [(number, relation) for number, relation in enumerate(table.relations) if relation.touches(places)]
     misfits = []
     for number, relation in related:
-        was, right = table.off(relation, table.now), table.off(relation, rows)
+        was, right = table.found[number], table.off(relation, rows)
         misfits.append((number, was, right))
         gain += np.nan_to_num(np.clip(np.log((was + 1) / (right + 1)), -1, 1)) * moved / len(related)
     for one, other in table.ordered:

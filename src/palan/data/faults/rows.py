@@ -53,9 +53,11 @@ def missing_groups(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
             present = np.flatnonzero((has == value).to_numpy())
             start = int(present[-1]) + 1 if len(present) else 0
             expected = (has.len() - start) * min(share, least) / (1 - share + 1e-9)
+            if expected < 20:
+                continue
             run = _longest_absence(had["value"] == value)
             # a kind of weather comes and goes: a supplier delivers evenly
-            if expected < 20 or has.len() - start < 3 * run + 20 or run > 2 * np.log(had.height) / share:
+            if has.len() - start < 3 * run + 20 or run > 2 * np.log(had.height) / share:
                 continue
             text = f"no row says {name} {value} since {delivery.since(start):%Y-%m-%d %H:%M}, which {share:.0%} of the rows did, and nothing came in its place"
             evidence = {"statistic": f"share of rows with {value}", "before": 0.0, "after": None, "threshold": least, "value": value}
