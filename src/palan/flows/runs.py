@@ -242,9 +242,10 @@ def _curve(project: Project, run: str, metric: str, having: Mapping[str, Keyset]
     keysets = _keysets(project, run, having)
     total = sum(part.points for parts in keysets.values() for part in parts)
     told = {"run": run, "metric": metric, "count": total}
-    drawn = _outline(keysets, metric, low, high)
-    if len(drawn.steps) > points and not after:
-        return told | _stretches(coarser(drawn, points))
+    if not after:  # whoever follows a curve has drawn it before
+        drawn = _outline(keysets, metric, low, high)
+        if len(drawn.steps) > points:
+            return told | _stretches(coarser(drawn, points))
     blocks = []
     for keyset, parts in keysets.items():
         within = parts if after or low is None or high is None else _within(parts, keyset, low, high)
