@@ -165,7 +165,7 @@ class _Compiler:
 
     def feature(self, name: str, expression: pl.Expr) -> None:
         try:
-            dtype = pl.LazyFrame(schema=self.schema).select(expression.alias(name)).collect_schema()[name]
+            dtype = pl.LazyFrame(schema=self.schema).select(expression.alias(name)).collect().schema[name]
         except pl.exceptions.PolarsError as error:
             raise PalanError(f'the feature "{name}" does not fit the columns: {str(error).splitlines()[0]}', f"columns: {', '.join(self.schema)}") from None
         self.schema[name] = self.dtypes[name] = dtype
@@ -599,6 +599,8 @@ def _on_floats(code: str) -> _Function:
 
     def make(self: _Compiler, node: Node, inputs: list[_Value], option: Node) -> _Value:
         dtype = self.dtype(node)
+        if dtype == pl.Float32 and "_sqrt" not in code:
+            raise Refused(_name(node), "of Float32 is computed in single precision, which Python has not")
         value = self.fit(inputs[0], dtype)
         return self.map(dtype, self.rounded(code.format(value.code), dtype), value)
 
@@ -651,6 +653,10 @@ def _power(self: _Compiler, node: Node, inputs: list[_Value], option: Node) -> _
     base, exponent = self.fit(base, dtype), self.fit(exponent, dtype)
     if exponent.constant and exponent.value == 0.5:
         return self.map(dtype, f"_sqrt({base.code})", base)  # as Polars does: of -inf it is NaN, not inf
+    if exponent.constant and exponent.value in (1.0, 2.0, 3.0):
+        return self.map(dtype, " * ".join([base.code] * int(exponent.value)), base)
+    if exponent.constant and exponent.value is not None and 3 < exponent.value < 10 and exponent.value == int(exponent.value):
+        raise Refused("Pow.Generic", f"to the power {int(exponent.value)} is multiplied out by Polars in an order of its own")
     return self.map(dtype, f"_pow({base.code}, {exponent.code})", base, exponent)
 
 
