@@ -334,6 +334,8 @@ def exchanged(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
             if total < 20 or float(gain[start:].mean()) <= 0:
                 continue
             start += int(np.argmax(gain[start:] > 0))
+            if not _like_before(worded[one], worded[other], start):
+                continue
             beside = _told_by_company(delivery, one, other, values, start)
             if beside is None or beside <= 10:
                 continue
@@ -370,6 +372,16 @@ def _swap_gain(one: _Worded, other: _Worded) -> Floats:
     """Return for each row of the batch how much likelier its two values are the other way round."""
     gain: Floats = np.clip(one.logs[other.now] + other.logs[one.now] - one.logs[one.now] - other.logs[other.now], -5, 5)
     return gain
+
+
+def _like_before(one: _Worded, other: _Worded, start: int) -> bool:
+    """Tell whether each, put right, has its values about as often as before: rows of another sort have not."""
+    for own, else_ in ((one, other), (other, one)):
+        was = np.exp(own.logs)
+        found, right = (float(np.abs(np.bincount(values[start:], minlength=len(was)) / max(len(values) - start, 1) - was).sum()) / 2 for values in (own.now, else_.now))
+        if right > 0.5 * found:
+            return False
+    return True
 
 
 def _told_by_company(delivery: Delivery, one: str, other: str, values: Mapping[str, Sequence[str]], start: int) -> float | None:

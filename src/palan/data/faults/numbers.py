@@ -32,6 +32,7 @@ SAMPLE = 12_000
 """Rows of the history that relations are learnt from."""
 ROWS = 20
 FEW = 8
+DIFFERENT = 3
 """Values, below which several units fit them equally well."""
 GLANCE = 1500
 """Rows that are enough to see whether a change is worth a closer look."""
@@ -337,6 +338,8 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
     segment = known[known >= start]
     if len(segment) < FEW or total < 0.15 * len(segment) or total < 5:
         return None
+    if any(len(np.unique(table.now[segment, place])) < DIFFERENT for place in places):
+        return None  # one odd day is weather
     broken, score, distances = [], 0.0, []
     for place in places:
         column = table.columns[place]

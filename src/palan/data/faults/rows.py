@@ -13,6 +13,8 @@ TWICE = 0.05
 """Share of rows that are in the delivery already, below which they are a coincidence."""
 CHANCE = 1e-6
 """How unlikely it has to be that rows are absent by chance."""
+SUPPLIER = 0.12
+"""Share of the rows, below which a value is not missed: small groups come and go."""
 DAYS = 3
 RECENT = 60
 """Days that say at which hours rows come."""
@@ -45,10 +47,11 @@ def missing_groups(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
         has = delivery.batch[name].cast(pl.String)
         if not has.len() or had["value"].n_unique() > CATEGORIES or set(has.drop_nulls()) - set(had["value"]):
             continue
+        here: list[tuple[float, Hypothesis]] = []
         steady = had.group_by("value").agg(pl.len().alias("rows"), pl.col("block").n_unique().alias("blocks"), _least_share(had).alias("least"))
         for value, rows, blocks, least in steady.iter_rows():
             share = rows / had.height
-            if blocks < BLOCKS or least <= 0:
+            if blocks < BLOCKS or least <= 0 or share < SUPPLIER:
                 continue
             present = np.flatnonzero((has == value).to_numpy())
             start = int(present[-1]) + 1 if len(present) else 0
@@ -61,7 +64,9 @@ def missing_groups(delivery: Delivery, told: set[str]) -> list[Hypothesis]:
                 continue
             text = f"no row says {name} {value} since {delivery.since(start):%Y-%m-%d %H:%M}, which {share:.0%} of the rows did, and nothing came in its place"
             evidence = {"statistic": f"share of rows with {value}", "before": 0.0, "after": None, "threshold": least, "value": value}
-            found.append((share * (has.len() - start), Hypothesis("partial", (name,), delivery.since(start), 0.9, text, evidence=evidence)))
+            here.append((share * (has.len() - start), Hypothesis("partial", (name,), delivery.since(start), 0.9, text, evidence=evidence)))
+        # where several kinds of rows stay out at once, the rows are of another sort
+        found += here if len(here) == 1 else []
     return [max(found, key=lambda one: one[0])[1]] if found else []
 
 
