@@ -27,8 +27,8 @@ Node = Any
 FALLBACK = 400.0
 """About what one row through Polars costs, in microseconds."""
 
-BATCH = 200
-"""From as many rows on Polars itself is quicker than one row after the other."""
+BATCH = 2_000
+"""From as many rows on Polars itself is used: below, one row after the other was quicker in benchmarks/bench_features.py."""
 
 _EPOCH = date(1970, 1, 1).toordinal()
 _AWARE = datetime(1970, 1, 1, tzinfo=UTC)
@@ -84,7 +84,7 @@ class Scalar(msgspec.Struct, frozen=True):
         try:
             found = self.function(row)
         except (Deviates, ArithmeticError, ValueError):
-            return self._asked(row, 2)
+            return self._asked(row, 4)
         except (KeyError, TypeError, AttributeError) as error:
             missing = [name for name in self.columns if name not in row]
             if missing:
@@ -96,7 +96,7 @@ class Scalar(msgspec.Struct, frozen=True):
         return {name: asked[name] if name in self.refused else found[name] for name in self.expressions}
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the values of many rows: from some hundred rows on, or where one goes through Polars anyway, as a batch."""
+        """Return the values of many rows: from `BATCH` on, or where one goes through Polars anyway, as a batch."""
         if len(rows) < (2 if self.refused else BATCH):
             return [self.row(row) for row in rows]
         frame = pl.DataFrame([[row[name] for row in rows] for name in self.columns], schema={name: self.schema[name] for name in self.columns}, orient="col")
@@ -669,7 +669,8 @@ def _extreme(sign: str) -> _Function:
         for other in others:
             a, b = found.code, other.code
             odd = f" or {a} != {a}" if dtype.is_float() else ""
-            better = f"{b} if {b} {sign} {a}{odd} else {a}"
+            kept = f"{a} if {a} or {b} else _zero({a}, {b})" if dtype.is_float() else a
+            better = f"{b} if {b} {sign} {a}{odd} else {kept}"
             if other.nullable:
                 better = f"{a} if {b} is None else {better}"
             if found.nullable:
@@ -970,6 +971,12 @@ def _floor(value: float) -> float:
     return float(math.floor(value)) if value and -4503599627370496.0 < value < 4503599627370496.0 else value
 
 
+def _zero(one: float, other: float) -> float:
+    if math.copysign(1.0, one) != math.copysign(1.0, other):
+        raise Deviates  # which of 0.0 and -0.0 is larger, Polars may say
+    return one
+
+
 def _ceil(value: float) -> float:
     return math.copysign(math.ceil(value), value) if value and -4503599627370496.0 < value < 4503599627370496.0 else value
 
@@ -1099,7 +1106,7 @@ def _raised(base: float, exponent: float) -> float:
 
 _HELPERS: dict[str, Any] = {
     "Deviates": Deviates, "_deviate": _deviate, "_inf": math.inf, "_int": int, "_float": float, "_bool": bool, "_str": str,
-    "_single": _single, "_single_int": _single_int, "_divide": _divide, "_floor": _floor, "_ceil": _ceil, "_rint": _rint, "_round": _round,
+    "_single": _single, "_single_int": _single_int, "_divide": _divide, "_floor": _floor, "_zero": _zero, "_ceil": _ceil, "_rint": _rint, "_round": _round,
     "_ln": _ln, "_log1p": _log1p, "_exp": _exp, "_sqrt": _sqrt, "_sin": _sin, "_cos": _cos, "_tanh": math.tanh, "_pow": _raised,
     "_cased": _cased, "_ascii": _ascii, "_not_below_0": _not_below_0, "_parsed": _parsed, "_decimal": _decimal,
     "_days": _days, "_micros": _micros, "_micros_aware": _micros_aware, "_micros_of": _micros_of,
