@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -107,7 +108,7 @@ class Features(msgspec.Struct, frozen=True):
         costs = {"one row": least(lambda: self.scalar.row(row))}
         if self.opaque:
             frame = self.batch(pl.DataFrame({name: [row[name]] for name in self.scalar.columns}, schema={name: self.schema[name] for name in self.scalar.columns}))
-            costs.update({name: least(lambda step=step: step.apply(frame)) for name, step in self.opaque.items()})  # type: ignore[misc]
+            costs.update({name: least(partial(step.apply, frame)) for name, step in self.opaque.items()})
         return costs
 
     def told(self) -> list[str]:
