@@ -35,7 +35,7 @@ def searched(
     if indexed := _indexed(where):
         every = rows(" ".join(["select count(*) from", of.name]), [])[0][0] or 1
         # Of one comparison alone it is enough to know that it is met by so many that the order is the better way.
-        most = isqrt(limit * every) + 1 if len(indexed) == 1 else every
+        most = isqrt(limit * every) + 1 if len(indexed) == 1 else None
         counts = [rows(*_count(each, most))[0][0] for each in indexed]
         along = min(counts) > limit / max(prod(count / every for count in counts), 1e-12)
     keys = _keys(of, order)
@@ -59,8 +59,10 @@ def _indexed(where: Condition | None) -> list[Compare]:
     return []
 
 
-def _count(compare: Compare, most: int) -> tuple[str, list[Any]]:
+def _count(compare: Compare, most: int | None) -> tuple[str, list[Any]]:
     part = _matching(compare)
+    if most is None:
+        return _of_values("count(*)", part.text), list(part.values)
     return " ".join(["select count(*) from (", _of_values("1", part.text), "limit ?) counted"]), [*part.values, most]
 
 
