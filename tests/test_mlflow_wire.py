@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from palan.errors import Corrupt
+from palan.flows import registered
 from palan.flows.mlflow import FRESH, Tracking
 from palan.flows.project import Project, open_project
 from palan.flows.runs import run_page, search
@@ -319,6 +321,51 @@ def test_searches_find_what_mlflows_own_store_finds(client: MlflowClient, tmp_pa
             assert ours == theirs, (where, order)
 
 
+LOGGED: list[dict[str, Any]] = [
+    {}, {"filter_string": "metrics.acc > 0.5"}, {"filter_string": "metrics.acc < 0.5 and params.depth = '1'"}, {"filter_string": "name = 'net-2'"},
+    {"datasets": [{"dataset_name": "train"}]}, {"datasets": [{"dataset_name": "test", "dataset_digest": "d2"}]},
+    {"datasets": [{"dataset_name": "train"}, {"dataset_name": "test"}], "filter_string": "metrics.acc > 0.5"}, {"datasets": [{"dataset_name": "test"}], "filter_string": "metrics.acc < 0.2"},
+    {"order_by": [{"field_name": "metrics.acc", "ascending": False}]}, {"order_by": [{"field_name": "metrics.acc", "dataset_name": "test"}, {"field_name": "name"}]},
+    {"order_by": [{"field_name": "metrics.acc", "dataset_name": "test", "dataset_digest": "d1"}, {"field_name": "name", "ascending": False}]},
+]  # fmt: skip
+
+
+def test_logged_models_are_found_by_what_was_measured_on_a_dataset_as_by_mlflows_own_store(client: MlflowClient, tmp_path: Path) -> None:
+    pytest.importorskip("alembic", reason="MLflow's own store needs alembic: pip install alembic")
+    own = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    both = [(each, each.create_experiment("measured")) for each in (client, own)]
+    for each, experiment in both:
+        for n in range(6):
+            run = each.create_run(experiment).info.run_id
+            model = each.create_logged_model(experiment, name=f"net-{n}", source_run_id=run, params={"depth": str(n % 2)}).model_id
+            for at, (dataset, digest) in enumerate([("train", "d0"), *([("test", f"d{n % 3}")] if n else [])]):
+                each.log_metric(run, "acc", n / 10 + 0.4 * at, timestamp=1000 + at, dataset_name=dataset, dataset_digest=digest, model_id=model)
+    for asked in LOGGED:
+        ours, theirs = ([model.name for model in each.search_logged_models([experiment], **asked)] for each, experiment in both)
+        assert ours == theirs, asked
+    (code, ours), (own_code, theirs) = (refused(partial(each.search_logged_models, [experiment], datasets=[{"dataset_name": ""}])) for each, experiment in both)
+    assert code == own_code and ours.endswith(theirs)
+
+
+def test_a_run_is_found_by_the_place_of_its_artefacts_and_curves_come_together(client: MlflowClient, server: str) -> None:
+    experiment = client.create_experiment("placed")
+    first, other = (client.create_run(experiment).info for _ in range(2))
+    found = client.search_runs([experiment], f"attributes.artifact_uri = '{first.artifact_uri}'")
+    assert [run.info.run_id for run in found] == [first.run_id]
+    assert [run.info.run_id for run in client.search_runs([experiment], f"artifact_uri != '{first.artifact_uri}'")] == [other.run_id]
+    assert client.search_runs([experiment], "artifact_uri = 's3://bucket/elsewhere'") == []
+    assert refused(lambda: client.search_runs([experiment], "artifact_uri LIKE '%x'"))[0] == "INVALID_PARAMETER_VALUE"
+    for step, value in enumerate((0.5, 0.25)):
+        for info in (other, first):
+            client.log_metric(info.run_id, "loss", value, timestamp=1000 + step, step=step)
+    path = f"/ajax-api/2.0/mlflow/metrics/get-history-bulk?run_id={other.run_id}&run_id={first.run_id}&metric_key=loss"
+    status, told = call(server, "GET", path)
+    assert status == 200 and [(each["run_id"], each["step"], each["value"]) for each in told["metrics"]] == [(run, *point) for run in sorted((first.run_id, other.run_id)) for point in ((0, 0.5), (1, 0.25))]
+    assert len(call(server, "GET", f"{path}&max_results=3")[1]["metrics"]) == 3
+    status, told = call(server, "GET", "/api/2.0/mlflow/metrics/get-history-bulk?metric_key=loss")
+    assert (status, told["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+
+
 def pages(client: MlflowClient, experiment: str, where: str, order: list[str]) -> Iterator[Any]:
     token = None
     while True:
@@ -474,6 +521,17 @@ def test_the_number_of_a_deleted_version_is_not_given_again(client: MlflowClient
     assert refused(lambda: client.delete_model_version("numbered", "2"))[0] == "RESOURCE_DOES_NOT_EXIST"
     assert client.copy_model_version("models:/numbered/1", "copies").version == "1"
     assert client.get_model_version_download_uri("copies", "1") == "s3://bucket/model"
+
+
+def test_prompts_are_kept_apart_from_models(client: MlflowClient, project: Project) -> None:
+    client.register_prompt("greet", "Say {{what}}", commit_message="first")
+    assert client.register_prompt("greet", "Say {{what}} twice").version == 2
+    client.set_prompt_alias("greet", "prod", 1)
+    assert client.load_prompt("prompts:/greet@prod").format(what="hello") == "Say hello"
+    assert [each.name for each in client.search_prompts()] == ["greet"]
+    assert "greet" not in [each.name for each in client.search_registered_models()]
+    assert "greet" not in [each["name"] for each in registered.models(project)]
+    assert refused(lambda: client.create_model_version("greet", "dummy-source"))[0] == "INVALID_PARAMETER_VALUE"
 
 
 def test_a_model_that_failed_is_told_so(client: MlflowClient) -> None:

@@ -37,6 +37,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         for number in range(0 if name == "empty" else 3):
             registry.create_version(name, f"mlflow-artifacts:/0/{run.id}/artifacts/m", run.id, "", f"try {number + 1}", "", [])
     registry.alias("fraud", "best", "1")
+    registry.alias("demand", "good", "1")
     registry.move("fraud", "2", "Production", archive=True)
     registry.delete_version("fraud", "3")
     return project
@@ -49,7 +50,7 @@ def palan(project: Project, *command: str) -> tuple[int, str]:
 
 def test_they_stand_in_the_status_of_the_project_named_like_versions(project: Project) -> None:
     home = fits(status(project), views.Home)
-    assert {each["name"]: (each["newest"], each["aliases"]) for each in home["registered"]} == {"fraud": ("fraud@2", {"best": "fraud@1"}), "demand": ("demand@3", {}), "empty": (None, {})}
+    assert {each["name"]: (each["newest"], each["aliases"]) for each in home["registered"]} == {"fraud": ("fraud@2", {"best": "fraud@1"}), "demand": ("demand@3", {"good": "demand@1"}), "empty": (None, {})}
     assert [each["name"] for each in home["models"]] == ["demand"]  # no model of palan's own came of it
     told = palan(project, "status")[1]
     assert "registered by an MLflow client  fraud@2, best is fraud@1\n" in told
@@ -85,7 +86,7 @@ def test_a_verb_that_needs_a_version_of_palans_says_what_it_is_and_what_to_do(pr
 
 
 def test_a_version_that_only_a_client_registered_is_told_apart_from_palans_own(project: Project) -> None:
-    for ref, what in (("demand@2", "demand@2 was registered by an MLflow client"), ("demand@9", "demand has no version yet"), ("demand", "demand has no version yet")):
+    for ref, what in (("demand@good", "demand@1 was registered by an MLflow client"), ("demand@bad", "demand has no version yet"), ("demand@2", "demand@2 was registered by an MLflow client"), ("demand@9", "demand has no version yet"), ("demand", "demand has no version yet")):
         with pytest.raises(NotFound, match=what):
             find_version(project, ref)
     with pytest.raises(NotFound, match='no model "nobody"'):

@@ -38,7 +38,7 @@ KEPT = 10_000  # runs, and sets of names, that are known without a look into the
 
 _NAME = re.compile(r"[/\w.\- :]*")
 _USER = Field("tag", "mlflow.user")
-_RUN = {**ATTRIBUTES, "user_id": "user", "dataset_name": "dataset.name", "dataset_digest": "dataset.digest", "dataset_context": "dataset.context"}
+_RUN = {**ATTRIBUTES, "user_id": "user", "dataset_name": "dataset.name", "dataset_digest": "dataset.digest", "dataset_context": "dataset.context", "artifact_uri": "artifact_uri"}
 _DATASET = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\bdatasets?\.(name|digest|context)\b")
 _HINT = "see docs/how-to/use-mlflow-clients.md"
 
@@ -597,6 +597,12 @@ def _new_params(run: str, before: Mapping[str, str], params: Sequence[Pair], bat
     return {key: value for key, value in new.items() if key not in before}
 
 
+def _run_of(uri: str) -> str:
+    """Return the run whose artefacts are at this place, "" if they are nobody's."""
+    found = re.fullmatch(r"mlflow-artifacts:/\d+/(\w+)/artifacts", uri)
+    return found[1] if found else ""
+
+
 def _viewed(view: str) -> list[Condition]:
     deleted = Compare(Field("attribute", "deleted"), "null")
     return [] if view == "ALL" else [Not(deleted) if view == "DELETED_ONLY" else deleted]
@@ -611,6 +617,10 @@ def _own_words(where: Condition, with_dataset: Callable[[Compare], Compare]) -> 
             return Both(tuple(_own_words(each, with_dataset) for each in items), every)
         case Compare(Field("attribute", key)) if key.startswith("dataset."):
             return with_dataset(where)
+        case Compare(Field("attribute", "artifact_uri"), op, values):
+            if op not in ("=", "!=", "in"):
+                raise invalid(f"artifact_uri is found by =, != and IN here, not by {op.upper()}: ask for attributes.run_id", "filter")
+            return Compare(Field("attribute", "id"), op, tuple(_run_of(str(each)) for each in values))
         case Compare(Field("attribute", "user"), op, values):
             return Compare(_USER, op, values)
         case Compare(Field("attribute", "status"), "like" | "ilike"):

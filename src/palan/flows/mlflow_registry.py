@@ -8,23 +8,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from msgspec.structs import replace
 
 from palan.core import new_id, utcnow
 from palan.errors import Conflict
-from palan.flows.mlflow import Pair, Tracking, check_name, invalid, lacking, millis, missing, searched
-from palan.runs.mlflow import LoggedModel
-from palan.runs.registered import GONE, STAGES, ModelVersion, RegisteredModel
-from palan.runs.search import Field
+from palan.flows.mlflow import Pair, Tracking, check_name, invalid, lacking, millis, missing, paged, searched
+from palan.runs.mlflow import LoggedModel, ModelMetric, holds, ordered
+from palan.runs.registered import GONE, PROMPT, STAGES, ModelVersion, RegisteredModel
+from palan.runs.search import Field, parse, parse_order
 
 _HINT = "see docs/how-to/use-mlflow-clients.md"
-_PROMPT = "mlflow.prompt.is_prompt"
-"""Clients ask for models without this tag as for those where it is not 'true'."""
-
 LONGEST_TAG = 100_000
+NOWHERE = "dummy-source"
+"""Where a version of a prompt lies, as clients say: its text is in a tag."""
 _ALIAS = re.compile(r"[\w\-]+")
 
 MODEL = {"name": "name", "creation_timestamp": "created", "last_updated_timestamp": "updated", "timestamp": "updated"}
@@ -36,6 +37,20 @@ LOGGED = {
     "name": "name", "model_id": "id", "model_type": "kind", "status": "status", "source_run_id": "run",
     "creation_timestamp": "created", "creation_time": "created", "last_updated_timestamp": "updated", "last_updated_time": "updated",
 }  # fmt: skip
+
+
+class OnDataset(msgspec.Struct, gc=False):
+    """A dataset that something was measured on; without a digest each of its name."""
+
+    dataset_name: str = ""
+    dataset_digest: str = ""
+
+
+class By(OnDataset, gc=False):
+    """What logged models are ordered by: a metric may be that on one dataset."""
+
+    field_name: str = ""
+    ascending: bool = True
 
 
 class Registry:
@@ -122,7 +137,8 @@ class Registry:
 
     def create_version(self, name: str, source: str, run: str, logged: str, description: str, link: str, tags: Sequence[Pair]) -> ModelVersion:
         """Register a model that was logged; versions are numbered from 1, whoever registers at the same time."""
-        self._check_source(source, run)
+        if source != NOWHERE or not any(each.key == PROMPT and each.value == "true" for each in tags):
+            self._check_source(source, run)
         _check_tags(tags)
         if source.startswith("models:/m-"):
             logged = logged or source.removeprefix("models:/")
@@ -267,11 +283,25 @@ class Registry:
                 raise lacking(f"No tag with key '{key}' found for model with ID '{id}'.")
             self.records.put(replace(before, tags=_tagged(before.tags, key, None)))
 
-    def search_logged(self, experiments: Sequence[str], where: str, limit: int, order: Sequence[str], token: str) -> tuple[list[LoggedModel], str]:
+    def search_logged(self, experiments: Sequence[str], where: str, limit: int, order: Sequence[By], token: str, datasets: Sequence[OnDataset] = ()) -> tuple[list[LoggedModel], str]:
+        """Return the logged models that a filter finds; with datasets only what was measured on one of them counts.
+
+        Raises:
+            Invalid: a dataset has no name.
+        """
+        if not all(each.dataset_name for each in datasets):
+            raise invalid("`dataset_name` in the `datasets` clause must be specified.", "datasets")
         numbers = [int(each) for each in experiments if each.isdecimal()]
-        every = [each for each in self.records.find(LoggedModel, experiment=numbers) if not each.deleted]
-        every.sort(key=lambda each: (each.time, each.id), reverse=True)
-        return searched(every, _of_logged, LOGGED, where, limit, order, token)
+        told = parse(where, LOGGED)
+        found = [
+            each for each in self.records.find(LoggedModel, experiment=numbers)
+            if not each.deleted and (not datasets or _measured(each, datasets)) and holds(told, partial(_of_logged, each, datasets))
+        ]  # fmt: skip
+        found.sort(key=lambda each: (each.time, each.id), reverse=True)
+        for by in reversed(order):
+            of = (OnDataset(by.dataset_name, by.dataset_digest),) if by.dataset_name or by.dataset_digest else ()
+            found = ordered(found, parse_order([f"{by.field_name} {'ASC' if by.ascending else 'DESC'}"], LOGGED), partial(_ordering, of))
+        return paged(found, limit, token)
 
 
 def _number(id: str) -> int:
@@ -309,27 +339,44 @@ def _check_tags(tags: Sequence[Pair]) -> None:
 
 def _of_model(each: RegisteredModel, field: Field) -> str | float | None:
     if field.kind == "tag":
-        return each.tags.get(field.key, "false" if field.key == _PROMPT else None)
+        return each.tags.get(field.key, "false" if field.key == PROMPT else None)
     return {"name": each.name, "created": millis(each.time), "updated": millis(each.updated)}.get(field.key)
 
 
 def _of_version(each: ModelVersion, field: Field) -> str | float | None:
     if field.kind == "tag":
-        return each.tags.get(field.key, "false" if field.key == _PROMPT else None)
+        return each.tags.get(field.key, "false" if field.key == PROMPT else None)
     found: dict[str, str | float | None] = {
         "name": each.model, "version_number": each.number, "run_id": each.run, "source": each.source, "created": millis(each.time), "updated": millis(each.updated),
     }  # fmt: skip
     return found.get(field.key)
 
 
-def _of_logged(each: LoggedModel, field: Field) -> str | float | None:
+def _measured(each: LoggedModel, datasets: Sequence[OnDataset]) -> list[ModelMetric]:
+    """Return what was measured of a model, on one of some datasets if there are any."""
+    return [
+        metric for metric in each.metrics
+        if not datasets or any(of.dataset_name in ("", metric.dataset) and of.dataset_digest in ("", metric.digest) for of in datasets)
+    ]  # fmt: skip
+
+
+def _ordering(datasets: Sequence[OnDataset], each: LoggedModel, field: Field) -> str | float | None:
+    """Return what a model is ordered by: of a metric the value that was measured last."""
+    if field.kind != "metric":
+        found = _of_logged(each, datasets, field)
+        return None if isinstance(found, tuple) else found
+    measured = sorted((metric for metric in _measured(each, datasets) if metric.key == field.key), key=lambda metric: metric.run)
+    return max(measured, key=lambda metric: (metric.time, metric.step)).number if measured else None
+
+
+def _of_logged(each: LoggedModel, datasets: Sequence[OnDataset], field: Field) -> str | float | tuple[float, ...] | None:
     match field.kind:
         case "tag":
             return each.tags.get(field.key)
         case "param":
             return each.params.get(field.key)
         case "metric":
-            return max((metric.number for metric in each.metrics if metric.key == field.key), default=None)
+            return tuple(metric.number for metric in _measured(each, datasets) if metric.key == field.key) or None
     found: dict[str, str | float | None] = {
         "name": each.name, "id": each.id, "kind": each.kind, "status": each.status, "run": each.run, "created": millis(each.time), "updated": millis(each.updated),
     }  # fmt: skip

@@ -147,7 +147,7 @@ def find_version(project: Project, ref: str) -> Version:
     project.model(name)
     found = records.find(Version, order="-number", model=name)
     if not found:
-        raise (number.isdecimal() and registered.known(project, name, number)) or NotFound(f"{name} has no version yet", f"palan build {name}")
+        raise (number and registered.known(project, name, number)) or NotFound(f"{name} has no version yet", f"palan build {name}")
     if not number:
         release = records.get(Release, name)
         number = release.champion.version.partition("@")[2] if release else "latest"
@@ -155,7 +155,7 @@ def find_version(project: Project, ref: str) -> Version:
         if number in ("latest", str(version.number)) or (len(number) >= 6 and version.id.startswith(number)):
             return proven(project, version)
     known = ", ".join(version.ref for version in found[:5])
-    raise (number.isdecimal() and registered.known(project, name, number)) or NotFound(f"there is no {name}@{number}", f"known: {known}")
+    raise (number and registered.known(project, name, number)) or NotFound(f"there is no {name}@{number}", f"known: {known}")
 
 
 def proven(project: Project, version: Version) -> Version:

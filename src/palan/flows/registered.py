@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from palan.core import stamp
 from palan.errors import NotFound
-from palan.runs.registered import STAGES, ModelVersion, RegisteredModel
+from palan.runs.registered import PROMPT, STAGES, ModelVersion, RegisteredModel
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
@@ -16,8 +17,9 @@ SHOWN = 20
 
 
 def models(project: Project) -> list[dict[str, Any]]:
-    """Return the registered models that changed last."""
-    return [_model(project, each) for each in project.store.records.find(RegisteredModel, order="-updated", limit=SHOWN)]
+    """Return the registered models that changed last; prompts are none, though MLflow's clients keep them there."""
+    every = project.store.records.find(RegisteredModel, order="-updated")
+    return [_model(project, each) for each in islice((each for each in every if each.tags.get(PROMPT) != "true"), SHOWN)]
 
 
 def model(project: Project, name: str) -> dict[str, Any]:
@@ -39,12 +41,17 @@ def versions(project: Project, name: str) -> list[dict[str, Any]]:
 
 
 def known(project: Project, name: str, number: str = "") -> NotFound | None:
-    """Return what to tell who asks palan to use a registered model, or version, as its own; None where there is none."""
+    """Return what to tell who asks palan to use a registered model, or version, as its own; None where there is none.
+
+    A version is named by its number or by an alias.
+    """
     records = project.store.records
-    if number.isdecimal() and len(number) < 18:
-        there = bool(records.find(ModelVersion, model=name, number=int(number), stage=list(STAGES), limit=1))
-    else:
-        there, number = records.get(RegisteredModel, name) is not None, ""
+    model = records.get(RegisteredModel, name)
+    if model is not None and number in model.aliases:
+        number = str(model.aliases[number])
+    there = model is not None
+    if number:
+        there = number.isdecimal() and len(number) < 18 and bool(records.find(ModelVersion, model=name, number=int(number), stage=list(STAGES), limit=1))
     what = f"{name}@{number}" if number else name
     return NotFound(f"{what} was registered by an MLflow client: palan serves what it has built", _bring(project, name)) if there else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -38,6 +39,7 @@ from palan.http.guard import body
 from palan.runs.mlflow import Experiment, Input
 from palan.runs.run import Run, Value
 
+MOST_POINTS = 25_000
 PREFIX = re.compile(r"/(?:ajax-)?api/[23]\.0/mlflow(?=/)")
 PREFIXES = ("/api/2.0/mlflow", "/ajax-api/2.0/mlflow", "/api/3.0/mlflow", "/ajax-api/3.0/mlflow")
 
@@ -114,6 +116,12 @@ class History(msgspec.Struct, gc=False):
     page_token: str = ""
     start_step: int | None = None
     end_step: int | None = None
+
+
+class Histories(msgspec.Struct, gc=False):
+    run_id: list[str] = []
+    metric_key: str = ""
+    max_results: int = MOST_POINTS
 
 
 class Dataset(msgspec.Struct, gc=False, omit_defaults=True):
@@ -375,6 +383,13 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
         told = [{"key": asked.metric_key, "value": number(value), "timestamp": ms, "step": step} for ms, step, value in points[begin:end]]
         return {"metrics": told, "next_page_token": _token(end) if end < len(points) else None}
 
+    def histories(asked: Histories) -> Answer:
+        if len(asked.run_id) > 100:
+            raise invalid(f"GetMetricHistoryBulk request cannot specify more than 100 run_ids. Received {len(asked.run_id)} run_ids.", "run_id")
+        found = ((run, *point) for run in sorted(set(asked.run_id)) for point in tracking.history(run, asked.metric_key))
+        shown = islice(found, max(min(asked.max_results, MOST_POINTS), 0))
+        return {"metrics": [{"key": asked.metric_key, "value": number(value), "timestamp": ms, "step": step, "run_id": run} for run, ms, step, value in shown]}
+
     def interval(asked: History) -> Answer:
         if len(asked.run_ids) > 100:
             raise invalid(f"GetMetricHistoryBulkInterval request must specify at most 100 run_ids. Received {len(asked.run_ids)} run_ids.", "run_ids")
@@ -476,6 +491,7 @@ def _tracking(tracking: Tracking) -> dict[tuple[str, str], Route]:
         ("POST", "/runs/outputs"): route(Inputs, log_outputs, "run_id"),
         ("POST", "/runs/log-model"): route(Fields, log_model, "run_id"),
         ("GET", "/metrics/get-history"): route(History, history, "run_id", "metric_key"),
+        ("GET", "/metrics/get-history-bulk"): route(Histories, histories, "run_id", "metric_key"),
         ("GET", "/metrics/get-history-bulk-interval"): route(History, interval, "run_ids", "metric_key"),
         ("GET", "/artifacts/list"): route(Fields, list_artifacts, "run_id"),
         ("GET", "/server-info"): route(Fields, info),

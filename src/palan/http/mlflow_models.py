@@ -10,7 +10,7 @@ import msgspec
 from palan.core import utcnow
 from palan.flows import mlflow_artifacts as artifacts
 from palan.flows.mlflow import Pair, invalid, millis, missing
-from palan.flows.mlflow_registry import Registry
+from palan.flows.mlflow_registry import By, OnDataset, Registry
 from palan.http.mlflow_artifacts import files
 from palan.runs.mlflow import LoggedModel
 from palan.runs.registered import ModelVersion, RegisteredModel
@@ -44,11 +44,6 @@ class Named(msgspec.Struct, gc=False):
     page_token: str = ""
 
 
-class By(msgspec.Struct, gc=False):
-    field_name: str = ""
-    ascending: bool = True
-
-
 class Logged(msgspec.Struct, gc=False):
     """Every field that a request about logged models may have."""
 
@@ -65,6 +60,7 @@ class Logged(msgspec.Struct, gc=False):
     filter: str = ""
     max_results: int | None = None
     order_by: list[By] = []
+    datasets: list[OnDataset] = []
     page_token: str = ""
     artifact_directory_path: str = ""
 
@@ -204,8 +200,7 @@ def _logged(registry: Registry) -> dict[tuple[str, str], tuple[type, Ask, tuple[
         return {}
 
     def search(asked: Logged) -> Answer:
-        order = [f"{each.field_name} {'ASC' if each.ascending else 'DESC'}" for each in asked.order_by]
-        found, following = registry.search_logged(asked.experiment_ids, asked.filter, _limit(asked.max_results, 100, 1000), order, asked.page_token)
+        found, following = registry.search_logged(asked.experiment_ids, asked.filter, _limit(asked.max_results, 100, 1000), asked.order_by, asked.page_token, asked.datasets)
         return {"models": [logged_told(each)["model"] for each in found], "next_page_token": following or None}
 
     def directories(asked: Logged) -> Answer:

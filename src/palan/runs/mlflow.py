@@ -70,8 +70,9 @@ class LoggedModel(msgspec.Struct, frozen=True):
     metrics: tuple[ModelMetric, ...] = ()
 
 
-Look = Callable[[Field], str | float | None]
-"""Returns what a field is for one thing, None where it has none."""
+Found = str | float | None
+Look = Callable[[Field], Found | tuple[float, ...]]
+"""Returns what a field is for one thing, None where it has none; several numbers where one of them is enough."""
 
 
 def holds(where: Condition | None, look: Look) -> bool:
@@ -88,6 +89,8 @@ def holds(where: Condition | None, look: Look) -> bool:
         return found is None
     if found is None:
         return False
+    if isinstance(found, tuple):
+        return any(_compared(each, where.op, value) for each in found for value in where.values)
     if where.op in ("like", "ilike"):
         pattern = "".join(".*" if part == "%" else "." if part == "_" else re.escape(part) for part in re.split("([%_])", str(where.values[0])))
         return re.fullmatch(pattern, str(found), re.DOTALL | (re.IGNORECASE if where.op == "ilike" else 0)) is not None

@@ -13,6 +13,10 @@ GONE = "Deleted_Internal"
 """The stage of a version that was deleted."""
 
 
+PROMPT = "mlflow.prompt.is_prompt"
+"""The tag of what is a prompt: MLflow's clients keep prompts among models, and ask for either."""
+
+
 class RegisteredModel(msgspec.Struct, frozen=True):
     """A name in MLflow's registry; an alias names one of its versions."""
 
