@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 
-from palan.errors import Corrupt
+from palan.errors import Corrupt, Invalid
 from palan.flows import registered
-from palan.flows.mlflow import FRESH, Tracking
+from palan.flows.mlflow import FRESH, Pair, Tracking
+from palan.flows.mlflow import Metric as Point
 from palan.flows.project import Project, open_project
 from palan.flows.runs import run_page, search
 from palan.flows.track import start
 from palan.http.mlflow import Wire
-from palan.runs.run import Artifact
+from palan.runs.run import Artifact, Value
 
 pytest.importorskip("mlflow", reason="no client of MLflow: pip install mlflow-skinny")
 pytest.importorskip("pandas", reason="MLflow's models need pandas: pip install pandas")
@@ -509,6 +510,22 @@ def test_what_one_server_deletes_the_other_does_not_write_to(client: MlflowClien
         time.sleep(2 * FRESH)
         client.log_metric(run, "m", 3.0, step=1)
         assert other.get_run(run).data.metrics == {"m": 3.0} and other.get_run(run).data.params == {"p": "1"}
+
+
+def test_who_logs_metrics_waits_for_no_fold_and_who_logs_parameters_is_told_of_others(tmp_path: Path) -> None:
+    (tmp_path / "palan.toml").write_text('[project]\nname = "quick"\n', encoding="utf-8")
+    one, other = (Tracking(open_project(tmp_path)) for _ in range(2))
+    run = one.create_run("0", "", 0, "", []).id
+    for each in (one, other):
+        each.log(run, [Point("m", 1.0, 1000)])
+    one.log(run, (), [Pair("p", "1")])
+    time.sleep(1.1 * FRESH)
+    other.log(run, [Point("m", 2.0, 2000, 1)])
+    assert not one.records.find(Value, run=run, key="m", step=1)
+    assert not one.records.find(Value, run=run, kind="param")
+    with pytest.raises(Invalid, match="already logged with value='1'"):
+        other.log(run, (), [Pair("p", "2")], batch=False)
+    assert one.records.find(Value, run=run, key="m", step=1)
 
 
 def test_the_number_of_a_deleted_version_is_not_given_again(client: MlflowClient) -> None:
