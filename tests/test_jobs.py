@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -195,8 +196,14 @@ def limited(project: Project, limits: str) -> Project:
     return open_project(project.root)
 
 
-def worker(project: Project) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", WORK, str(project.root)], stdout=subprocess.PIPE)
+@contextmanager
+def worker(project: Project) -> Iterator[subprocess.Popen[bytes]]:
+    """Work jobs in another process, which is killed at the end, also one that stands still."""
+    with subprocess.Popen([sys.executable, "-c", WORK, str(project.root)], stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def ended(project: Project, seconds: float = 30) -> list[Job]:
@@ -227,7 +234,7 @@ def test_a_process_that_was_stopped_and_thaws_answers_nothing_that_another_took_
         frozen.send_signal(signal.SIGSTOP)
         held = project.store.records.find(Job, id=made)[0].holder
         with worker(project) as second:
-            until = time.monotonic() + 15
+            until = time.monotonic() + 90  # PostgreSQL ends a transaction in which somebody was frozen after 60 s
             while project.store.records.find(Job, id=made)[0].holder in ("", held):
                 assert time.monotonic() < until
                 time.sleep(0.02)
