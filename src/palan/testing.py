@@ -518,6 +518,40 @@ class RecordsSuite:
         assert sorted(id for each in taken for id in each) == sorted(each.id for each in turn if each.id not in {inside.id, *(one.id for one in first)})
         assert len(stores[3].find(Job, fate="queued")) == 30
 
+    def test_what_is_added_under_a_lease_needs_the_lease(self, tmp_path: Path) -> None:
+        one, two = self.open(tmp_path), self.open(tmp_path)
+        mine = one.lease("build", "a", 5 * SECOND, now=NOON)
+        assert mine is not None
+        steps = [Step(f"s{number}", "r1", "fit", {"value": number}, {}, NOON, 0.5) for number in range(4)]
+        assert one.add(steps[0], under=mine)
+        assert not one.add(replace(steps[0], name="other"), under=mine)  # the key is taken
+        taken = two.lease("build", "b", 5 * SECOND, now=NOON + 7 * SECOND)
+        assert taken is not None
+        assert not one.add(steps[1], under=mine)
+        assert two.add(steps[2], under=taken)
+        two.free(taken)
+        assert not two.add(steps[3], under=taken)
+        assert [step.name for step in sorted(one.find(Step), key=lambda step: step.id)] == ["fit", "fit"]
+
+    def test_a_lease_is_not_taken_over_in_the_middle_of_what_is_added_under_it(self, tmp_path: Path) -> None:
+        one, two = self.open(tmp_path), self.open(tmp_path)
+        mine = one.lease("build", "a", SECOND, now=NOON)
+        assert mine is not None
+        seen: list[list[Step]] = []
+
+        def take() -> None:
+            assert two.lease("build", "b", SECOND, now=NOON + 2 * SECOND) is not None
+            seen.append(two.find(Step))
+
+        taker = threading.Thread(target=take)
+        with one.transaction():
+            assert one.add(Step("s1", "r1", "fit", 1, {}, NOON, 0.5), under=mine)
+            taker.start()
+            taker.join(0.1)
+            assert not seen  # it waits
+        taker.join()
+        assert [step.id for step in seen[0]] == ["s1"]  # a successor sees all that was recorded before it
+
     def test_a_lease_has_one_holder_and_its_token_rises(self, tmp_path: Path) -> None:
         one, two = self.open(tmp_path), self.open(tmp_path)
         ttl = 5 * SECOND

@@ -243,9 +243,12 @@ class Journal:
 
     def _record(self, key: str, name: str, parts: Mapping[str, Any], value: T, seconds: float, *, attempted: bool, durable: bool = False) -> T:
         records = self.project.store.records
+        step = Step(key, self.run.id, name, {"value": value, "digest": digest_of(value)}, dict(parts), self.project.clock(), seconds)
+        if not attempted and not durable and records.add(step, under=self.lease):  # one statement, for nothing else is to be written
+            return value
         with records.transaction(durable=durable):
             self.fence()
-            new = records.add(Step(key, self.run.id, name, {"value": value, "digest": digest_of(value)}, dict(parts), self.project.clock(), seconds))
+            new = records.add(step)
             if attempted:
                 records.remove(Attempt, (key,))
             # Where another run did the same at the same time, what it recorded stands.

@@ -77,8 +77,8 @@ class Records(ABC):
         """Insert nouns, or replace those with the same key; many of one kind go in at once."""
 
     @abstractmethod
-    def add(self, noun: object) -> bool:
-        """Insert the noun; return False, and change nothing, if its key is taken."""
+    def add(self, noun: object, *, under: Lease | None = None) -> bool:
+        """Insert the noun; return False, and change nothing, if its key is taken, or if the lease `under` was taken over."""
 
     @abstractmethod
     def remove(self, noun: type, key: Sequence[str | int]) -> None:

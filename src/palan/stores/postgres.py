@@ -318,8 +318,11 @@ class PostgresRecords(sql.SqlRecords):
     def remove(self, noun: type, key: Sequence[str | int]) -> None:
         self._write(sql.table(noun).delete, list(key))
 
-    def add(self, noun: object) -> bool:
-        return self._changed(sql.table(type(noun)).insert_new, noun)
+    def add(self, noun: object, *, under: Lease | None = None) -> bool:
+        of = sql.table(type(noun))
+        if under is not None:  # who takes the lease over waits for the end of this, or is waited for
+            return self._changed(of.insert_held.format(lock=" for share"), noun, under.name, under.holder, under.token)
+        return self._changed(of.insert_new, noun)
 
     def verify(self) -> list[str]:
         """As the contract says. Blocks are left to their own verify, which reads them anyway."""
@@ -333,7 +336,7 @@ class PostgresRecords(sql.SqlRecords):
 
     def swap(self, noun: object, *, epoch: int) -> bool:
         of = sql.table(type(noun))
-        return self._changed(of.swap, noun, epoch) if epoch else self._changed(of.insert_new, noun)
+        return self._changed(of.swap, noun, of.row(noun)[0], epoch) if epoch else self._changed(of.insert_new, noun)
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[None]:
@@ -394,11 +397,11 @@ class PostgresRecords(sql.SqlRecords):
         with self._within(), self._server.explained(held):
             return once(held)
 
-    def _changed(self, statement: str, noun: object, *more: int) -> bool:
+    def _changed(self, statement: str, noun: object, *more: int | str) -> bool:
         """Write the noun where that is still right, and tell whether it was."""
         of = sql.table(type(noun))
         row = of.row(noun)
-        values = [*row, row[0], *more] if more else row
+        values = [*row, *more] if more else row
         count, tries = self._do(lambda db: db.execute(sql.bound(statement), values).rowcount)
         # When the first try lost its answer, the row that is in the way may be the one that it wrote.
         return count == 1 or (tries > 1 and self.get(type(noun), row[0]) == noun)

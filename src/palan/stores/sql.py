@@ -33,6 +33,7 @@ on conflict (name) do update set
 where lease.holder = :holder or lease.expires <= :now
 returning token
 """
+HELD = "select 1 from lease where name = ? and holder = ? and token = ?"
 FREE_LEASE = "update lease set holder = '', expires = '' where name = :name and token = :token"
 
 # What only PostgreSQL is told. Several projects may share a database, each with a schema of its own: hence its name in the lock.
@@ -139,6 +140,7 @@ class Table(msgspec.Struct, frozen=True):
     insert: str
     replace: str
     insert_new: str
+    insert_held: str
     swap: str
     delete: str
     select: str
@@ -228,6 +230,7 @@ def _table(noun: Any) -> Table:
         insert=insert,
         replace=" ".join([insert, "on conflict (", ", ".join(keys), ") do update set", update]),
         insert_new=" ".join([insert, "on conflict do nothing"]),
+        insert_held=" ".join(["insert into", name, "(", ", ".join(columns), ") select", marks, "from (", HELD, "{lock} ) held where true on conflict do nothing"]),
         swap=" ".join(["update", name, "set", assign, "where", keys[0], "= ? and epoch = ?"]),
         delete=" ".join(["delete from", name, "where", " and ".join(f"{key} = ?" for key in keys)]),
         select=" ".join(["select", ", ".join(columns), "from", name]),

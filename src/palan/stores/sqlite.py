@@ -153,8 +153,10 @@ class SQLiteRecords(sql.SqlRecords):
             self._shorten_log()
             return rows
 
-    def add(self, noun: object) -> bool:
+    def add(self, noun: object, *, under: Lease | None = None) -> bool:
         of = sql.table(type(noun))
+        if under is not None:
+            return self._run(of.insert_held.format(lock=""), [*of.row(noun), under.name, under.holder, under.token]).rowcount == 1
         return self._run(of.insert_new, of.row(noun)).rowcount == 1
 
     def remove(self, noun: type, key: Sequence[str | int]) -> None:
