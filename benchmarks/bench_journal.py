@@ -109,10 +109,10 @@ for number in range(jobs):
 submitted = jobs / (time.perf_counter() - started)
 workers = [work("second"), work("third")]
 while len(done := client.list_workflows(status="SUCCESS")) < jobs:
-    time.sleep(0.1)
+    time.sleep(0.2)
 for each in workers:
     each.communicate()
-ended = sorted(each.updated_at / 1e3 for each in done)
+ended = sorted(each.updated_at / 1e3 for each in done)  # on SQLite in whole seconds
 print(json.dumps({"submitted": submitted, "rate": (jobs - begun) / (ended[-1] - ended[begun])}))
 """
 
@@ -179,7 +179,7 @@ def jobs(store: str, project: Project) -> float:
 
 def beside(cpu: float, rate: float) -> None:
     with TemporaryDirectory() as folder:
-        for what, program, more in (("steps", DBOS_STEPS, []), ("queue", DBOS_QUEUE, [str(JOBS // 4), str(BEGUN), DBOS_WORKER])):
+        for what, program, more in (("steps", DBOS_STEPS, []), ("queue", DBOS_QUEUE, [str(JOBS), str(BEGUN), DBOS_WORKER])):
             done = subprocess.run([PEERS, "-c", program, f"sqlite:///{folder}/{what}.sqlite", *more], capture_output=True, text=True, check=False)
             if done.returncode:
                 print("  dbos failed:", done.stderr.strip().splitlines()[-1:])
