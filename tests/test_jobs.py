@@ -234,7 +234,7 @@ def test_a_process_that_was_stopped_and_thaws_answers_nothing_that_another_took_
         frozen.send_signal(signal.SIGSTOP)
         held = project.store.records.find(Job, id=made)[0].holder
         with worker(project) as second:
-            until = time.monotonic() + 90  # PostgreSQL ends a transaction in which somebody was frozen after 60 s
+            until = time.monotonic() + 60  # PostgreSQL ends a transaction in which somebody was frozen after 20 s
             while project.store.records.find(Job, id=made)[0].holder in ("", held):
                 assert time.monotonic() < until
                 time.sleep(0.02)

@@ -40,7 +40,7 @@ FREE_LEASE = "update lease set holder = '', expires = '' where name = :name and 
 
 SESSION = """
 set synchronous_commit = on; set client_encoding = 'utf8'; set default_transaction_isolation = 'read committed';
-set idle_in_transaction_session_timeout = '60s'; set standard_conforming_strings = on
+set idle_in_transaction_session_timeout = '20s'; set standard_conforming_strings = on
 """
 LOCK_TIMEOUT = "select set_config('lock_timeout', :wait, false)"
 SERVER = "select current_setting('server_encoding'), current_schema()"
