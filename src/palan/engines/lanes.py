@@ -49,6 +49,7 @@ class Worker:
         state: files of a fitted model, as `fit` returned them.
         inputs: the columns of X, and
         outcome: the column y, for objects in scikit-learn's style.
+        features: the file of the model's features and the columns they are made of, as `flows.packages.prepared` tells.
         watched: whether to note which files it reads, for `reads`: not for one that serves.
         env: variables to add to the child's environment.
         start_seconds: how long starting and loading the model may take.
@@ -65,6 +66,7 @@ class Worker:
         state: Mapping[str, bytes] | None = None,
         inputs: Sequence[str] = (),
         outcome: str = "",
+        features: Mapping[str, Any] | None = None,
         watched: bool = False,
         env: Mapping[str, str] | None = None,
         start_seconds: float = 60.0,
@@ -74,7 +76,7 @@ class Worker:
         self.entry = entry
         self.start_seconds = start_seconds
         self.grace = grace
-        self._opening = {"kind": kind, "params": dict(params or {}), "inputs": list(inputs), "outcome": outcome, "watched": watched}
+        self._opening = {"kind": kind, "params": dict(params or {}), "inputs": list(inputs), "outcome": outcome, "features": dict(features or {}), "watched": watched}
         self._state = dict(state or {})
         self._env = dict(env or {})
         self._lock = threading.RLock()
@@ -171,6 +173,16 @@ class Worker:
         if not isinstance(answer, pl.DataFrame):
             raise ModelFailed(f"{self.entry} answered no columns", "build this version again")
         return answer
+
+    def features(self) -> dict[str, Any]:
+        """Return the lineage of the model's features, their constants, and what is slow about them."""
+        told: dict[str, Any] = self._call({"op": "features"}, 10.0)
+        return told
+
+    def parity(self, rows: pl.DataFrame, *, time_limit: float | None = None) -> dict[str, Any]:
+        """Compute all features of the rows as a batch and one by one; return where they differ."""
+        found: dict[str, Any] = self._call({"op": "parity", "rows": pack(rows)}, time_limit)
+        return found
 
     def transform(self, tables: Mapping[str, pl.DataFrame], *, time_limit: float | None = None) -> pl.DataFrame:
         """Return what a transformation (opened with kind `TRANSFORMATION`) makes of the named tables."""

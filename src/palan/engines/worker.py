@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -30,6 +31,9 @@ from palan.models import adapt
 from palan.models.contract import Context, Incumbent
 from palan.models.table import parse as parse_table
 from palan.models.user import guarded, plain
+
+if TYPE_CHECKING:
+    from palan.models.prepared import Prepared
 
 PR_SET_PDEATHSIG = 1
 TRANSFORMATION = "transformation"  # not a kind of model: a function from tables to a table
@@ -46,12 +50,28 @@ def load(folder: Path, entry: str) -> Any:
     """
     file, _, name = entry.partition(":")
     path = folder / file
-    if not path.is_file():
-        raise NotFound(f"no file {file!r} for the model", nearest(file, [p.name for p in folder.glob("*.*")]) or "correct model in palan.toml")
-    if path.suffix == ".csv":
+    if path.suffix == ".csv" and path.is_file():
         return parse_table(path.read_bytes(), file)
     if path.suffix != ".py" or not name:
         raise PalanError(f"{entry!r} does not name a model", 'write model = "file.py:Class", "file.py:function" or "table.csv"')
+    module = load_module(folder, file)
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == module.__name__]
+        raise NotFound(f"no {name!r} in {file}", nearest(name, public) or f"it has {', '.join(public) or 'nothing public'}")
+    return getattr(module, name)
+
+
+def load_module(folder: Path, file: str) -> ModuleType:
+    """Return a file of the folder as the module that its other files import.
+
+    Raises:
+        NotFound: there is no such file.
+        PalanError: it needs a library that is not installed.
+        ModelFailed: it does not run.
+    """
+    path = folder / file
+    if not path.is_file():
+        raise NotFound(f"no file {file!r} for the model", nearest(file, [p.name for p in folder.glob("*.*")]) or "correct model in palan.toml")
     module_name = ".".join(Path(file).with_suffix("").parts)
     for place in dict.fromkeys([path.parent, folder]):
         _refuse_shadows(place, module_name)
@@ -74,10 +94,7 @@ def load(folder: Path, entry: str) -> Any:
             if isinstance(missing, FileNotFoundError):
                 raise ModelFailed(failed.what, TOP_LEVEL, log=failed.log) from missing
             raise
-    if not hasattr(module, name):
-        public = [key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == module_name]
-        raise NotFound(f"no {name!r} in {file}", nearest(name, public) or f"it has {', '.join(public) or 'nothing public'}")
-    return getattr(module, name)
+    return module
 
 
 def _refuse_shadows(folder: Path, entry: str) -> None:
@@ -98,6 +115,7 @@ class Served:
         self.is_cancelled = is_cancelled
         self.model: adapt.Adapter | None = None
         self.opened: Mapping[str, Any] = {}
+        self.prepared: Prepared | None = None
         self.transformation: Callable[..., Any] | None = None
 
     def answer(self, request: Mapping[str, Any]) -> Any:
@@ -122,11 +140,21 @@ class Served:
         match op:
             case "fit":
                 # Each learning begins anew: a fit() that adds to what it knows would carry one trial's rows into the next.
-                model = self.model = self.fresh(self.opened)
-                model.fit(unpack(request["data"]))
-                return model.state()
+                model, prepared = self.fresh(self.opened)
+                data = unpack(request["data"])
+                if prepared is not None:
+                    data = prepared.learn(data)
+                if prepared is None or "fit" in model.verbs:
+                    model.fit(data)
+                self.model, self.prepared = model, prepared
+                return {**model.state(), **({prepared.FILE: prepared.state()} if prepared is not None and prepared.fit is not None else {})}
             case "decide":
-                return pack(self._rows(model).decide(unpack(request["rows"])))
+                rows = unpack(request["rows"])
+                return pack(self._rows(model).decide(rows if self.prepared is None else self.prepared.rows(rows)))
+            case "features" | "parity":
+                if self.prepared is None:
+                    raise PalanError(f"{model.name} has no features", 'in palan.toml: [models.NAME] features = "features.py"')
+                return self.prepared.told() if op == "features" else self.prepared.parity(unpack(request["rows"]))
             case "solve":
                 return self.solve(model, request)
             case "check":
@@ -152,17 +180,32 @@ class Served:
         if request["kind"] == TRANSFORMATION:
             self.transformation = load(Path(request["folder"]), request["entry"])
             return {"kind": TRANSFORMATION, "name": request["entry"], "verbs": [], "params": {}}
-        model = self.fresh(request)
-        if request["state"]:
-            model.restore(request["state"])
-        self.model, self.opened = model, request
-        return {"kind": model.kind, "name": model.name, "verbs": model.verbs, "params": {} if model.name == "the decision table" else model.params}
+        model, prepared = self.fresh(request)
+        state = dict(request["state"])
+        if prepared is not None and prepared.FILE in state:
+            prepared.restore(state.pop(prepared.FILE))
+        if state:
+            model.restore(state)
+        self.model, self.prepared, self.opened = model, prepared, request
+        verbs = model.verbs
+        if prepared is not None and prepared.fit is not None and "fit" not in verbs:
+            verbs = ["fit", *verbs]
+        return {"kind": model.kind, "name": model.name, "verbs": verbs, "params": {} if model.name == "the decision table" else model.params}
 
     @staticmethod
-    def fresh(request: Mapping[str, Any]) -> adapt.Adapter:
-        """Return the model as it is before it has learnt anything."""
-        entry = load(Path(request["folder"]), request["entry"])
-        return adapt.adapter(entry, request["kind"], request["params"], inputs=request["inputs"], outcome=request["outcome"])
+    def fresh(request: Mapping[str, Any]) -> tuple[adapt.Adapter, Prepared | None]:
+        """Return the model as it is before it has learnt anything, and what makes its features."""
+        folder, inputs, features = Path(request["folder"]), request["inputs"], request["features"]
+        prepared = None
+        if features:
+            from palan.models.prepared import Prepared  # what compiles expressions is loaded where there are any
+
+            prepared = Prepared(load_module(folder, features["file"]), features["columns"])
+            inputs = list(prepared.functions)  # X of an object in scikit-learn's style is the features alone
+        model = adapt.adapter(load(folder, request["entry"]), request["kind"], request["params"], inputs=inputs, outcome=request["outcome"])
+        if prepared is not None and not isinstance(model, adapt.RowsAdapter):
+            raise PalanError(f"{model.name} is of kind {model.kind}: features are made of rows, and it solves an instance", "leave features out")
+        return model, prepared
 
     def transform(self, request: Mapping[str, Any]) -> Any:
         function = self.transformation

@@ -98,7 +98,7 @@ def make(
 
     config = project.model(model)
     if like is None:
-        code = packages.code_of(project, config.model)
+        code = packages.code_of(project, config.model, config.features)
         folder, files = packages.stage(project, code)
     else:
         code, files = packages.closure_of(like), dict(like.manifest["code"])
@@ -107,8 +107,9 @@ def make(
     data = tables.current(project, config.data, journal) if config.data else None
     release = project.store.records.get(Release, model)
     repairs = release.repairs if release else ()
+    opening = prepared(project, config, data)
     # Started only where a step has to be done: a build that changes nothing runs no code of the user.
-    lend = partial(Worker, folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome)
+    lend = partial(Worker, folder, code.entry, kind=config.kind, params=merged, inputs=config.inputs, outcome=config.outcome, features=opening)
 
     def look() -> dict[str, Any]:
         with lend(watched=True) as worker:
@@ -117,6 +118,14 @@ def make(
     def learn(data: DataVersion) -> dict[str, Any]:
         with lend(watched=True) as worker:
             return {**fit(project, model, worker, data, repairs, since=since, seed=seed), "reads": packages.undeclared(project, worker)}
+
+    def described(state: Mapping[str, str]) -> dict[str, Any]:
+        with lend() as worker:
+            worker.restore({name: project.store.blobs.get(blob) for name, blob in state.items()})
+            told = worker.features()
+        for slow in told.pop("slow"):
+            project.tell(f"{config.features}: {slow}")
+        return {"file": config.features, **told}
 
     about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, look)
     kind = about["kind"]
@@ -154,6 +163,8 @@ def make(
         environment=packages.environment(code),
     )
     manifest = _manifest(config, kind, about, code, files, merged, learnt, reference, takes, data, seed)
+    if opening:
+        manifest["features"] = journal.step(f"features {model}", {"code": code.to_dict(), "columns": opening["columns"], "state": learnt["state"]}, lambda: described(learnt["state"]))
     return _register(project, model, kind, manifest, journal, reason)
 
 
@@ -322,6 +333,13 @@ def _answer(
             )
         answer = answer.with_columns(losses)
     return answer
+
+
+def prepared(project: Project, config: ModelConfig, data: DataVersion | None) -> dict[str, Any]:
+    """Return what a worker needs to make the model's features; nothing where it has none."""
+    if not config.features:
+        return {}
+    return packages.prepared(config.features, msgspec.to_builtins(signature(project, config, "rules", data).fields))
 
 
 def signature(project: Project, config: ModelConfig, kind: Any, data: DataVersion | None) -> Schema:

@@ -177,7 +177,7 @@ def judge(
     specs = [parse(text) for text in config.gates or DEFAULTS[kind]]
     other = _other(project, config, version, against)
     bench = _Bench(project, config, version, other, journal)
-    findings = _suspected(bench)
+    findings = [*_suspected(bench), *_features(bench)]
     for spec in specs:
         try:
             found = GATES[spec.name](bench, spec)
@@ -226,6 +226,22 @@ def _suspected(bench: _Bench) -> list[Finding]:
         return []
     text = "; ".join(each.text for each in found[:3])
     return [Finding("data", "fail", f"it learnt from rows that are suspect: {text}", {"suspicions": len(found), "command": f"palan why {bench.config.data}"})]
+
+
+def _features(bench: _Bench) -> list[Finding]:
+    """Replay recorded rows both ways: what is learnt from as a batch is what is asked for one row."""
+    if "features" not in bench.version.manifest:
+        return []
+    names = history.schema_of(bench.version.manifest).names
+    rows = bench.recent().select(names)
+    found = bench.worker(bench.version).parity(rows)
+    count, first = found["different"], next(iter(found["shown"]), None)
+    if first is None:
+        if not rows.height:
+            return [Finding("features", "cannot tell", "there are no rows to compare on")]
+        return [Finding("features", "pass", f"{found['values']:,} values of features are the same as a batch and for one row", {"values": found["values"]})]
+    text = f"{count:,} of {found['values']:,} values of features are others for one row than in a batch: {first['feature']} of row {first['row'] + 1} is {first['one']}, in the batch {first['batch']}"
+    return [Finding("features", "fail", text, found)]
 
 
 def _other(project: Project, config: ModelConfig, version: Version, against: str) -> Version | None:

@@ -213,6 +213,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
     data: Annotated[str, Option(_text, "the data that fit() is given")] = ""
     inputs: Annotated[tuple[str, ...], Option(_names, "the columns that a caller sends")] = ()
     outcome: Annotated[str, Option(_text, "the column that is known only later")] = ""
+    features: Annotated[str, Option(_text, "file.py of functions that return a pl.Expr: columns that are made of the inputs")] = ""
     key: Annotated[str, Option(_text, "the caller's own name of a row")] = ""
     params: Annotated[Mapping[str, Any], Option(_table, "parameters: fields of the class")] = {}
     golden: Annotated[str, Option(_text, "JSON file of inputs with the outputs that must stay")] = ""

@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -78,8 +78,8 @@ def version_of(name: str) -> tuple[str, str] | None:
         return None
 
 
-def code_of(project: Project, entry: str) -> Closure:
-    """Return the closure of `file.py:Name`, or of a table file: its bytes are its code.
+def code_of(project: Project, entry: str, features: str = "") -> Closure:
+    """Return the closure of `file.py:Name`, or of a table file: its bytes are its code. The file of its features belongs to it.
 
     Raises:
         NotFound: there is no such file or name.
@@ -91,7 +91,9 @@ def code_of(project: Project, entry: str) -> Closure:
     if file.endswith(".py"):
         if ":" not in entry:
             raise PalanError(f'"{entry}" does not name what decides', f'model = "{entry}:Class"')
-        return closure(entry, sources(project.root), version_of)
+        return closure(entry, sources(project.root), version_of, whole=[features] if features else [])
+    if features:
+        raise PalanError(f"{file} is a table, which has no features", "make them in a transformation: [data.NAME] transform, or let a model in Python read the table")
     if not path.is_file():
         near = nearest(file, (each.name for each in project.root.iterdir()))
         raise NotFound(f"there is no {path}", near or "check `model =` in palan.toml")
@@ -110,7 +112,7 @@ def closure_of(version: Version) -> Closure:
 def edited(project: Project, version: Version) -> list[str]:
     """Name what of a version's code and parameters reads otherwise in the folder now: "delay.py:Delay.fit", "learning_rate"."""
     config = project.model(version.model)
-    code, params = dict(code_of(project, config.model).parts), config.params
+    code, params = dict(code_of(project, config.model, config.features).parts), config.params
     before = version.manifest["closure"]
     known = version.manifest["params"]
     return [
@@ -317,4 +319,15 @@ def open_worker(project: Project, version: Version) -> Worker:
         state=state,
         inputs=[field["name"] for field in manifest["signature"]["fields"]],
         outcome=manifest["outcome"],
+        features=prepared_of(manifest),
     )
+
+
+def prepared_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a worker needs to make the features of a version; nothing where it has none."""
+    return prepared(manifest["features"]["file"], manifest["signature"]["fields"]) if "features" in manifest else {}
+
+
+def prepared(file: str, fields: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a worker needs to make features: the file, and the columns of a row with their types."""
+    return {"file": file, "columns": {field["name"]: field["type"] for field in fields}} if file else {}

@@ -84,15 +84,16 @@ def working_tree(project: Project, config: ModelConfig, stack: ExitStack) -> tup
     if not project.store.records.find(Version, model=config.name, limit=1):
         builds.build(project, config.name, reason="replay of the working tree")
     like = packages.find_version(project, config.name)
-    code = packages.code_of(project, config.model)
+    code = packages.code_of(project, config.model, config.features)
     same_inputs = not config.inputs or list(config.inputs) == history.schema_of(like.manifest).names
     if same_inputs and dict(code.parts) == like.manifest["closure"] and {**like.manifest["params"], **config.params} == like.manifest["params"]:
         return like, None
     folder, files = packages.stage(project, code)
-    with Worker(folder, config.model, kind=config.kind, params=dict(config.params), inputs=config.inputs, outcome=config.outcome) as opened:
-        about = opened.open()
     journal = stack.enter_context(running(project, "replay", config.name, wait=30))
     data = tables.current(project, config.data, journal) if config.data else None
+    features = builds.prepared(project, config, data)
+    with Worker(folder, config.model, kind=config.kind, params=dict(config.params), inputs=config.inputs, outcome=config.outcome, features=features) as opened:
+        about = opened.open()
     manifest = {
         **{name: value for name, value in like.manifest.items() if name != "signed"},
         "kind": about["kind"],
@@ -107,6 +108,9 @@ def working_tree(project: Project, config: ModelConfig, stack: ExitStack) -> tup
         "data": {**like.manifest["data"], "until": ""},
         "environment": packages.environment(code),
     }
+    manifest.pop("features", None)
+    if features:
+        manifest["features"] = {"file": config.features}
     version = Version(digest_of(manifest), config.name, 0, about["kind"], {**manifest, "signed": packages.sign(project, manifest)}, journal.run.id, project.clock())
     if "fit" not in about["verbs"]:
         return version, None
@@ -335,6 +339,7 @@ def learnt_until(
         "params": merged,
         "inputs": config.inputs,
         "outcome": manifest["outcome"],
+        "features": packages.prepared_of(manifest),
     }
     parts = {
         "code": manifest["closure"],

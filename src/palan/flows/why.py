@@ -161,9 +161,14 @@ def _basis(manifest: Mapping[str, Any]) -> list[str]:
     return [
         f"code: {', '.join(sorted({name.partition(':')[0] for name in manifest['closure']}))}",
         *(f"params: {name} = {value}" for name, value in sorted(manifest["params"].items())),
+        *(f"feature: {name} of {', '.join([*each['inputs']]) or 'nothing'}" + (f": {each['about']}" if each["about"] else "") for name, each in _features(manifest).items()),
         *([learnt] if learnt else []),
         f"environment: {', '.join(f'{name} {version}' for name, version in sorted(manifest['environment'].items()))}",
     ]
+
+
+def _features(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    return manifest.get("features", {}).get("made", {})  # type: ignore[no-any-return]
 
 
 def _since(project: Project, version: Version) -> list[str]:
@@ -172,7 +177,7 @@ def _since(project: Project, version: Version) -> list[str]:
 
     config, old = project.model(version.model), version.manifest
     try:
-        code = packages.code_of(project, config.model)
+        code = packages.code_of(project, config.model, config.features)
         newest = tables.latest(project, config.data) if config.data else None
         stale = _stale(project, config.data) if config.data else []
     except PalanError as error:
@@ -235,6 +240,10 @@ def _differences(old: Any, new: Any) -> list[str]:
         for name in sorted({*old[part], *new[part]}):
             if old[part].get(name) != new[part].get(name):
                 found.append(_said(part, name, old[part].get(name), new[part].get(name), show=True))
+    before, after = _features(old), _features(new)
+    for name in sorted({*before, *after}):
+        if (was := before.get(name, {}).get("digest")) != (now := after.get(name, {}).get("digest")):
+            found.append(_said("feature", name, was, now, show=False).replace("was edited", "gives another value"))
     if old["data"] != new["data"]:
         found.append(
             f"data: {old['data'].get('ref', 'none')}, {old['data'].get('rows', 0):,} rows"

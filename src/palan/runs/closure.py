@@ -61,9 +61,10 @@ class _Module(msgspec.Struct):
     stars: list[str] = []
 
 
-def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], tuple[str, str] | None]) -> Closure:
+def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], tuple[str, str] | None], *, whole: Sequence[str] = ()) -> Closure:
     """Return the closure of `entry` ("file.py:Name") over `sources` (path relative to the project -> text).
 
+    Of the files `whole` everything belongs to it.
     `version_of` maps a top-level import name to (distribution, version), or None for what is not installed. Imports are
     looked up from the project's folder, then from the folder of the entry's file, as where the model runs.
 
@@ -72,13 +73,16 @@ def closure(entry: str, sources: Mapping[str, str], version_of: Callable[[str], 
         PalanError: a source is not Python.
     """
     file, _, name = entry.partition(":")
-    if file not in sources:
-        raise NotFound(f"there is no {file} in the project", nearest(file, sources) or "check `model =` in palan.toml")
+    for each in (file, *whole):
+        if each not in sources:
+            raise NotFound(f"there is no {each} in the project", nearest(each, sources) or f"check `{'model' if each == file else 'features'} =` in palan.toml")
     walk = _Walk(sources, version_of, PurePosixPath(file).parent)
     module = walk.module(file)
     if name not in module.bound and name not in module.imports:
         raise NotFound(f"{file} defines no {name}", nearest(name, module.bound) or f"define {name} in {file}")
     walk.reach(file, name)
+    for each in whole:
+        walk.reach(each, _ALL)
     return Closure(entry, dict(sorted(walk.parts.items())), tuple(sorted(walk.files)), dict(sorted(walk.third.items())))
 
 
