@@ -195,8 +195,8 @@ def test_every_command_and_option_that_a_page_names_exists() -> None:
         for part in prose_and_console(path.read_text(encoding="utf-8")):
             for name, rest in re.findall(r"(?:^|&& |bin/)(palan [a-z][a-z-]*)([^&|]*)", part):
                 named += 1
-                inner = f"{name} {rest.split()[0]}" if rest.split() else name
-                command = inner if inner in found else name
+                words = [name, *rest.split()[:2]]
+                command = next((each for count in (3, 2) if (each := " ".join(words[:count])) in found), name)
                 if name not in found:
                     wrong.append(f"{page_id(path)}: {part}")
                 wrong += [f"{page_id(path)}: {part}: {option}" for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest) if option not in options.get(command, {option})]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from palan.errors import PalanError, nearest
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
+    from palan.flows.quarantine import Asked
 
 
 REASONS = 5
@@ -871,6 +873,143 @@ def data_export(ctx: click.Context, version: str, file: str, as_json: bool) -> N
         click.echo(f"{found['data']}: {found['rows']:,} rows in {found['file']}, {found['bytes']:,} bytes")
 
     _print(verb(_open(ctx, quiet=True), version, Path(file)), as_json, show)
+
+
+@data.group("quarantine", cls=Bare)
+def data_quarantine() -> None:
+    """Rows that broke a rule: list and show them, put cells right, accept or drop rows. Without a command it lists.
+
+    \b
+    Example:  palan data quarantine
+              palan data quarantine show weather --rule "temp is outside"
+              palan data quarantine fix weather --where "temp > 500" --set 'temp = "temp" / 10' --reason "tenths" --dry-run
+              palan data quarantine accept weather --file feed/may.csv --line 7 --reason "a real record"
+              palan data quarantine drop weather --where "place = 'TEST'" --reason "the supplier's test rows"
+
+    Where a rule is wrong, change it in palan.toml: at the next palan ingest the rows that hold then are taken in. Where a
+    file is wrong and comes corrected, palan ingest resolves its rows.
+    """
+
+
+def _which(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let a command be told which rows of a quarantine it is about: what it is given as `asked`."""
+
+    @functools.wraps(verb)
+    def told(*args: Any, where: str, rule: str, file: str, line: tuple[int, ...], all_rows: bool, **others: Any) -> None:
+        from palan.flows.quarantine import Asked
+
+        verb(*args, asked=Asked(where, rule, file, line, all_rows), **others)
+
+    for option in (
+        click.option("--all", "all_rows", is_flag=True, help="Every row that waits."),
+        click.option("--line", multiple=True, type=int, metavar="N", help="The rows on these lines of a file; may be given again."),
+        click.option("--file", default="", metavar="FILE", help="Rows of this file."),
+        click.option("--rule", default="", metavar="RULE", help="Rows that break this rule, or the one that begins so."),
+        click.option("--where", default="", metavar="SQL", help="""Rows for which this is true, such as "temp > 500" or "came.temp = 'warm'": came.NAME is a cell as it came."""),
+    ):
+        told = option(told)
+    return told
+
+
+_decision = (
+    click.option("--reason", default="", metavar="WHY", help="Why, for the ledger; without it only --dry-run is possible."),
+    click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing."),
+)
+
+
+@data_quarantine.command("list")
+@click.argument("name", required=False, default="")
+@click.option("--decided", is_flag=True, help="Also what was fixed, accepted or dropped by hand, and why.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print data, file, rule, rows as CSV.")
+@_json
+@click.pass_context
+def data_quarantine_list(ctx: click.Context, name: str, decided: bool, as_csv: bool, as_json: bool) -> None:
+    """Count what waits in quarantine: of each table, by rule and by file; without NAME of all tables.
+
+    \b
+    Example:  palan data quarantine list weather
+    """
+    from palan.cli.data import in_quarantine, in_quarantine_csv
+    from palan.flows.quarantine import overview as verb
+
+    _print(verb(_open(ctx, quiet=True), name, decided_too=decided), as_json, in_quarantine_csv if as_csv else in_quarantine)
+
+
+@data_quarantine.command("show")
+@click.argument("name")
+@_which
+@click.option("--rows", default=20, type=click.IntRange(1, 1_000_000), show_default=True, help="How many to show.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as they came as CSV, with file, line and rules.")
+@_json
+@click.pass_context
+def data_quarantine_show(ctx: click.Context, name: str, asked: Asked, rows: int, as_csv: bool, as_json: bool) -> None:
+    """Show rows in quarantine as they came, with the cells marked that break a rule.
+
+    \b
+    Example:  palan data quarantine show weather --rule "temp is outside" --rows 3
+    """
+    from palan.cli.data import quarantined, quarantined_csv
+    from palan.flows.quarantine import show as verb
+
+    _print(verb(_open(ctx, quiet=True), name, asked, limit=rows), as_json, quarantined_csv if as_csv else quarantined)
+
+
+@data_quarantine.command("fix")
+@click.argument("name")
+@_which
+@click.option("--set", "sets", multiple=True, required=True, metavar="COLUMN=SQL", help="""What a cell is to be, such as 'temp = "temp" / 10'; may be given again.""")
+@_decision[0]
+@_decision[1]
+@_json
+@click.pass_context
+def data_quarantine_fix(ctx: click.Context, name: str, asked: Asked, sets: tuple[str, ...], reason: str, dry_run: bool, as_json: bool) -> None:
+    """Put cells right by expressions; rows that hold then are taken in, as a new version. The others stay as they came.
+
+    \b
+    Example:  palan data quarantine fix weather --where "temp > 500" --set 'temp = "temp" / 10' --reason "tenths of a degree"
+    """
+    from palan.cli.data import decided
+    from palan.flows.quarantine import fix as verb
+
+    _print(verb(_open(ctx), name, sets, asked, reason=reason, dry_run=dry_run), as_json, decided)
+
+
+@data_quarantine.command("accept")
+@click.argument("name")
+@_which
+@_decision[0]
+@_decision[1]
+@_json
+@click.pass_context
+def data_quarantine_accept(ctx: click.Context, name: str, asked: Asked, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Take rows in although they break a rule. They are not judged again. What its column cannot hold cannot be accepted.
+
+    \b
+    Example:  palan data quarantine accept weather --rule "temp is outside" --reason "a heat wave, seen on both stations"
+    """
+    from palan.cli.data import decided
+    from palan.flows.quarantine import accept as verb
+
+    _print(verb(_open(ctx), name, asked, reason=reason, dry_run=dry_run), as_json, decided)
+
+
+@data_quarantine.command("drop")
+@click.argument("name")
+@_which
+@_decision[0]
+@_decision[1]
+@_json
+@click.pass_context
+def data_quarantine_drop(ctx: click.Context, name: str, asked: Asked, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Set rows aside for good: they do not come back when their file is read again.
+
+    \b
+    Example:  palan data quarantine drop weather --where "place = 'TEST'" --reason "the supplier's test rows"
+    """
+    from palan.cli.data import decided
+    from palan.flows.quarantine import drop as verb
+
+    _print(verb(_open(ctx), name, asked, reason=reason, dry_run=dry_run), as_json, decided)
 
 
 @cli.group(cls=Bare)

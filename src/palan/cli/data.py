@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from palan.cli.runs import Column, print_table
+from palan.cli.runs import Column, cut, print_table, terminal_width
 from palan.cli.show import paint, say
+from palan.core import counted
 
 if TYPE_CHECKING:
     from palan.flows.project import Project
+
+MANY = 24
+"""Columns of a row in quarantine that are shown; of a wider one those that break a rule."""
 
 ACROSS = 60
 """Characters of one changed cell that are shown."""
@@ -48,3 +54,82 @@ def compared(found: Mapping[str, Any]) -> None:
 def _cell(value: object) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= ACROSS else text[: ACROSS - 1] + "…"
+
+
+def in_quarantine(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print what waits in quarantine, and where each rule is written."""
+    if not found:
+        say("nothing is in quarantine")
+    width = terminal_width()
+    for each in found:
+        say(f"{paint(each['data'], 'bold')}: {counted(each['rows'], 'row')} in quarantine")
+        for rule in each["rules"]:
+            _row(f"{rule['rows']:>9,}  {rule['rule']}", rule["contract"], width)
+        for file in each["files"]:
+            _row(f"{file['rows']:>9,}  in {file['file']}", f"came {file['came'][:16].replace('T', ' ')}", width)
+        for one in each.get("decided", ()):
+            _row(f"{one['rows']:>9,}  {one['was']} by hand, in {one['file']}", one["reason"], width)
+        if each["next"]:
+            say(f"next: {each['next']}, or change the rule, then: palan ingest {each['data']}")
+
+
+def in_quarantine_csv(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the same for another program: a line for each rule and file; a row that breaks two rules is in two of them."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["data", "file", "rule", "rows"])
+    writer.writerows([each["data"], file["file"], rule, rows] for each in found for file in each["files"] for rule, rows in file["rules"].items())
+
+
+def quarantined(found: Mapping[str, Any]) -> None:
+    """Print rows with the cells marked that break a rule: in colour, and by a sign that a pipe keeps."""
+    say(f"{found['data']}: {counted(found['rows'], 'row')} in quarantine")
+    width = terminal_width()
+    for each in found["shown"]:
+        marks = each["marks"]
+        loose = [rule for rule in each["rules"] if not any(rule in rules for rules in marks.values())]
+        say(paint(cut(f"{each['file']} line {each['line']}{': ' if loose else ''}{'; '.join(loose)}", width), "bold"))
+        cells = each["row"] if len(each["row"]) <= MANY else each["cells"]
+        wide = min(max((len(name) for name in [*cells, *marks]), default=0), max(8, width // 4))
+        for name, value in {**cells, **{name: None for name in marks if name not in cells}}.items():
+            rules = marks.get(name, [])
+            text = f"{'!' if rules else ' '} {cut(name, wide):<{wide}}  {'nothing' if value is None else cut(str(value), max(8, width - wide - 6))}"
+            _row(f"  {text}", "; ".join(rules), width, *(["red", "bold"] if rules else []))
+        if len(each["row"]) > len(cells):
+            say(f"    and {len(each['row']) - len(cells):,} other columns: --json")
+    if found["rows"] > len(found["shown"]):
+        say(f"… and {found['rows'] - len(found['shown']):,} more: --rows {found['rows']}")
+    if found["next"]:
+        say(f"next: {found['next']}")
+
+
+def quarantined_csv(found: Mapping[str, Any]) -> None:
+    """Print the rows as they came, for another program."""
+    names = list(dict.fromkeys(name for each in found["shown"] for name in each["row"]))
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["palan_file", "palan_line", "palan_rules", *names])
+    writer.writerows([each["file"], each["line"], "; ".join(each["rules"]), *(each["row"].get(name) for name in names)] for each in found["shown"])
+
+
+def decided(found: Mapping[str, Any]) -> None:
+    """Print what became of rows in quarantine, or would become."""
+    say(f"{found['version'] or found['data']}: {found['text']}")
+    width = terminal_width()
+    for each in found["examples"] if found["dry run"] else ():
+        cells = ", ".join(f"{name} {' -> '.join(_cell(value) for value in values)}" for name, values in each["cells"].items())
+        _row(f"  {each['file']} line {each['line']}: {cells or '; '.join(each['rules'])}", f"still: {'; '.join(each['still'])}" if each["still"] else "", width)
+    if found["dry run"] and found["picked"] > len(found["examples"]):
+        say(f"  … and {found['picked'] - len(found['examples']):,} more")
+    if found["waiting"] and not found["dry run"]:
+        say(f"  in quarantine: {found['waiting']:,}")
+    if found["dry run"] and found["rows"]:
+        say("next: the same without --dry-run, with a --reason")
+    elif found["next"]:
+        say(f"next: {found['next']}")
+
+
+def _row(text: str, note: str, width: int, *styles: str) -> None:
+    """Print a line with a note at its end, or below where it is too narrow for both."""
+    shown = cut(text, width)
+    say(paint(shown, *styles) + (f"  {paint(note, 'dim')}" if note and len(shown) + 2 + len(note) <= width else ""))
+    if note and len(shown) + 2 + len(note) > width:
+        say(paint(cut(f"      {note}", width), "dim"))

@@ -34,7 +34,11 @@ class DataVersion(msgspec.Struct, frozen=True):
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Rows of one ingested file that broke a rule: a Parquet blob with the rows, their line and their reasons."""
+    """Rows of one ingested file that broke a rule: a Parquet blob with the rows, their line and their reasons.
+
+    `reason` is why a person decided so, "" where a delivery or a changed contract did. Of rows that a person took in,
+    `taken` is the part of the table where they stand, and `palan_row` in the blob where in it.
+    """
 
     id: str
     data: str
@@ -44,6 +48,8 @@ class Quarantine(msgspec.Struct, frozen=True):
     rows: int
     reasons: Mapping[str, int]
     status: str = "open"  # open | fixed | accepted | dropped
+    taken: str = ""
+    reason: str = ""
 
 
 class Repair(msgspec.Struct, frozen=True):

@@ -6,6 +6,7 @@ Row rules and table rules are different things. A row rule sends the rows that b
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -428,14 +429,19 @@ def once_more(bad: pl.DataFrame, contract: Contract) -> Checked | None:
     """
     repeats = f"key {', '.join(contract.key)} repeats an earlier row"
     copies = bad[REASONS].list.contains(repeats)
-    unreadable = pl.col(REASONS).list.eval(pl.element().filter(pl.element().str.starts_with("line "))).list.first()
-    delivered = bad.filter(~copies).with_columns(unreadable.alias(BROKEN)).drop(REASONS)
+    delivered = delivered_as(bad.filter(~copies))
     try:
         checked = verify(delivered, msgspec.structs.replace(contract, rows=(None, None)))
     except PalanError:  # a column that the delivery does not have is asked for now
         return None
     rest = pl.concat([as_text(checked.bad.drop(LINE, REASONS)).with_columns(checked.bad[LINE], checked.bad[REASONS]), bad.filter(copies)], how="diagonal_relaxed")
     return msgspec.structs.replace(checked, bad=rest.sort(LINE))
+
+
+def delivered_as(bad: pl.DataFrame) -> pl.DataFrame:
+    """Return quarantined rows as they were delivered, to be judged."""
+    unreadable = pl.col(REASONS).list.eval(pl.element().filter(pl.element().str.starts_with("line "))).list.first()
+    return bad.with_columns(unreadable.alias(BROKEN)).drop(REASONS)
 
 
 def concerned(reason: str, contract: Contract, columns: Sequence[str]) -> list[str]:
@@ -470,12 +476,30 @@ def compile_checks(contract: Contract) -> list[pl.Expr]:
             raise PalanError(f'{where} names "{unknown}", which is no column', nearest(unknown, contract.names)) from problem
         except pl.exceptions.PolarsError as problem:
             raise PalanError(f"{where} cannot be read: {first_line(problem)}", 'a check is SQL over one row, such as "dewp <= temp + 1"') from problem
-        if answer.height != probe.height or not expression.meta.root_names():
+        if answer.height != probe.height or not expression.meta.root_names() or asks_others(expression):
             raise PalanError(f"{where} is not about one row", "checks compare columns of the same row; aggregates are not row rules")
         if answer.schema["answer"] not in (pl.Boolean, pl.Null):
             raise PalanError(f"{where} does not answer true or false", 'write a comparison, such as "dewp <= temp + 1"')
         checks.append(expression)
     return checks
+
+
+_OF_MANY = {"Agg", "Over", "Window", "Quantile", "Correlation", "Unique", "Len", "Sort", "SortBy", "Gather", "Slice", "Filter", "Explode"}
+"""Nodes of a Polars expression that look at more rows than one."""
+
+
+def asks_others(expression: pl.Expr) -> bool:
+    """Tell whether the answer for one row depends on others: then it would depend on how many are looked at at a time."""
+
+    def nodes(tree: Any) -> Iterator[str]:
+        for name, each in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield str(name)
+            if isinstance(each, dict | list):
+                yield from nodes(each)
+            elif each == "Len" and name != "Column":
+                yield "Len"
+
+    return not _OF_MANY.isdisjoint(nodes([json.loads(expression.meta.serialize(format="json"))]))
 
 
 _DTYPES: dict[str, pl.DataType] = {

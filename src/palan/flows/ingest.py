@@ -23,6 +23,7 @@ from palan.runs.run import Step
 if TYPE_CHECKING:
     import polars as pl
 
+    from palan.data.amend import Told
     from palan.data.verdict import Judge
 
 
@@ -112,7 +113,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     known = dict(newest.sources) if newest else {}
     parts = list(newest.parts) if newest else []
     masks = tables.masks_of(project, newest) if newest else {}
-    contract, said = tables.contract_of(project, name), digest_of(_row_rules(project, name))
+    contract, said = tables.contract_of(project, name), tables.rules_digest(project, name)
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     changed = newest is not None and newest.verdict.get("contract", said) != said
     total, reports, quarantines = newest.rows if newest else 0, [], []
@@ -255,11 +256,14 @@ def _take_file(
     if known.get(source) == content:
         return source, content, None
     table = digest_of(project.config.data[name].table)
-    before = {"source": source, "content": content, "contract": table, "after": list(parts), "masks": dict(masks)}
+    before: dict[str, Any] = {"source": source, "content": content, "contract": table, "after": list(parts), "masks": dict(masks)}
     earlier = _delivered_before(project, source, parts) if source in known else []
+    decided = quarantine.decided(project, name, source) if source in known else []
+    if decided:
+        before["decided"] = [each.id for each in decided]
 
     def verify() -> dict[str, Any]:
-        found = _verify(project, contract, path, parts, masks, earlier)
+        found = _verify(project, contract, path, parts, masks, earlier, decided)
         if deliveries.look(path).changed != now.changed:
             raise PalanError(f"{source} was written while it was read", f"when it is whole: palan ingest {name}")
         return found
@@ -276,11 +280,6 @@ def _source(project: Project, path: Path) -> str:
         shown = os.fsencode(source).decode(errors="backslashreplace")
         raise PalanError(f"the name of {shown} is not UTF-8 text", "rename the file") from error
     return source
-
-
-def _row_rules(project: Project, name: str) -> dict[str, Any]:
-    """Return the part of `[data.NAME]` that stored rows were judged by."""
-    return {key: value for key, value in project.config.data[name].table.items() if key in ("columns", "checks")}
 
 
 def _judge_again(project: Project, contract: Contract, newest: DataVersion, said: str, journal: Journal) -> str:
@@ -318,10 +317,22 @@ def _judge_again(project: Project, contract: Contract, newest: DataVersion, said
 
 
 def _again(project: Project, contract: Contract, newest: DataVersion) -> dict[str, Any]:
+    """Judge the stored rows; of those that a person accepted, only whether their columns can hold them."""
+    from palan.data.amend import types_alone
     from palan.data.verdict import again
 
-    verdict, unread = again(tables.scan(project, newest).collect_batches(chunk_size=tables.PART_ROWS), contract)
-    return {"rows": verdict.rows, "bad": verdict.bad, "broken": {rule.rule: rule.count for rule in verdict.broken}, "unread": unread}
+    by_hand = {each.taken for each in quarantine.decided(project, contract.name) if each.status == "accepted"}
+    masks, bad = tables.masks_of(project, newest), 0
+    broken: dict[str, int] = {}
+    unread: set[str] = set()
+    for hand, asked in ((False, contract), (True, types_alone(contract))):
+        parts = [part for part in newest.parts if (part in by_hand) == hand]
+        if parts:
+            verdict, odd = again(tables.scan_parts(project, parts, masks, contract).collect_batches(chunk_size=tables.PART_ROWS), asked)
+            bad += verdict.bad
+            unread |= set(odd)
+            broken |= {rule.rule: rule.count + broken.get(rule.rule, 0) for rule in verdict.broken}
+    return {"rows": newest.rows, "bad": bad, "broken": broken, "unread": sorted(unread)}
 
 
 def _stored(stale: str) -> dict[str, Any]:
@@ -352,35 +363,45 @@ def _sum(counts: Any) -> dict[str, int]:
 
 
 def _verify(
-    project: Project, contract: Contract, path: Path, parts: Sequence[str], masks: Mapping[str, tuple[str, ...]], earlier: Sequence[tuple[str, tuple[str, ...]]]
+    project: Project,
+    contract: Contract,
+    path: Path,
+    parts: Sequence[str],
+    masks: Mapping[str, tuple[str, ...]],
+    earlier: Sequence[tuple[str, tuple[str, ...]]],
+    decided: Sequence[Quarantine],
 ) -> dict[str, Any]:
     """Judge a file in bounded memory, store its rows, and find out which stored rows they correct."""
+    told = quarantine.told(project, contract, decided)
     try:
         with path.open("rb") as file:
-            judge, good, rejected, repeated = _judge(project, contract, path, file, len(parts), earlier)
+            judge, good, rejected, repeated = _judge(project, contract, path, file, len(parts), earlier, told)
         hidden = tables.overtaken(project, contract, parts, masks, {part: (repeated[part],) if part in repeated else () for part, _ in good.parts})
+        judge.rows += told.met
         verdict = judge.verdict(sum(len(rows) for rows in hidden.values()))
     except (Busy, Conflict, Corrupt):
         raise
     except PalanError as error:
         raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
+    missed, gone, fewer = quarantine.missed(project, contract, decided, told)
     return {
         "source": path.name,
         "parts": [part for part, _ in good.parts],
-        "masks": {**repeated, **{part: tables.store_mask(project, rows) for part, rows in hidden.items()}},
-        "added": judge.written - verdict.corrections,
+        "masks": {**repeated, **{part: tables.store_mask(project, rows) for part, rows in hidden.items()}, **gone},
+        **({"missed": missed} if missed else {}),
+        "added": judge.written - verdict.corrections - fewer,
         "corrections": verdict.corrections,
         "bad": verdict.bad,
         "quarantine": [{"blob": blob, "rows": rows, "reasons": reasons} for (blob, rows), reasons in zip(rejected.parts, rejected.reasons, strict=True)],
         "reasons": {rule.rule: rule.count for rule in verdict.broken},
         "warnings": verdict.warnings,
-        "text": verdict.text,
+        "text": verdict.text + (f"; {counted(told.met, 'row')} as decided before" if told.met else ""),
         "verdict": verdict.to_dict(),
     }
 
 
 def _judge(
-    project: Project, contract: Contract, path: Path, file: IO[bytes], parts: int, earlier: Sequence[tuple[str, tuple[str, ...]]]
+    project: Project, contract: Contract, path: Path, file: IO[bytes], parts: int, earlier: Sequence[tuple[str, tuple[str, ...]]], told: Told
 ) -> tuple[Judge, tables.Writer, quarantine.Writer, dict[str, str]]:
     """Return the judge of a file, the rows that hold, those that do not, and masks of the former that turned out to be of the latter."""
     import polars as pl
@@ -392,7 +413,7 @@ def _judge(
 
     def read() -> Iterator[pl.DataFrame]:
         file.seek(0)
-        return batches(file, path.suffix, contract)
+        return told.over(batches(file, path.suffix, contract))
 
     before = Before(contract, lambda: tables.told(project, contract, earlier)) if earlier else None
     if before is not None and not contract.key:

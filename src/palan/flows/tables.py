@@ -48,6 +48,11 @@ def contract_of(project: Project, name: str) -> contracts.Contract:
     return contracts.parse(name, project.data(name).table)
 
 
+def rules_digest(project: Project, name: str) -> str:
+    """Return the digest of the part of `[data.NAME]` that stored rows were judged by: each version keeps it."""
+    return digest_of({key: value for key, value in project.data(name).table.items() if key in ("columns", "checks")})
+
+
 def latest(project: Project, name: str) -> DataVersion | None:
     """Return the newest version of a table, None when nothing was ingested or built."""
     found = project.store.records.find(DataVersion, order="-number", limit=1, data=name)
