@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from palan.errors import NotFound, PalanError
-from palan.flows import packages
+from palan.data.past import before, join_past
+from palan.errors import Invalid, NotFound, PalanError
+from palan.flows import history, packages, tables
 from palan.flows.build import build
 from palan.flows.check import check
+from palan.flows.decide import Deciders, decide
+from palan.flows.history import sent_schema
 from palan.flows.ingest import ingest
 from palan.flows.project import Project, open_project
+from palan.flows.release import release
 from palan.flows.replay import replay
 from palan.flows.why import why
 
@@ -208,3 +214,126 @@ def test_a_file_of_features_that_is_not_there_and_a_model_that_takes_no_rows(tmp
     (project.root / "palan.toml").write_text(TOML.replace("delay.py:Delay", "delay.py:plan"), encoding="utf-8")
     with pytest.raises(PalanError, match="features are made of rows, and it solves an instance"):
         build(open_project(project.root), "delay")
+
+
+# --- what was known before ---
+
+LOOKED = FEATURES.replace("import polars as pl\n", "from datetime import timedelta\n\nimport polars as pl\n\nfrom palan.data.past import Past, before, last\n", 1) + '''
+
+def recent() -> Past:
+    """How late flights from there were in the last two days."""
+    return before("mean", "flights", "delay", by=["origin"], time="at", within=timedelta(days=2))
+
+
+def newest() -> Past:
+    return last("flights", "distance", by=["origin"], time="at")
+
+
+def surprising(recent: pl.Expr, usual: pl.Expr) -> pl.Expr:
+    return recent - usual
+'''
+GUESS = DELAY.replace("return rows.select(output=", "return rows.select('recent', 'newest', output=").replace("0.1 * pl.col(\"hour\")", "pl.col('surprising').fill_null(0.0)")
+
+
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with a released version that looks back."""
+    project = lay(tmp_path_factory.mktemp("looking"), features=LOOKED, delay=GUESS)
+    build(project, "delay")
+    release(project, "delay", version="1", force=True, reason="to look back")
+    return project
+
+
+def test_what_was_known_before_is_the_same_for_learning_and_for_a_request(looking: Project) -> None:
+    version = packages.find_version(looking, "delay@1")
+    told = version.manifest["features"]
+    assert [(each["name"], each["type"]) for each in told["pasts"]] == [("recent", "float"), ("newest", "float")]
+    assert list(told["tables"]) == ["flights"] and told["made"]["surprising"]["columns"] == ["origin", "recent"]
+    assert [each.name for each in sent_schema(version.manifest).fields] == ["origin", "distance", "at"]
+
+    rows = sent(looking)
+    flights = tables.read(looking, tables.find_data_version(looking, "flights"))
+    past = before("mean", "flights", "delay", by=["origin"], time="at", within=timedelta(days=2))
+    expected = join_past(rows, "at", {"recent": past}, {"flights": flights})["recent"]
+    answered = decide(looking, "delay", rows)
+    assert pl.Series(answered["outputs"]["recent"]).to_list() == pytest.approx(expected.to_list())
+    assert answered["outputs"]["recent"][:2] == [None, None] and answered["outputs"]["recent"][3] is not None
+    (logged,) = history.decisions(looking, "delay")[-1:]
+    assert logged.inputs["recent"] == answered["outputs"]["recent"] and set(logged.inputs) == {"origin", "distance", "at", "recent", "newest"}
+    again = replay(looking, "delay@1", on="last:400", against="logged")
+    assert again["changed"] == 0
+
+
+def test_a_time_at_which_nothing_was_known_yet_passes_no_check(tmp_path: Path) -> None:
+    project = lay(tmp_path, features=LOOKED, delay=GUESS)
+    build(project, "delay")
+    release(project, "delay", version="1", force=True, reason="to look back")
+    late = sent(project).tail(20).with_columns(pl.col("at") + timedelta(days=1))
+    assert decide(project, "delay", late)["rows"] == 20
+    (found,) = [each for each in check(project, "delay@1")["findings"] if each["gate"] == "features"]
+    assert found["verdict"] == "pass"  # what was looked up for all twenty is what the table tells now
+    # rows that happened before these requests arrive after them
+    known = pl.read_csv(project.root / "feed" / "one.csv").tail(20).with_columns(pl.col("id") + 1000, pl.col("at").str.replace("2013-01-17", "2013-01-18"), delay=99.0)
+    known.write_csv(project.root / "feed" / "late.csv")
+    ingest(project)
+    (found,) = [each for each in check(project, "delay@1")["findings"] if each["gate"] == "features"]
+    assert found["verdict"] == "fail" and found["figures"]["late"]["recent"] > 10
+    assert "tells of that time now: its rows become known later than at says" in found["text"]
+
+
+def test_who_asks_cannot_say_what_was_known(looking: Project) -> None:
+    with pytest.raises(Invalid, match="recent"):
+        decide(looking, "delay", [{"origin": "JFK", "distance": 10.0, "at": "2013-01-05T00:00:00Z", "recent": 3.0}])
+
+
+def test_a_server_knows_what_was_ingested_since(looking: Project) -> None:
+    row = {"origin": "EWR", "distance": 500.0, "at": "2013-03-01T00:00:00Z"}
+    deciders = Deciders(looking)
+    deciders.follow()
+    try:
+        assert deciders.decide("delay", value=[row])["outputs"][0]["recent"] != 44.0
+        (looking.root / "feed" / "two.csv").write_text("id,at,origin,distance,delay\n9001,2013-02-28T12:00:00Z,EWR,900.0,44.0\n9002,2013-03-01T00:00:00Z,EWR,901.0,50.0\n", encoding="utf-8")
+        ingest(looking)
+        until = time.monotonic() + 20
+        while (found := deciders.decide("delay", value=[row])["outputs"][0])["recent"] != 44.0:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    finally:
+        deciders.close()
+    assert (found["recent"], found["newest"]) == (44.0, 900.0)  # never the row's own moment
+
+
+def test_an_edit_that_looks_back_further_can_be_replayed_on_what_was_decided_without_it(looking: Project) -> None:
+    if not history.decisions(looking, "delay"):
+        decide(looking, "delay", sent(looking))
+    place = looking.root / "features.py"
+    before_it = place.read_text(encoding="utf-8")
+    try:
+        place.write_text(before_it + "\n\ndef seen() -> Past:\n    return before('count', 'flights', 'delay', by=[], time='at')\n", encoding="utf-8")
+        (looking.root / "delay.py").write_text(GUESS.replace("+ self.slope", "+ pl.col('seen') * 0 + self.slope"), encoding="utf-8")
+        shown = replay(looking, "delay@.", on="last:300", against="logged")
+    finally:
+        place.write_text(before_it, encoding="utf-8")
+        (looking.root / "delay.py").write_text(GUESS, encoding="utf-8")
+    assert shown["rows"] == 300 and shown["changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (('"flights", "delay"', '"flihgts", "delay"'), '"recent" looks into "flihgts", which is no data with columns'),
+        (('"flights", "delay"', '"flights", "late"'), '"recent" looks up "late" in flights, which has no such column'),
+        (('by=["origin"], time="at", within', 'by=["id"], time="at", within'), '"recent" is looked up by "id", which is not sent by callers'),
+        (('time="at", within', 'time="distance", within'), '"recent" looks up by the time "distance" of flights, which is a float'),
+        (('"mean", "flights", "delay"', '"mean", "flights", "origin"'), '"recent": there is no mean of a str'),
+        (("def recent()", "def recent(days)"), '"recent" looks up the past, and takes an argument'),
+        (("-> Past:\n    return last", "-> Past:\n    return 3, last"), '"newest" made tuple, not a Past'),
+    ],
+)
+def test_what_cannot_be_looked_up_is_told_at_the_build(built: Project, change: tuple[str, str], what: str) -> None:
+    assert change[0] in LOOKED
+    (built.root / "features.py").write_text(LOOKED.replace(*change), encoding="utf-8")
+    with pytest.raises(PalanError) as refused:
+        build(built, "delay")
+    (built.root / "features.py").write_text(FEATURES, encoding="utf-8")
+    assert what in refused.value.what

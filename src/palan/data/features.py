@@ -13,6 +13,7 @@ import msgspec
 import polars as pl
 
 from palan.core import digest_of
+from palan.data.past import Past
 from palan.data.scalar import FALLBACK, Scalar, compile_rows, with_features
 from palan.errors import PalanError, nearest
 
@@ -159,8 +160,28 @@ def features(
 
 def functions_of(module: ModuleType) -> dict[str, FeatureFunction]:
     """Return the feature functions of a user's file: public, made there, and said to return a `pl.Expr`."""
-    found = {name: thing for name, thing in vars(module).items() if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__ == module.__name__}
-    return {name: function for name, function in found.items() if function.__annotations__.get("return") in (pl.Expr, "pl.Expr", "Expr", "polars.Expr")}
+    return {name: function for name, function in _public(module) if function.__annotations__.get("return") in (pl.Expr, "pl.Expr", "Expr", "polars.Expr")}
+
+
+def pasts_of(module: ModuleType) -> dict[str, Past]:
+    """Return what the functions of a user's file that are said to return a `Past` look up.
+
+    Raises:
+        PalanError: one of them takes an argument, or returns something else.
+    """
+    found: dict[str, Past] = {}
+    for name, function in _public(module):
+        if str(getattr(function.__annotations__.get("return"), "__name__", function.__annotations__.get("return"))).rpartition(".")[2] == "Past":
+            if inspect.signature(function).parameters:
+                raise PalanError(f'"{name}" looks up the past, and takes an argument', f"def {name}() -> Past")
+            found[name] = function()
+            if not isinstance(found[name], Past):
+                raise PalanError(f'"{name}" made {type(found[name]).__name__}, not a Past', "return before(...) or last(...) of palan")
+    return found
+
+
+def _public(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
+    return [(name, thing) for name, thing in vars(module).items() if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__ == module.__name__]
 
 
 def fitted(fit: Callable[[pl.DataFrame], Mapping[str, Constant]], frame: pl.DataFrame) -> dict[str, Constant]:

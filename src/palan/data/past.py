@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
@@ -82,27 +83,47 @@ def _window(asks: pl.DataFrame, known: pl.DataFrame, past: Past) -> pl.DataFrame
 
 
 class Known:
-    """The same past for one row at a time: rows of the table are added as they become known, in any order."""
+    """The same past for one row at a time: rows of the table are added as they become known, in any order.
+
+    Of each row its time (microseconds) and its value are kept, 8 bytes each where the value is a number.
+    """
 
     def __init__(self, past: Past) -> None:
         self.past = past
-        self.rows: dict[tuple[Any, ...], tuple[list[datetime], list[Any]]] = {}
+        self.rows: dict[tuple[Any, ...], tuple[array[int], array[Any] | list[Any]]] = {}
+
+    @classmethod
+    def of(cls, past: Past, table: pl.DataFrame) -> Known:
+        """Return what all rows of a table tell."""
+        known = cls(past)
+        rows = table.select(*past.by, _at=pl.col(past.time).cast(pl.Datetime("us")).to_physical(), _value=past.column).drop_nulls().sort("_at", maintain_order=True)
+        kind = _stored(rows.schema["_value"])
+        groups = rows.group_by(past.by, maintain_order=True) if past.by else [((), rows)]
+        for key, group in groups:
+            times = array("q", group["_at"].to_numpy().tobytes())
+            values = array(kind, group["_value"].cast(pl.Float64 if kind == "d" else pl.Int64).to_numpy().tobytes()) if kind else group["_value"].to_list()
+            if times:
+                known.rows[key] = (times, values)
+        return known
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take in one row of the table."""
         key, time, value = tuple(row[name] for name in self.past.by), row[self.past.time], row[self.past.column]
         if value is None or time is None or None in key:
             return
-        times, values = self.rows.setdefault(key, ([], []))
-        place = bisect_right(times, time)
-        times.insert(place, time)
+        if key not in self.rows:
+            self.rows[key] = (array("q"), array("d") if type(value) is float else [])
+        times, values = self.rows[key]
+        place = bisect_right(times, at := _microseconds(time))
+        times.insert(place, at)
         values.insert(place, value)
 
     def ask(self, row: Mapping[str, Any], at: datetime) -> Any:
         """Return what was known before `at` for the keys of a row."""
-        times, values = self.rows.get(tuple(row[name] for name in self.past.by), ([], []))
-        end = bisect_left(times, at)
-        start = 0 if self.past.within is None else bisect_left(times, at - self.past.within, 0, end)
+        times, values = self.rows.get(tuple(row[name] for name in self.past.by), ((), ()))
+        moment = _microseconds(at)
+        end = bisect_left(times, moment)
+        start = 0 if self.past.within is None else bisect_left(times, moment - self.past.within // _TICK, 0, end)
         if self.past.how == "count":
             return end - start
         if start == end:
@@ -113,15 +134,43 @@ class Known:
         """Drop what no later question can reach: asks come at `before` or after it."""
         if self.past.within is None and self.past.how != "last":
             return
+        moment = _microseconds(before)
         for key, (times, values) in list(self.rows.items()):
-            start = bisect_left(times, before) - 1 if self.past.within is None else bisect_left(times, before - self.past.within)
+            start = bisect_left(times, moment) - 1 if self.past.within is None else bisect_left(times, moment - self.past.within // _TICK)
             if start > 0:
                 del times[:start], values[:start]
             if not times:
                 del self.rows[key]
 
 
-_HOW: dict[str, Callable[[list[Any]], Any]] = {
+_TICK = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _microseconds(time: datetime) -> int:
+    """Return the microseconds since 1970; a time without a zone is taken as UTC."""
+    return ((time.replace(tzinfo=UTC) if time.tzinfo is None else time) - _EPOCH) // _TICK
+
+
+def _stored(dtype: pl.DataType) -> str:
+    """Return how values are stored: "d" and "q" are 8 bytes each, "" a list of anything."""
+    return "d" if dtype.is_float() else "q" if dtype.is_integer() and dtype != pl.UInt64 else ""
+
+
+def kind_of(past: Past, column: str) -> str:
+    """Return the type of the new column, where the table's column is of this type, as a contract names it.
+
+    Raises:
+        ValueError: there is no mean or sum of such a column.
+    """
+    if past.how == "count":
+        return "int"
+    if past.how in ("mean", "sum") and column not in ("int", "float"):
+        raise ValueError(f"there is no {past.how} of a {column}")
+    return "float" if past.how == "mean" else column
+
+
+_HOW: dict[str, Callable[[Sequence[Any]], Any]] = {
     "mean": lambda values: math.fsum(values) / len(values),
     "sum": lambda values: math.fsum(values) if isinstance(values[0], float) else sum(values),
     "min": min,

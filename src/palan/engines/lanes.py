@@ -49,7 +49,7 @@ class Worker:
         state: files of a fitted model, as `fit` returned them.
         inputs: the columns of X, and
         outcome: the column y, for objects in scikit-learn's style.
-        features: the file of the model's features and the columns they are made of, as `flows.packages.prepared` tells.
+        features: the file of the model's features, and the columns of rows and tables that they are made of, as `flows.packages.prepared` tells.
         watched: whether to note which files it reads, for `reads`: not for one that serves.
         env: variables to add to the child's environment.
         start_seconds: how long starting and loading the model may take.

@@ -190,7 +190,8 @@ class Served:
         verbs = model.verbs
         if prepared is not None and prepared.fit is not None and "fit" not in verbs:
             verbs = ["fit", *verbs]
-        return {"kind": model.kind, "name": model.name, "verbs": verbs, "params": {} if model.name == "the decision table" else model.params}
+        told = {"kind": model.kind, "name": model.name, "verbs": verbs, "params": {} if model.name == "the decision table" else model.params}
+        return told if prepared is None else {**told, "pasts": prepared.pasts}
 
     @staticmethod
     def fresh(request: Mapping[str, Any]) -> tuple[adapt.Adapter, Prepared | None]:
@@ -200,8 +201,8 @@ class Served:
         if features:
             from palan.models.prepared import Prepared  # what compiles expressions is loaded where there are any
 
-            prepared = Prepared(load_module(folder, features["file"]), features["columns"])
-            inputs = list(prepared.functions)  # X of an object in scikit-learn's style is the features alone
+            prepared = Prepared(load_module(folder, features["file"]), features["columns"], features["tables"])
+            inputs = [*(each["name"] for each in prepared.pasts), *prepared.functions]  # X of an object in scikit-learn's style is the features alone
         model = adapt.adapter(load(folder, request["entry"]), request["kind"], request["params"], inputs=inputs, outcome=request["outcome"])
         if prepared is not None and not isinstance(model, adapt.RowsAdapter):
             raise PalanError(f"{model.name} is of kind {model.kind}: features are made of rows, and it solves an instance", "leave features out")

@@ -95,6 +95,7 @@ def make(
     by itself must not take half an edit into production.
     """
     from palan.engines.lanes import Worker
+    from palan.flows import pasts
 
     config = project.model(model)
     if like is None:
@@ -117,7 +118,7 @@ def make(
 
     def learn(data: DataVersion) -> dict[str, Any]:
         with lend(watched=True) as worker:
-            return {**fit(project, model, worker, data, repairs, since=since, seed=seed), "reads": packages.undeclared(project, worker)}
+            return {**fit(project, model, worker, data, repairs, known, since=since, seed=seed), "reads": packages.undeclared(project, worker)}
 
     def described(state: Mapping[str, str]) -> dict[str, Any]:
         with lend() as worker:
@@ -125,10 +126,13 @@ def make(
             told = worker.features()
         for slow in told.pop("slow"):
             project.tell(f"{config.features}: {slow}")
-        return {"file": config.features, **told}
+        used = {each.past.table for each in pasts.looked_of(told["pasts"])}
+        return {"file": config.features, "tables": {name: columns for name, columns in opening["tables"].items() if name in used}, **told}
 
     about = journal.step(f"look at {model}", {"code": code.to_dict(), "params": merged, "kind": config.kind}, look)
     kind = about["kind"]
+    looked = pasts.looked_of(about.get("pasts", ()))
+    known = pasts.sources(project, journal, looked)
     basis = {
         "code": code.to_dict(),
         "params": merged,
@@ -141,6 +145,7 @@ def make(
         "key": config.key,
         "contract": digest_of(project.data(config.data).table) if config.data else "",
         "seed": seed,
+        **({"pasts": pasts.ids(known)} if known else {}),
     }
     learnt: dict[str, Any] = {"state": {}, "rows": 0, "since": "", "until": ""}
     if "fit" in about["verbs"] and data is None:
@@ -150,7 +155,7 @@ def make(
     reference: dict[str, Any] = {"blob": "", "metrics": {}}
     if data is not None and SHAPE[kind] == "rows":
         reference = journal.step(
-            f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, lend, data, learnt, repairs, since, seed)
+            f"reference {model}", {**basis, "folds": FOLDS}, lambda: _reference(project, config, about, lend, data, learnt, repairs, known, since, seed)
         )
     takes = signature(project, config, kind, data)
     for path in dict.fromkeys([*about.get("reads", ()), *learnt.get("reads", ())]):
@@ -237,20 +242,25 @@ def fit(
     worker: Worker,
     data: DataVersion,
     repairs: Sequence[Repair],
+    known: Mapping[str, DataVersion],
     *,
     since: datetime | None = None,
     until: datetime | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Let a worker learn from the rows of `since <= time < until`; return the state as blobs, and the rows it learnt from."""
+    """Let a worker learn from the rows of `since <= time < until`; return the state as blobs, and the rows it learnt from.
+
+    `known` are the versions of the tables that its features look into.
+    """
     from palan.data.verdict import read_time
+    from palan.flows import pasts
 
     rows = tables.training(project, model, data, repairs=repairs, since=since, until=until)
     if not rows.height:
         raise NotFound(f"there are no rows for {model} to learn from", f"palan ingest   (then: palan build {model})")
     project.tell(f"{model} learns from {rows.height:,} rows")
-    state = worker.fit(rows, seed=seed)
     time = tables.contract_of(project, data.data).time
+    state = worker.fit(pasts.with_pasts(project, rows, time, pasts.looked_of(worker.open().get("pasts", ())), known), seed=seed)
     newest = rows.select(read_time(time, rows.schema[time])).to_series().max() if time else None
     return {
         "state": {name: project.store.blobs.put(file) for name, file in state.items()},
@@ -268,6 +278,7 @@ def _reference(
     data: DataVersion,
     learnt: Mapping[str, Any],
     repairs: Sequence[Repair],
+    known: Mapping[str, DataVersion],
     since: datetime | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -277,10 +288,14 @@ def _reference(
     """
     import polars as pl
 
+    from palan.flows import pasts
+
     rows = tables.training(project, config.name, data, repairs=repairs, since=since)
     contract = tables.contract_of(project, config.data)
     if contract.time:
         rows = rows.sort(contract.time)
+    looked = pasts.looked_of(about.get("pasts", ()))
+    rows = pasts.with_pasts(project, rows, contract.time, looked, known)
     learns = "fit" in about["verbs"] and bool(config.outcome)
     blocks = _blocks(rows, FOLDS) if learns else [rows]
     if learns and len(blocks) < FOLDS:
@@ -317,9 +332,9 @@ def _answer(
 
     from palan.data.verdict import read_time
 
-    inputs = rows.select(config.inputs) if config.inputs else rows
+    inputs = rows.select(*config.inputs, *(each["name"] for each in about.get("pasts", ()))) if config.inputs else rows
     outputs = worker.decide(inputs)
-    kept = [name for name in dict.fromkeys((time, config.key)) if name and name not in config.inputs]
+    kept = [name for name in dict.fromkeys((time, config.key)) if name and name not in inputs.columns]
     answer = pl.concat([rows.select(kept), inputs, outputs.rename({name: f"output.{name}" for name in outputs.columns})], how="horizontal")
     if time:
         answer = answer.with_columns(read_time(time, answer.schema[time]).alias("time"))
@@ -339,7 +354,12 @@ def prepared(project: Project, config: ModelConfig, data: DataVersion | None) ->
     """Return what a worker needs to make the model's features; nothing where it has none."""
     if not config.features:
         return {}
-    return packages.prepared(config.features, msgspec.to_builtins(signature(project, config, "rules", data).fields))
+    tables_of = {name: {field.name: field.type for field in tables.contract_of(project, name).columns} for name in project.config.data}
+    return {
+        "file": config.features,
+        "columns": {field.name: field.type for field in signature(project, config, "rules", data).fields},
+        "tables": {name: columns for name, columns in tables_of.items() if columns},
+    }
 
 
 def signature(project: Project, config: ModelConfig, kind: Any, data: DataVersion | None) -> Schema:

@@ -119,7 +119,7 @@ class _Bench(msgspec.Struct):
 
     def recent(self) -> pl.DataFrame:
         """The last decisions that were logged; rows of the model's data while there are none."""
-        logged = history.frame(self.project, self.config.name, history.schema_of(self.version.manifest)).tail(RECENT)
+        logged = replay.looked_up(self.project, self.version, history.frame(self.project, self.config.name, history.schema_of(self.version.manifest)).tail(RECENT))
         return logged if self.takes(logged) or not self.config.data else self.reference().tail(RECENT)
 
     def takes(self, logged: pl.DataFrame) -> bool:
@@ -131,10 +131,13 @@ class _Bench(msgspec.Struct):
         import polars as pl
 
         from palan.data.verdict import read_time
+        from palan.flows import pasts
 
         data = tables.current(self.project, self.config.data, self.journal)
         rows = tables.training(self.project, self.config.name, data)
         time = tables.contract_of(self.project, self.config.data).time
+        looked = pasts.of(self.version.manifest)
+        rows = pasts.with_pasts(self.project, rows, time, looked, pasts.sources(self.project, self.journal, looked))
         names = history.schema_of(self.version.manifest).names
         return rows.select(
             *names,
@@ -232,16 +235,34 @@ def _features(bench: _Bench) -> list[Finding]:
     """Replay recorded rows both ways: what is learnt from as a batch is what is asked for one row."""
     if "features" not in bench.version.manifest:
         return []
-    names = history.schema_of(bench.version.manifest).names
-    rows = bench.recent().select(names)
+    recent = bench.recent()
+    rows = replay.inputs_of(bench.version, recent)
     found = bench.worker(bench.version).parity(rows)
     count, first = found["different"], next(iter(found["shown"]), None)
     if first is None:
         if not rows.height:
             return [Finding("features", "cannot tell", "there are no rows to compare on")]
-        return [Finding("features", "pass", f"{found['values']:,} values of features are the same as a batch and for one row", {"values": found["values"]})]
+        same = f"{found['values']:,} values of features are the same as a batch and for one row"
+        return [_late(bench, recent, rows) or Finding("features", "pass", same, {"values": found["values"]})]
     text = f"{count:,} of {found['values']:,} values of features are others for one row than in a batch: {first['feature']} of row {first['row'] + 1} is {first['one']}, in the batch {first['batch']}"
     return [Finding("features", "fail", text, found)]
+
+
+def _late(bench: _Bench, recent: pl.DataFrame, rows: pl.DataFrame) -> Finding | None:
+    """Refuse a version that learns from what is not known yet when it decides: what was looked up then is not what the tables tell of that time now."""
+    from palan.flows import pasts
+
+    looked = pasts.of(bench.version.manifest)
+    if not looked or "status" not in recent.columns:  # nothing is looked up, or nothing was decided with it yet
+        return None
+    was = rows.select([each.name for each in looked])
+    count = pasts.differences(was, pasts.looked_up_now(bench.project, bench.config, recent, looked))
+    name, most = max(count.items(), key=lambda each: each[1], default=("", 0))
+    if most <= LATE * rows.height:
+        return None
+    past = next(each.past for each in looked if each.name == name)
+    text = f"{name} was another value in {most:,} of {rows.height:,} decisions than {past.table} tells of that time now: its rows become known later than {past.time} says"
+    return Finding("features", "fail", text, {"late": count, "rows": rows.height})
 
 
 def _other(project: Project, config: ModelConfig, version: Version, against: str) -> Version | None:
@@ -340,6 +361,8 @@ def held_back(bench: _Bench) -> pl.DataFrame:
         known = bench.reference().filter(pl.col("outcome").is_not_null())
     if not known.height:
         return known
+    for each in filter(None, (bench.version, bench.champion)):
+        known = replay.looked_up(bench.project, each, known)
     newest: Any = known["time"].max()
     return known.filter(pl.col("time") > newest - bench.config.react.holdout)
 
@@ -400,7 +423,7 @@ def _schema(bench: _Bench, spec: GateSpec) -> Finding | None:
 
     if bench.champion is None:
         return None
-    return rules.schema_compatible(history.schema_of(bench.champion.manifest), history.schema_of(bench.version.manifest))
+    return rules.schema_compatible(history.sent_schema(bench.champion.manifest), history.sent_schema(bench.version.manifest))
 
 
 def _diff(bench: _Bench, spec: GateSpec) -> Finding | None:
@@ -460,6 +483,9 @@ def _baselines(bench: _Bench, spec: GateSpec) -> Finding | None:
     own = returns.pop("policy")
     return rules.beats_baselines(own, returns, **spec.options)
 
+
+LATE = 0.05
+"""The share of decisions for which something may have been looked up that the tables tell otherwise later: corrections, late rows."""
 
 GATES: Mapping[str, Callable[[_Bench, GateSpec], Finding | None]] = {
     "champion": _champion,

@@ -25,7 +25,8 @@ from palan.data.inputs import Inputs, Request, check_values, to_frame
 from palan.decisions import log
 from palan.decisions.nouns import Decision, Outcome
 from palan.errors import Busy, Corrupt, Invalid, ModelFailed, NotFound, PalanError
-from palan.flows.config import ModelConfig
+from palan.flows.config import DataConfig, ModelConfig
+from palan.flows.history import schema_of
 from palan.flows.log import forged
 from palan.flows.packages import find_version, open_worker
 from palan.flows.project import Project
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.engines.lanes import Worker
+    from palan.flows.pasts import Looked, Memory
 
 POLL_SECONDS = 0.5
 """How often a release that another process changed is looked for."""
@@ -57,10 +59,12 @@ class Lane(msgspec.Struct):
     """One version, warm in a worker of its own. It is closed when it is retired and nobody uses it any more."""
 
     version: Version
-    schema: Schema
+    schema: Schema  # what it is given: what callers send, and what is looked up
     worker: Worker
     checks: bool = True
     outputs: dict[str, str] = {}  # name -> field type, of a model of rows
+    looked: tuple[Looked, ...] = ()  # columns that are looked up for it
+    look_up: Callable[[pl.DataFrame, datetime], pl.DataFrame] | None = None
     users: int = 0
     retired: bool = False
 
@@ -90,6 +94,7 @@ class Answered(msgspec.Struct, frozen=True):
     degraded: str = ""
     seconds: float = 0.0
     error: ModelFailed | None = None
+    looked: Mapping[str, list[Any]] = {}  # what was looked up for it, a column each
 
 
 class Deciders:
@@ -105,6 +110,7 @@ class Deciders:
         self._waiting: dict[str, int] = defaultdict(int)
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._shadows: queue.Queue[Callable[[], None] | None] = queue.Queue(maxsize=256)
+        self._memory: Memory | None = None  # made where a version looks something up
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -175,6 +181,11 @@ class Deciders:
                 self.refresh(needed=again)
             except PalanError as error:
                 self.project.tell(f"releases could not be read: {error.what}")
+            if self._memory is not None:
+                try:
+                    self._memory.hold(each for serving in self.models.values() for lane in serving.lanes.values() for each in lane.looked)
+                except PalanError as error:
+                    self.project.tell(f"what was ingested could not be looked up: {error.what}")
 
     def _load(self, release: Release) -> str | None:
         known = self._serving.get(release.model)
@@ -189,7 +200,8 @@ class Deciders:
                 if kept is None:
                     version = find_version(self.project, arm.version)
                     # Without a check of the model's own, answers are looked at here, which spares a trip to the worker.
-                    kept = Lane(version, signature(version), open_worker(self.project, version), "check" in version.manifest["verbs"] or version.kind == "rules")
+                    kept = Lane(version, schema_of(version.manifest), open_worker(self.project, version), "check" in version.manifest["verbs"] or version.kind == "rules")
+                    self._remember(kept, self.project.config.data.get(config.data))
                     opened.append(kept)
                     kept.worker.open()
                     kept.outputs = _outputs(kept)
@@ -200,7 +212,7 @@ class Deciders:
             self.project.tell(f"{release.model}: {error.what}")
             return error.what
         champion = lanes[release.champion.version]
-        schema = _widened(champion.schema, [lane.schema for lane in lanes.values()])
+        schema = _widened(signature(champion.version), [signature(lane.version) for lane in lanes.values()])
         inputs = known.inputs if known and known.inputs.schema == schema else Inputs(schema, key=config.key)
         data = self.project.config.data.get(config.data)
         with self._lock:
@@ -208,6 +220,17 @@ class Deciders:
         if known:
             self._retire(lane for ref, lane in known.lanes.items() if ref not in lanes)
         return None
+
+    def _remember(self, lane: Lane, data: DataConfig | None) -> None:
+        """Hold in memory what a version looks up."""
+        if not lane.version.manifest.get("features", {}).get("pasts"):
+            return
+        from palan.flows import pasts
+
+        self._memory = memory = self._memory or pasts.Memory(self.project)
+        lane.looked = pasts.of(lane.version.manifest)
+        memory.hold(lane.looked)
+        lane.look_up = lambda frame, now: memory.ask(lane.looked, frame, data.time if data else "", now)
 
     def _retire(self, lanes: Iterable[Lane]) -> None:
         with self._lock:
@@ -307,7 +330,7 @@ class Deciders:
             # The first part carries the request's id; further ones, answered by another arm, their own.
             name = id if number == 0 else new_id(now)
             whole = len(rows) == request.rows
-            answered = _ask(_chain(serving, way.arm, fallbacks), partial(_ask_rows, frame=repaired if whole else repaired[rows], limit=self._limit(model) or ROWS_SECONDS))
+            answered = _ask(_chain(serving, way.arm, fallbacks), partial(_ask_rows, frame=repaired if whole else repaired[rows], limit=self._limit(model) or ROWS_SECONDS, now=now))
             decisions.append(
                 Decision(
                     id=name,
@@ -319,7 +342,7 @@ class Deciders:
                     propensity=way.propensity,
                     rows=len(rows),
                     # What was sent, not what was repaired: the log must be able to tell when a feed is right again.
-                    inputs=dict(request.columns) if whole else {column: [values[row] for row in rows] for column, values in request.columns.items()},
+                    inputs={**(request.columns if whole else {column: [values[row] for row in rows] for column, values in request.columns.items()}), **answered.looked},
                     outputs=answered.outputs,
                     keys=None if request.keys is None else [request.keys[row] for row in rows],
                     status=answered.status,
@@ -336,7 +359,7 @@ class Deciders:
                 raise answered.error
         self._log(serving, decisions)
         for arm in parts[0][0].shadows:
-            self._shadow(decisions[0], arm, partial(_ask_rows, frame=repaired, limit=self._limit(model) or ROWS_SECONDS), request)
+            self._shadow(decisions[0], arm, partial(_ask_rows, frame=repaired, limit=self._limit(model) or ROWS_SECONDS, now=now), request)
         return _rows_answer(request, decisions, [rows for _, rows in parts], ids)
 
     def _decide_instance(self, serving: Serving, fallbacks: Sequence[Lane], request: Request, caller: str) -> dict[str, Any]:
@@ -373,7 +396,7 @@ class Deciders:
                 if arm.version not in now.lanes:
                     return  # it was taken off meanwhile
                 answered = _ask([now.lanes[arm.version]], work)
-            inputs = dict(request.columns) if request.columns else seen.inputs
+            inputs = {**request.columns, **answered.looked} if request.columns else seen.inputs
             shadow = msgspec.structs.replace(
                 seen, version=answered.version, arm="shadow", propensity=1.0, rows=request.rows, inputs=inputs, keys=list(request.keys) if request.keys else None, outputs=answered.outputs, status=answered.status, violations=_plain_violations(answered.violations), result=dict(answered.result), degraded="", seconds=answered.seconds
             )
@@ -592,15 +615,18 @@ def _unanswered(answered: Answered) -> Answered:
     return replace(answered, error=ModelFailed(why, hint, status=answered.status))
 
 
-def _ask_rows(lane: Lane, frame: pl.DataFrame, limit: float) -> Answered:
+def _ask_rows(lane: Lane, frame: pl.DataFrame, limit: float, now: datetime) -> Answered:
     started = time.perf_counter()
+    if lane.look_up is not None:
+        frame = lane.look_up(frame, now)
     missing = [name for name in lane.schema.names if name not in frame.columns]
     if missing:
         raise ModelFailed(f"{lane.version.ref} needs the column {missing[0]}, which this model's callers do not send", "palan check", status="invalid_input")
     rows = frame if frame.columns == lane.schema.names else frame.select(lane.schema.names)
     outputs = lane.worker.decide(rows, time_limit=limit)
     violations = lane.worker.check(rows, outputs, time_limit=limit) if lane.checks else not_finite(outputs)
-    return Answered(lane.version.ref, "ok", outputs.to_dict(as_series=False), tuple(violations), seconds=time.perf_counter() - started)
+    looked = {each.name: frame[each.name].to_list() for each in lane.looked}
+    return Answered(lane.version.ref, "ok", outputs.to_dict(as_series=False), tuple(violations), seconds=time.perf_counter() - started, looked=looked)
 
 
 def ask_instance(

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from palan.core import Schema, digest_of
+from palan.core import Field, Schema, digest_of
 from palan.flows.project import Project
 from palan.stores.contract import Blocks
 
@@ -73,9 +73,14 @@ def stream(project: Project, stream: str, decode: Any) -> list[Any]:
 
 
 def schema_of(manifest: Any) -> Schema:
-    """Return the input schema that a version's manifest declares."""
-    import msgspec
+    """Return what a version decides on, as it is logged: what callers send, and what is looked up for its features."""
+    sent = sent_schema(manifest)
+    looked = manifest.get("features", {}).get("pasts", ())
+    return msgspec.structs.replace(sent, fields=(*sent.fields, *(Field(each["name"], each["type"], nullable=True) for each in looked))) if looked else sent
 
+
+def sent_schema(manifest: Any) -> Schema:
+    """Return what callers of a version send."""
     return msgspec.convert(manifest["signature"], Schema)
 
 

@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
@@ -325,9 +325,7 @@ def open_worker(project: Project, version: Version) -> Worker:
 
 def prepared_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a worker needs to make the features of a version; nothing where it has none."""
-    return prepared(manifest["features"]["file"], manifest["signature"]["fields"]) if "features" in manifest else {}
-
-
-def prepared(file: str, fields: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a worker needs to make features: the file, and the columns of a row with their types."""
-    return {"file": file, "columns": {field["name"]: field["type"] for field in fields}} if file else {}
+    if "features" not in manifest:
+        return {}
+    told = manifest["features"]
+    return {"file": told["file"], "columns": {field["name"]: field["type"] for field in manifest["signature"]["fields"]}, "tables": told["tables"]}

@@ -68,7 +68,8 @@ def replay(project: Project, model: str, *, on: str = "last:1000", file: Path | 
             if file:
                 raise PalanError(f"{name} decides instances, so a file of rows cannot be replayed", f"palan replay {version.ref} --on last:20")
             return _replay_instances(project, config, version, on, against)
-        rows = _file_rows(project, config, history.schema_of(version.manifest), file) if file else _logged_rows(project, config, version, on)
+        rows = _file_rows(project, config, history.sent_schema(version.manifest), file) if file else _logged_rows(project, config, version, on)
+        rows = looked_up(project, version, rows)
         return _replay_rows(project, config, version, worker, rows, file.name if file else on, against)
 
 
@@ -85,7 +86,7 @@ def working_tree(project: Project, config: ModelConfig, stack: ExitStack) -> tup
         builds.build(project, config.name, reason="replay of the working tree")
     like = packages.find_version(project, config.name)
     code = packages.code_of(project, config.model, config.features)
-    same_inputs = not config.inputs or list(config.inputs) == history.schema_of(like.manifest).names
+    same_inputs = not config.inputs or list(config.inputs) == history.sent_schema(like.manifest).names
     if same_inputs and dict(code.parts) == like.manifest["closure"] and {**like.manifest["params"], **config.params} == like.manifest["params"]:
         return like, None
     folder, files = packages.stage(project, code)
@@ -110,7 +111,7 @@ def working_tree(project: Project, config: ModelConfig, stack: ExitStack) -> tup
     }
     manifest.pop("features", None)
     if features:
-        manifest["features"] = {"file": config.features}
+        manifest["features"] = {"file": config.features, "tables": features["tables"], "pasts": about["pasts"]}
     version = Version(digest_of(manifest), config.name, 0, about["kind"], {**manifest, "signed": packages.sign(project, manifest)}, journal.run.id, project.clock())
     if "fit" not in about["verbs"]:
         return version, None
@@ -169,6 +170,16 @@ def _logged_rows(project: Project, config: ModelConfig, version: Version, on: st
     if not rows.height:
         raise NotFound(f"no decision of {config.name} was logged in {on}", f"palan serve   (then: palan decide {config.name})")
     return rows
+
+
+def looked_up(project: Project, version: Version, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return recorded rows with what the version looks up and was not recorded with them: as the tables tell it now, of the time before the row."""
+    from palan.flows import pasts
+
+    missing = [each for each in pasts.of(version.manifest) if each.name not in rows.columns or (each.past.how != "count" and rows[each.name].null_count() == rows.height)]
+    if not missing or not rows.height:
+        return rows
+    return rows.with_columns(pasts.looked_up_now(project, project.model(version.model), rows, missing))
 
 
 def _file_rows(project: Project, config: ModelConfig, schema: Schema, path: Path) -> pl.DataFrame:
@@ -320,6 +331,7 @@ def learnt_until(
     A version that never saw a row from `until` on is its own twin; a model without fit() always is.
     """
     from palan.engines.lanes import Worker
+    from palan.flows import pasts
     from palan.flows.build import fit
 
     manifest = version.manifest
@@ -330,6 +342,7 @@ def learnt_until(
         return
     config = project.model(version.model)
     data = tables.current(project, config.data, journal)
+    known = pasts.sources(project, journal, pasts.of(manifest))
     merged = {**manifest["params"], **(params or {})}
     if own and manifest["data"]["since"]:
         since = unstamp(manifest["data"]["since"])
@@ -350,13 +363,14 @@ def learnt_until(
         "logged": sum(len(each.values) for each in history.outcomes(project, version.model)),
         "repairs": digest_of(repairs),
         "seed": manifest["seed"],
+        **({"pasts": pasts.ids(known)} if known else {}),
     }
     with Worker(folder, manifest["entry"], **opening) as worker:
         fresh: list[bool] = []
 
         def work() -> dict[str, Any]:
             fresh.append(True)
-            return fit(project, version.model, worker, data, repairs, since=since, until=until, seed=manifest["seed"])
+            return fit(project, version.model, worker, data, repairs, known, since=since, until=until, seed=manifest["seed"])
 
         learnt = journal.step(f"fit {version.model} until {until:%Y-%m-%d}", parts, work)
         if not fresh:

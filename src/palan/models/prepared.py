@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import polars as pl
 
-from palan.data.features import Features, features, fitted, functions_of
+from palan.data.features import Features, features, fitted, functions_of, pasts_of
 from palan.data.inputs import DTYPES
-from palan.errors import PalanError
+from palan.data.past import Past, kind_of
+from palan.errors import PalanError, nearest
 from palan.models.user import guarded
+
+T = TypeVar("T")
 
 SHOWN = 20
 """Differences that are told with their row; all are counted."""
@@ -24,7 +27,8 @@ class Prepared:
 
     Args:
         module: the user's file: functions that return a `pl.Expr`, and perhaps `fit(frame)`, which returns named constants.
-        columns: the type of each column, as a contract names it.
+        columns: the type of each column that a caller sends, as a contract names it.
+        tables: the same of the columns of each table that may be looked into.
 
     Raises:
         PalanError: the file has no such function, or they do not fit together.
@@ -34,11 +38,14 @@ class Prepared:
     FILE = "features.json"
     """What a model learnt has its fitted constants under this name."""
 
-    def __init__(self, module: ModuleType, columns: Mapping[str, str]) -> None:
+    def __init__(self, module: ModuleType, columns: Mapping[str, str], tables: Mapping[str, Mapping[str, str]]) -> None:
         self.module = module
-        self.schema = {name: DTYPES[kind] for name, kind in columns.items()}
         self.functions = functions_of(module)
-        if not self.functions:
+        self.pasts: list[dict[str, Any]] = []
+        for name, past in self._run(lambda: pasts_of(module)).items():
+            self.pasts.append({"name": name, "type": _looked_up(name, past, columns, tables), "past": msgspec.to_builtins(past)})
+        self.schema = {name: DTYPES[kind] for name, kind in columns.items()} | {each["name"]: DTYPES[each["type"]] for each in self.pasts}
+        if not self.functions and not self.pasts:
             raise PalanError(f"{module.__name__}.py has no feature functions", "such as: def late(delay: pl.Expr) -> pl.Expr: return delay > 15")
         self.fit = getattr(module, "fit", None)
         self.made: Features | None = None
@@ -86,7 +93,7 @@ class Prepared:
         """Return each feature's lineage, the constants, and what is slow: plain values for the version's manifest."""
         made = self._ready()
         lineage = {name: {**msgspec.to_builtins(each), "about": each.about.partition("\n")[0]} for name, each in made.lineage.items()}
-        return {"made": lineage, "constants": dict(made.constants), "slow": made.told()}
+        return {"made": lineage, "pasts": self.pasts, "constants": dict(made.constants), "slow": made.told()}
 
     def state(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self._ready().constants, order="sorted"))
@@ -100,8 +107,12 @@ class Prepared:
         return self.made
 
     def _make(self, constants: Mapping[str, Any]) -> None:
+        self.made = self._run(lambda: features(self.functions, self.schema, constants=constants))
+
+    def _run(self, work: Callable[[], T]) -> T:
+        """Run what calls the user's functions: what they raise is theirs."""
         try:
-            self.made = features(self.functions, self.schema, constants=constants)
+            return work()
         except PalanError:
             raise
         except Exception:
@@ -114,6 +125,30 @@ class Prepared:
             raise PalanError(f'the rows have no column "{missing[0]}", which the features of {self.module.__name__}.py read', "send it, or build the model again")
         odd = {name: self.schema[name] for name, dtype in rows.schema.items() if name in self.schema and dtype != self.schema[name]}
         return rows.cast(odd) if odd else rows  # type: ignore[arg-type]
+
+
+def _looked_up(name: str, past: Past, columns: Mapping[str, str], tables: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the type of a column that is looked up.
+
+    Raises:
+        PalanError: it cannot be looked up like this: the table, a column of it, or a key that the caller does not send.
+    """
+    table = tables.get(past.table)
+    if table is None:
+        raise PalanError(f'"{name}" looks into "{past.table}", which is no data with columns', nearest(past.table, tables) or f"[data.{past.table}.columns]")
+    for column in dict.fromkeys([*past.by, past.time, past.column]):
+        if column not in table:
+            raise PalanError(f'"{name}" looks up "{column}" in {past.table}, which has no such column', nearest(column, table) or f"it has {', '.join(table)}")
+    for key in past.by:
+        if columns.get(key) != table[key]:
+            told = f"{columns[key]} there and {table[key]} in {past.table}" if key in columns else "not sent by callers"
+            raise PalanError(f'"{name}" is looked up by "{key}", which is {told}', "name inputs that both have")
+    if table[past.time] not in ("time", "date"):
+        raise PalanError(f'"{name}" looks up by the time "{past.time}" of {past.table}, which is a {table[past.time]}', "name the column that says when a row became known")
+    try:
+        return kind_of(past, table[past.column])
+    except ValueError as error:
+        raise PalanError(f'"{name}": {error}', "how: last, mean, sum, min, max or count") from None
 
 
 def _alike(one: Any, other: Any) -> bool:
