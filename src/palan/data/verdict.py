@@ -360,12 +360,13 @@ def _in_schema(frame: pl.DataFrame, schema: pl.Schema, contract: Contract) -> pl
 
 
 def verify(
-    frame: pl.DataFrame, contract: Contract, known_keys: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
+    frame: pl.DataFrame | pl.LazyFrame, contract: Contract, known_keys: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
 ) -> Checked:
     """Judge every row of a delivery that is in memory, as `Judge` does.
 
     Args:
-        frame: the delivery, any height; columns as they came (text from a CSV).
+        frame: the delivery, any height; columns as they came (text from a CSV). A LazyFrame is collected: a promise of rows
+            cannot be judged.
         contract: what must hold.
         known_keys: the key columns of rows that the table already holds: they make corrections, not faults.
         earlier: the rows, verified, that the same file delivered before, one of each key. What it only repeats is left
@@ -375,6 +376,10 @@ def verify(
         PalanError: a column that may not be missing is not there, a check is not a yes/no question about one row, or
             the contract has no columns; or rows without a key are not those of before and more.
     """
+    if isinstance(frame, pl.LazyFrame):
+        frame = frame.collect()
+    if not isinstance(frame, pl.DataFrame):
+        raise PalanError(f'data "{contract.name}": a {type(frame).__name__} is no Polars frame', "verify(pl.DataFrame(rows), contract)")
     lined = _with_line(frame)
     before = None if earlier is None else Before(contract, lambda: iter([earlier]))
     if before is not None and not contract.key:

@@ -361,8 +361,10 @@ class _Outcome(msgspec.Struct):
     picked: int
     gone: pl.DataFrame
     good: pl.DataFrame | None
+    rules: Counts
     still: Counts
     examples: list[dict[str, Any]]
+    rows: int
 
 
 def _decide(project: Project, data: str, verb: Verb, asked: Asked, sets: Sequence[tuple[str, str]], reason: str, dry_run: bool) -> dict[str, Any]:
@@ -372,7 +374,7 @@ def _decide(project: Project, data: str, verb: Verb, asked: Asked, sets: Sequenc
     if asked == Asked():
         raise Invalid("it is not said which rows", "--where 'temp > 500', --rule, --file with --line, or --all", field="where")
     if dry_run:
-        outcomes = [_outcome(project, contract, verb, each, pick, sets) for each, pick in _meant(project, data, asked)]
+        outcomes = [_without_rows(_outcome(project, contract, verb, each, pick, sets)) for each, pick in _meant(project, data, asked)]
         return _report(project, data, verb, outcomes, dry_run=True)
     with running(project, "quarantine", data, exclusive=f"ingest:{data}", wait=30) as journal:
         newest = tables.find_data_version(project, data)
@@ -382,6 +384,7 @@ def _decide(project: Project, data: str, verb: Verb, asked: Asked, sets: Sequenc
         taking = _Taking(project, contract, newest, _DONE[verb], reason)
         outcomes = []
         for each, pick in reversed(_meant(project, data, asked)):  # the oldest first: of one key the newest says what it is
+            taking.make_room(each.rows)
             outcome = _outcome(project, contract, verb, each, pick, sets)
             taking.add(outcome)
             outcomes.append(_without_rows(outcome))
@@ -444,7 +447,7 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
     chunks = []
     picked = rows.height
     if verb == "drop" or not picked:
-        return _Outcome(each, picked, rows, None, {}, _examples(rows, each, contract, pl.DataFrame(), []))
+        return _Outcome(each, picked, rows, None, _reasons(rows), {}, _examples(rows, each, contract, pl.DataFrame(), []), picked)
     bad, good = [], []
     if not {name for name, _ in sets} & set(contract.key):  # a copy stays one, whatever else it says
         copies = pl.col(REASONS).list.contains(f"key {', '.join(contract.key)} repeats an earlier row")
@@ -463,12 +466,12 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
         bad.append(broken)
     stay = pl.concat([part.select(LINE, REASONS) for part in bad])
     gone = rows.filter(~pl.col(LINE).is_in(stay[LINE].implode()))
-    return _Outcome(each, picked, gone, taken, _reasons(stay), _examples(rows, each, contract, before, sets, stay))
+    return _Outcome(each, picked, gone, taken, _reasons(gone), _reasons(stay), _examples(rows, each, contract, before, sets, stay), gone.height)
 
 
 def _without_rows(outcome: _Outcome) -> _Outcome:
     """Return what is told of it in the end: the rows themselves would fill the memory."""
-    return replace(outcome, gone=outcome.gone.select("palan_reasons"), good=None)
+    return replace(outcome, gone=outcome.gone.clear(), good=None)
 
 
 def _examples(
@@ -505,9 +508,13 @@ class _Taking:
         if outcome.good is None:
             self._settle(outcome.quarantine, outcome.gone, "")
             return
-        if sum(each.gone.height for each in self._waiting) + outcome.gone.height > tables.PART_ROWS:
-            self.flush()
         self._waiting.append(outcome)
+
+    def make_room(self, rows: int) -> None:
+        """Keep what waits, where there may soon be too much of it for one part, and it is not just a few rows."""
+        waiting = sum(each.rows for each in self._waiting)
+        if waiting > tables.PART_ROWS // 4 and waiting + rows > tables.PART_ROWS:
+            self.flush()
 
     def flush(self) -> None:
         import polars as pl
@@ -555,7 +562,7 @@ class _Taking:
 
 
 def _report(project: Project, data: str, verb: Verb, outcomes: Sequence[_Outcome], *, corrections: int = 0, dry_run: bool) -> dict[str, Any]:
-    picked, rows = sum(each.picked for each in outcomes), sum(each.gone.height for each in outcomes)
+    picked, rows = sum(each.picked for each in outcomes), sum(each.rows for each in outcomes)
     still = _sums(each.still for each in outcomes)
     broken = "; ".join(f"{count:,} x {reason}" for reason, count in still.items())
     if picked and not rows and not dry_run:
@@ -573,7 +580,7 @@ def _report(project: Project, data: str, verb: Verb, outcomes: Sequence[_Outcome
         "picked": picked,
         "rows": rows,
         "corrections": corrections,
-        "rules": _sums(_reasons(each.gone) for each in outcomes),
+        "rules": _sums(each.rules for each in outcomes),
         "still": still,
         "examples": [example for each in outcomes for example in each.examples][:SHOWN],
         "version": None,
