@@ -77,9 +77,7 @@ def test_a_disk_that_fills_up_ends_the_reports_and_not_the_work(project: Project
             else:
                 run = palan.follow(what, project=project)
                 work()
-                assert type(what) is what.__class__ or run.before_end
-                with pytest.raises(OSError, match="No space"):
-                    run.end()  # the user's own calls say so
+                run.end()
                 assert type(what) is what.__class__
             assert after < len(tried) <= after + 5
             told = capfd.readouterr().err

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from math import isfinite
 from types import FunctionType
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from palan.errors import Invalid, NotFound
 from palan.flows.track import LiveRun, start
@@ -50,13 +52,9 @@ def follow(what: Any, experiment: str = "", /, *, run: LiveRun | None = None, **
     if isinstance(what, FunctionType):
         return _training(what, experiment, run, options)
     attach = _way(what)
-    if run is None:
-        run = start(experiment, **options)
-    elif options:
-        run.params(options)
-    log = _Log(run, frozenset(options))
+    log = _begun(experiment, options) if run is None else _into(run, options)
     log.now(attach, log, what)
-    return run
+    return log.run
 
 
 def _way(what: Any) -> Attach:
@@ -74,23 +72,32 @@ def _known() -> str:
 class _Log:
     """What is followed reports through it. The first fault is told, and ends the reports; none reaches the work itself."""
 
-    def __init__(self, run: LiveRun, told: frozenset[str] = frozenset()) -> None:
-        self.run, self.told, self.over = run, told, False
+    def __init__(self, run: LiveRun, told: Collection[str] = ()) -> None:
+        self.run, self.told, self.over, self.fault = run, frozenset(told), False, ""
         run.before_end.append(self._end)  # called last: what was added first is
 
     def _end(self) -> None:
         self.over = True
+        self._mark()
+
+    def _mark(self) -> None:
+        if self.fault:
+            with suppress(Exception):  # it may be why
+                self.run.tags(following=f"stopped: {self.fault}"[:LONGEST])
 
     def now(self, report: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Return what a report returns; None if it failed."""
         try:
             return report(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 the work goes on without
-            if not self.over:
-                self.over = True
-                _tell(error)
-                with suppress(Exception):
-                    self.run.tags(following=f"stopped: {error}"[:LONGEST])
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        self.over = True
+        if not self.fault:
+            self.fault = _said(error)
+            _tell(error)
+            self._mark()
 
     def safe(self, report: Callable[..., Any]) -> Callable[..., Any]:
         """Return a report that raises nothing, and is made only as long as nothing failed and the run goes on."""
@@ -98,42 +105,79 @@ class _Log:
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Tell parameters of what is followed, but those that the user told. One seed is called so, whatever a library calls it."""
-        named = {names.SEED if name == "random_state" and isinstance(value, int) else name: value for name, value in values.items() if value is not None}
-        if found := {name: value for name, value in _simple(named).items() if name not in self.told and value != ""}:
+        simple = _simple({name: value for name, value in values.items() if value is not None})
+        named = {names.SEED if name == "random_state" and isinstance(value, int) else name: value for name, value in simple.items()}
+        if found := {name: value for name, value in named.items() if name not in self.told and value != ""}:
             self.run.params(found)
 
     def part(self, name: str) -> AbstractContextManager[LiveRun | None]:
-        """A run within the run, around a block; none where it cannot begin."""
+        """A run within the run; none where it cannot begin."""
         run = self.safe(start)(self.run.experiment, name=name, parent=self.run)
-        return self.inside(run) if run is not None else nullcontext()
+        return _Quiet.made(run, self) if run is not None else nullcontext()
 
-    @contextmanager
-    def inside(self, run: LiveRun) -> Iterator[LiveRun]:
-        """As the `with` block of a run, whose end does no harm either."""
-        run.__enter__()
+
+class _Quiet(LiveRun):
+    """A run whose end is no more of an exception than any other report: what was followed is done, and must not be lost for it."""
+
+    following: _Log
+
+    @staticmethod
+    def made(run: LiveRun, log: _Log) -> LiveRun:
+        run.__class__ = _Quiet
+        cast(_Quiet, run).following = log
+        return run
+
+    def end(self, status: str = "done", reason: str = "") -> None:
         try:
-            yield run
-        except BaseException:
-            self.now(run.__exit__, *sys.exc_info())
-            raise
-        self.now(run.__exit__, None, None, None)
+            super().end(status, reason)
+        except Invalid:
+            raise  # it is no status
+        except Exception as error:  # noqa: BLE001 it is told
+            self.following.fail(error)
+
+
+def _begun(experiment: str, options: Mapping[str, Any]) -> _Log:
+    log = _Log(start(experiment, **options), options)
+    _Quiet.made(log.run, log)
+    return log
+
+
+def _into(run: LiveRun, options: Mapping[str, Any]) -> _Log:
+    if options:
+        run.params(options)
+    return _Log(run, options)
 
 
 def _tell(error: Exception) -> None:
-    sys.stderr.write(f"palan: following stopped: {error or type(error).__name__}\npalan: what was followed goes on\n")
+    sys.stderr.write(f"palan: following stopped: {_said(error)}\npalan: what was followed goes on\n")
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).partition("\nhint: ")[0].split()) or type(error).__name__
 
 
 Attach = Callable[[_Log, Any], None]
 
 
 def _around(log: _Log, what: Any, name: str, call: Callable[..., Any]) -> None:
-    """Let `call(method, ...)` stand for a method of one object until the run ends.
+    """Let `call(method, ...)` stand for a method of one object until the run ends."""
+    _become(what, _standing_in(log, type(what), what.__class__, name, call))
 
-    The object gets a class of its own, which says that it is the one that it was: so what is cloned, copied or pickled from the
-    object is as if nobody followed it, in whatever format.
+    def undo() -> None:
+        log.over = True
+        while (its := vars(type(what)).get(_LOG)) is not None and its.over:  # another run may still follow it
+            _become(what, type(what).__base__)
+
+    log.run.before_end.append(undo)
+
+
+def _standing_in(log: _Log, kind: Any, known: type, name: str, call: Callable[..., Any]) -> Any:
+    """Return a class as the one of an object is, but for one method.
+
+    It says that it is the one that it was: so what is cloned, copied or pickled from the object is as if nobody followed it, in
+    whatever format.
     """
-    kind: Any = type(what)
-    known, method = what.__class__, getattr(kind, name)
+    method = getattr(kind, name)
 
     @functools.wraps(method)
     def around(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -145,15 +189,11 @@ def _around(log: _Log, what: Any, name: str, call: Callable[..., Any]) -> None:
         return made if isinstance(made, str) else (made[0], tuple(known if each is type(self) else each for each in made[1]), *made[2:])
 
     members = {name: around, "__reduce_ex__": reduced, "__class__": property(lambda self: known), "__slots__": (), "__module__": kind.__module__, _LOG: log}
-    of = object.__dict__["__class__"]  # how a class is set, whatever it says of itself
-    of.__set__(what, type(kind)(kind.__name__, (kind,), members))
+    return type(kind)(kind.__name__, (kind,), members)
 
-    def undo() -> None:
-        log.over = True
-        while (its := vars(type(what)).get(_LOG)) is not None and its.over:  # another run may still follow it
-            of.__set__(what, type(what).__base__)
 
-    log.run.before_end.append(undo)
+def _become(what: Any, kind: Any) -> None:
+    object.__dict__["__class__"].__set__(what, kind)  # whatever it says of its class itself
 
 
 _LOG = "_palan_log"
@@ -173,12 +213,10 @@ def _after(log: _Log, what: Any, name: str, report: Callable[..., None]) -> None
 
 def _calling(callback: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call with one more callback, before all others: one of them may end the work."""
-    signature = inspect.signature(inner)
-    if "callbacks" in signature.parameters:
-        given = signature.bind_partial(*args, **kwargs)
-        given.arguments["callbacks"] = [callback, *(given.arguments.get("callbacks") or ())]
-        return inner(*given.args, **given.kwargs)
-    if any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+    taken = inspect.signature(inner).parameters
+    if "callbacks" in taken and (place := [*taken].index("callbacks")) < len(args):
+        args = *args[:place], [callback, *(args[place] or ())], *args[place + 1 :]
+    elif "callbacks" in taken or any(each.kind is each.VAR_KEYWORD for each in taken.values()):
         kwargs["callbacks"] = [callback, *(kwargs.get("callbacks") or ())]
     return inner(*args, **kwargs)
 
@@ -198,10 +236,11 @@ class _Progress:
             self._tell()
 
     def better_bound(self, bound: float) -> None:
-        if bound != self.bound and isfinite(bound) and time.monotonic() - self.told >= BOUND_SECONDS:
+        if bound != self.bound and isfinite(bound):
             with self._lock:
                 self.bound = bound
-                self._tell()
+                if time.monotonic() - self.told >= BOUND_SECONDS:
+                    self._tell()
 
     def ended(self, status: str, solver: str, objective: float | None, bound: float | None) -> None:
         found = names.of_a_solve(objective, bound)
@@ -221,7 +260,11 @@ def _simple(values: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    return {name: value if isinstance(value, int | float) else (value if isinstance(value, str) else repr(value))[:LONGEST] for name, value in plain.items()}
+    return {name: value if isinstance(value, int | float) else _text(value)[:LONGEST] for name, value in plain.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # where it lies is no choice
 
 
 def _chosen(run: LiveRun, values: Mapping[str, Any]) -> None:
@@ -276,6 +319,7 @@ def _search(log: _Log, search: Any) -> None:
 
     def fitted(_: Any, *args: Any, **kwargs: Any) -> None:
         results = search.cv_results_
+        judged(results)  # by a search that does not judge as those of scikit-learn itself do
         for place, part in enumerate(parts):  # a place among all is known now
             if ranks := _numbers({name: values[place] for name, values in results.items() if name.startswith("rank_")}):
                 part.log(ranks)
@@ -321,7 +365,8 @@ def _fitting(log: _Log, estimator: Any, report: Callable[[], None], fit: Callabl
     """Tell the parameters of an estimator as each fit begins, and report once it is done."""
 
     def tell() -> None:
-        log.params({"estimator": type(estimator).__name__, **estimator.get_params(deep=False)})
+        given = estimator.get_params(deep=False)
+        log.params({**given, "estimator.estimator": given.get("estimator"), "estimator": type(estimator).__name__})
 
     def told(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         log.safe(tell)()
@@ -338,45 +383,53 @@ def _fitting(log: _Log, estimator: Any, report: Callable[[], None], fit: Callabl
 def _study(log: _Log, study: Any) -> None:
     """One run for each trial, live: what the objective itself starts is a part of it. The run of the study follows the best."""
     optuna = sys.modules["optuna"]
-    one = len(study.directions) == 1
+    many = len(study.directions)  # to ask a study may be to ask a database: not for each trial
     log.params({"sampler": type(study.sampler).__name__, "pruner": type(study.pruner).__name__, "study": study.study_name})
     log.params({"direction": ", ".join(each.name.lower() for each in study.directions)})
-    better = [0]
+    best = _Best(log, study)
+    kinds: dict[type, Any] = {}  # to make a class takes longer than a trial
+    tries: dict[int, _Try] = {}
     seen: set[int] = set()
+    called: list[str] = []
 
-    def best() -> Any:
-        with suppress(ValueError):  # none is complete, or none holds to the constraints
-            return study.best_trial if one else None
-        return None
-
-    def finished(_: Any, frozen: Any) -> None:
-        """Optuna calls it after each trial; it knows what is best, of several processes and under constraints too."""
-        if frozen.state.name == "COMPLETE" and (found := best()) is not None and found.number == frozen.number:
-            better[0] += 1
-            log.run.log({names.OBJECTIVE: found.value, names.INCUMBENTS: better[0]}, step=found.number)
-
-    def tell(run: LiveRun, trial: Any, values: list[float] | None) -> None:
-        _chosen(run, trial.params)
+    def tell(tried: _Try, trial: Any, values: list[float] | None) -> None:
+        tried.choose(trial)
         if trial.user_attrs:
-            run.tags(_simple(trial.user_attrs))
+            tried.run.tags(_simple(trial.user_attrs))
         if values:
-            named = [names.OBJECTIVE] if one else study.metric_names or [f"{names.OBJECTIVE}.{place}" for place in range(len(values))]
-            run.log(dict(zip(named, values, strict=True)))
+            called[:] = called or ([names.OBJECTIVE] if many == 1 else study.metric_names or [f"{names.OBJECTIVE}.{place}" for place in range(many)])
+            tried.run.log(dict(zip(called, values, strict=True)))
+            if many == 1:
+                best.perhaps(trial.number, values[0])
+
+    def report(inner: Any, value: Any, step: Any) -> None:
+        inner(value, step)
+        if (this := tries.get(inner.__self__.number)) is not None:
+            log.safe(this.report)(inner.__self__, value, step)
+
+    def reporting(trial: Any) -> None:
+        kind = type(trial)
+        if kind not in kinds:
+            kinds[kind] = _standing_in(log, kind, trial.__class__, "report", report)
+        _become(trial, kinds[kind])
 
     def tried(objective: Callable[[Any], Any], trial: Any) -> Any:
         pruned, values = None, None
+        log.safe(best.look)()
         with log.part(f"trial {trial.number}") as part:
             if part is None:
                 return objective(trial)
-            log.now(_reporting, log, part, trial)
+            this = tries[trial.number] = _Try(part)
+            log.now(reporting, trial)
             try:
                 value = objective(trial)
-                values = _values(value, len(study.directions))
+                values = _values(value, many)
             except optuna.TrialPruned as error:
                 pruned = error
                 log.safe(part.tags)({names.STATUS: "pruned"})
             finally:
-                log.safe(tell)(part, trial, values)
+                log.safe(tell)(this, trial, values)
+                del tries[trial.number]
         if pruned:
             raise pruned
         if values is None:
@@ -384,7 +437,10 @@ def _study(log: _Log, study: Any) -> None:
         return value
 
     def optimize(inner: Callable[..., Any], func: Callable[[Any], Any], *args: Any, **kwargs: Any) -> Any:
-        return _calling(log.safe(finished), inner, functools.partial(tried, func), *args, **kwargs)
+        try:
+            return inner(functools.partial(tried, func), *args, **kwargs)
+        finally:
+            log.safe(best.look)(last=True)
 
     def told(frozen: Any, *args: Any, **kwargs: Any) -> None:
         if frozen.number in seen:  # it may be told twice, if the user says so
@@ -396,33 +452,70 @@ def _study(log: _Log, study: Any) -> None:
                 return
             for step, value in sorted(frozen.intermediate_values.items()):
                 part.log(reported=value, step=step)
-            tell(part, frozen, frozen.values if state == "COMPLETE" else None)
+            tell(_Try(part), frozen, frozen.values if state == "COMPLETE" else None)
             if state == "PRUNED":
                 part.tags({names.STATUS: "pruned"})
         if state == "FAIL":
             part.end("failed", "it was told to have failed, or with a value that is no number")
-        finished(study, frozen)
+        best.look()
 
     _around(log, study, "optimize", optimize)
     _after(log, study, "tell", told)
-    if (found := best()) is not None:  # the study goes on from before
-        log.run.log({names.OBJECTIVE: found.value, names.INCUMBENTS: 0}, step=found.number)
 
 
-def _reporting(log: _Log, part: LiveRun, trial: Any) -> None:
-    """Log what a trial reports, once for a step, as Optuna takes it."""
-    steps: set[int] = set()
+class _Try:
+    """What is told of a trial already: a value for each step once, as Optuna takes it, and what was chosen as soon as it reports."""
 
-    def told(value: Any, step: Any) -> None:
-        if int(step) not in steps:
-            steps.add(int(step))
-            part.log(reported=float(value), step=int(step))
+    def __init__(self, run: LiveRun) -> None:
+        self.run, self.chosen = run, 0
+        self.steps: set[int] = set()
 
-    def report(inner: Callable[..., None], value: Any, step: Any) -> None:
-        inner(value, step)
-        log.safe(told)(value, step)
+    def choose(self, trial: Any) -> None:
+        if len(chosen := trial.params) > self.chosen:  # a trial only ever chooses more
+            self.chosen = len(chosen)
+            self.run.params(_simple(chosen))
 
-    _around(_Log(part), trial, "report", report)
+    def report(self, trial: Any, value: Any, step: Any) -> None:
+        self.choose(trial)
+        if int(step) not in self.steps:
+            self.steps.add(int(step))
+            self.run.log(reported=float(value), step=int(step))
+
+
+class _Best:
+    """The best trial of a study, as Optuna knows it: of several processes, and under constraints.
+
+    It is asked only of trials that may be the best, and as their thread goes on to the next: then they are told to it, and a
+    question to a database costs more than many an objective.
+    """
+
+    def __init__(self, log: _Log, study: Any) -> None:
+        self.log, self.study, self.better = log, study, 0
+        self.least = study.directions[0].name == "MINIMIZE"
+        self.value: float | None = None
+        self.waiting: dict[int, int] = {}  # by thread
+        if len(study.directions) == 1 and (found := self._known()) is not None:  # the study goes on from before
+            log.run.log({names.OBJECTIVE: found.value, names.INCUMBENTS: 0}, step=found.number)
+
+    def _known(self) -> Any:
+        with suppress(ValueError):  # none is complete, or none holds to the constraints
+            found = self.study.best_trial
+            self.value = found.value
+            return found
+        return None
+
+    def perhaps(self, number: int, value: float) -> None:
+        if self.value is None or (value < self.value if self.least else value > self.value):
+            self.waiting[threading.get_ident()] = number
+
+    def look(self, last: bool = False) -> None:
+        mine = threading.get_ident()
+        numbers = {number for thread, number in list(self.waiting.items()) if last or thread == mine}
+        if numbers and (found := self._known()) is not None and found.number in numbers:
+            self.better += 1
+            self.log.run.log({names.OBJECTIVE: found.value, names.INCUMBENTS: self.better}, step=found.number)
+        for thread in [mine] if not last else list(self.waiting):
+            self.waiting.pop(thread, None)
 
 
 def _values(returned: Any, many: int) -> list[float] | None:
@@ -441,29 +534,29 @@ def _training(function: FunctionType, experiment: str, run: LiveRun | None, opti
     library = function.__module__.partition(".")[0]
     if library not in ("lightgbm", "xgboost") or function.__name__ not in ("train", "cv"):
         raise Invalid(f"palan cannot follow {function.__module__}.{function.__name__}", f"give {_known()}; or track a function of your own: @palan.track")
-    ours = _Log(run, frozenset(options)) if run is not None else None
+    ours = _into(run, options) if run is not None else None
 
     def trained(log: _Log, *args: Any, **kwargs: Any) -> Any:
-        log.safe(told)(log, *args, **kwargs)
+        log.safe(told)(log, args[0] if args else kwargs.get("params"))
         made = _calling(_reporter(log, library), function, *args, **kwargs)
         log.safe(_ended_training)(log.run, made)
         return made
 
-    def told(log: _Log, *args: Any, **kwargs: Any) -> None:
-        log.params(inspect.signature(function).bind_partial(*args, **kwargs).arguments.get("params") or {})
+    def told(log: _Log, params: Any) -> None:
+        log.params(dict(params or {}))
 
     @functools.wraps(function)
     def followed(*args: Any, **kwargs: Any) -> Any:
         if ours is not None:
             return function(*args, **kwargs) if ours.over else trained(ours, *args, **kwargs)
         try:
-            log = _Log(start(experiment, **options), frozenset(options))
+            log = _begun(experiment, options)
         except NotFound:
             raise  # there is no project: the user wants to know before the training
         except Exception as error:  # noqa: BLE001 a disk that is full since is no reason not to train
             _tell(error)
             return function(*args, **kwargs)
-        with log.inside(log.run):
+        with log.run:
             return trained(log, *args, **kwargs)
 
     return followed
@@ -534,7 +627,9 @@ def _highs(log: _Log, highs: Any) -> None:
 
     kinds = sys.modules["highspy"].HighsModelStatus
     progress = _Progress(log.run)
-    log.params({names.SEED: highs.getOptionValue("random_seed")[1], names.INSTANCE: highs.getLp().model_name_})
+
+    def known() -> None:
+        log.params({names.SEED: highs.getOptionValue("random_seed")[1], names.INSTANCE: highs.getLp().model_name_})
 
     def improved(event: Any) -> None:
         progress.solution(float(event.data_out.objective_function_value), float(event.data_out.mip_dual_bound))
@@ -543,12 +638,14 @@ def _highs(log: _Log, highs: Any) -> None:
         progress.better_bound(float(event.data_out.mip_dual_bound))
 
     subscribed = [(highs.cbMipImprovingSolution, log.safe(improved)), (highs.cbMipInterrupt, log.safe(passed))]
+    known()
     for event, callback in subscribed:
         event.subscribe(callback)
 
     def ended() -> None:
         for event, callback in subscribed:
             event.unsubscribe(callback)
+        known()  # the model may have been read since
         solved, info = highs.getModelStatus(), highs.getInfo()
         if solved == kinds.kNotset:
             return  # nothing was solved
@@ -571,21 +668,23 @@ _CP_SAT = {"OPTIMAL": "optimal", "FEASIBLE": "feasible", "INFEASIBLE": "infeasib
 
 def _cp_sat(log: _Log, solver: Any) -> None:
     progress = _Progress(log.run)
-    log.params({names.SEED: solver.parameters.random_seed})
+    base = sys.modules["ortools.sat.python.cp_model"].CpSolverSolutionCallback
     running = threading.local()
 
-    def solve(inner: Callable[..., Any], model: Any, solution_callback: Any = None) -> Any:
-        if getattr(running, "inside", False):  # the old name of the method calls the new one
-            return inner(model, solution_callback)
+    def solve(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        model, given = [*args, *(kwargs[name] for name in ("model", "solution_callback", "callback") if name in kwargs), None, None][:2]
+        if getattr(running, "inside", False) or not hasattr(model, "has_objective") or not isinstance(given, base | None):
+            return inner(*args, **kwargs)  # the old name of the method calls the new one; or it is wrong, and says so
         running.inside = True
         has_objective = log.now(model.has_objective)
-        log.safe(log.params)({names.INSTANCE: model.name})
+        log.safe(log.params)({names.SEED: solver.parameters.random_seed, names.INSTANCE: model.name})
+        progress.objective = progress.bound = None
 
         def found(seen: Any) -> None:
             progress.solution(*(seen.objective_value, seen.best_objective_bound) if has_objective else (None, None))
 
         try:
-            with _beside(solver, solution_callback, log.safe(found), log.safe(progress.better_bound)) as callback:
+            with _beside(base, solver, given, log.safe(found), log.safe(progress.better_bound)) as callback:
                 status = inner(model, callback)
         finally:
             running.inside = False
@@ -598,7 +697,8 @@ def _cp_sat(log: _Log, solver: Any) -> None:
             status = "timeout"
         has_plan = status in ("optimal", "feasible")
         objective = solver.objective_value if has_plan and has_objective else None
-        bound = solver.best_objective_bound if has_objective and status not in _NO_PLAN else None
+        knows = has_plan or progress.bound is not None  # where it had no time to find a bound, it says 0
+        bound = solver.best_objective_bound if has_objective and knows and status not in _NO_PLAN else None
         progress.ended(status, f"CP-SAT {sys.modules['ortools'].__version__}", objective, bound)
 
     for name in ("solve", "Solve"):
@@ -607,10 +707,9 @@ def _cp_sat(log: _Log, solver: Any) -> None:
 
 
 @contextmanager
-def _beside(solver: Any, given: Any, solution: Callable[..., None], bound: Callable[..., None]) -> Iterator[Any]:
+def _beside(base: Any, solver: Any, given: Any, solution: Callable[..., None], bound: Callable[..., None]) -> Iterator[Any]:
     """Give a callback that tells of each solution, beside the one that was given; and of each bound, likewise."""
-    base = sys.modules["ortools.sat.python.cp_model"].CpSolverSolutionCallback
-    before = solver.best_bound_callback
+    before, own = solver.best_bound_callback, None
 
     def both_bounds(value: float) -> None:
         bound(value)
@@ -620,18 +719,20 @@ def _beside(solver: Any, given: Any, solution: Callable[..., None], bound: Calla
         solution(given)
         method()
 
-    method = given.on_solution_callback if given is not None else lambda: None
     solver.best_bound_callback = bound if before is None else both_bounds
     try:
         if given is None:
             yield type("Reporter", (base,), {"on_solution_callback": solution})()
         else:
+            own, method = vars(given).get("on_solution_callback"), given.on_solution_callback
             given.on_solution_callback = both_solutions
             yield given
     finally:
         solver.best_bound_callback = before
         if given is not None:
-            given.on_solution_callback = method
+            del given.on_solution_callback
+        if own is not None:
+            given.on_solution_callback = own
 
 
 _SCIP = {
@@ -645,21 +746,48 @@ _SCIP = {
 }
 
 
+_handlers: WeakKeyDictionary[Any, dict[str, Callable[[Any], None]]] = WeakKeyDictionary()
+"""By SCIP model, to whom its handler of events reports: it can neither be taken out of a model, nor be put in once that is being solved."""
+
+
 def _scip(log: _Log, model: Any) -> None:
     scip = sys.modules["pyscipopt"]
-    kinds = [scip.SCIP_EVENTTYPE.BESTSOLFOUND, getattr(scip.SCIP_EVENTTYPE, "DUALBOUNDIMPROVED", scip.SCIP_EVENTTYPE.NODESOLVED)]
     progress = _Progress(log.run)
-    log.params({names.SEED: model.getParam("randomization/randomseedshift"), names.INSTANCE: model.getProbName()})
+
+    def known() -> None:
+        log.params({names.SEED: model.getParam("randomization/randomseedshift"), names.INSTANCE: model.getProbName()})
 
     def seen(event: Any) -> None:
-        if event.getType() == kinds[0]:
+        if event.getType() == scip.SCIP_EVENTTYPE.BESTSOLFOUND:
             progress.solution(model.getPrimalbound(), model.getDualbound())
         else:
             progress.better_bound(model.getDualbound())
 
-    report = log.safe(seen)  # which does nothing once the run has ended: a handler cannot be taken out of a model again
+    def ended() -> None:
+        _handlers.get(model, {}).pop(log.run.id, None)
+        known()  # the problem may have been read since
+        solved = model.getStatus()
+        if solved == "unknown":
+            return  # nothing was solved
+        status = _SCIP.get(solved, "no_solution")
+        has_plan = model.getNSols() > 0 and status not in _NO_PLAN
+        objective = model.getObjVal() if has_plan else None
+        bound = None if status in _NO_PLAN else model.getDualbound()
+        progress.ended("feasible" if has_plan and status != "optimal" else status, f"SCIP {model.version()}", objective, bound)
 
-    class Handler(scip.Eventhdlr):  # type: ignore[misc, name-defined]
+    log.run.before_end.append(log.safe(ended))
+    known()
+    if model not in _handlers and model.getStage() <= scip.SCIP_STAGE.PROBLEM:
+        reports = _handlers[model] = {}
+        model.includeEventhdlr(_scip_handler(scip, reports), "palan", "tells palan of solutions and bounds")
+    if model in _handlers:
+        _handlers[model][log.run.id] = log.safe(seen)
+
+
+def _scip_handler(scip: Any, reports: Mapping[str, Callable[[Any], None]]) -> Any:
+    kinds = [scip.SCIP_EVENTTYPE.BESTSOLFOUND, getattr(scip.SCIP_EVENTTYPE, "DUALBOUNDIMPROVED", scip.SCIP_EVENTTYPE.NODESOLVED)]
+
+    class Handler(scip.Eventhdlr):  # type: ignore[misc]  # it takes instances of its own class only
         def eventinit(self) -> None:
             for kind in kinds:
                 self.model.catchEvent(kind, self)
@@ -672,21 +800,10 @@ def _scip(log: _Log, model: Any) -> None:
                 return  # the model itself is going: before PySCIPOpt 6 a handler only knew a weak reference to it
 
         def eventexec(self, event: Any) -> None:
-            report(event)
+            for report in [*reports.values()]:
+                report(event)
 
-    model.includeEventhdlr(Handler(), f"palan-{log.run.id}", "tells palan of solutions and bounds")
-
-    def ended() -> None:
-        solved = model.getStatus()
-        if solved == "unknown":
-            return  # nothing was solved
-        status = _SCIP.get(solved, "no_solution")
-        has_plan = model.getNSols() > 0 and status not in _NO_PLAN
-        objective = model.getObjVal() if has_plan else None
-        bound = None if status in _NO_PLAN else model.getDualbound()
-        progress.ended("feasible" if has_plan and status != "optimal" else status, f"SCIP {model.version()}", objective, bound)
-
-    log.run.before_end.append(log.safe(ended))
+    return Handler()
 
 
 # gymnasium
@@ -709,22 +826,33 @@ def _environment(log: _Log, env: Any) -> None:
 
 
 def _single(log: _Log, env: Any, seeded: Callable[[Any], None], ended: Callable[[float, int], None]) -> None:
-    total, length = 0.0, 0
+    total, length, fresh, rests = 0.0, 0, False, _resets_itself(env)
 
     def reset(_: Any, *args: Any, seed: Any = None, **kwargs: Any) -> None:
-        nonlocal total, length
-        total, length = 0.0, 0
+        nonlocal total, length, fresh
+        total, length, fresh = 0.0, 0, False
         seeded(seed)
 
     def step(seen: Any, *args: Any, **kwargs: Any) -> None:
-        nonlocal total, length
-        total, length = total + float(seen[1]), length + 1
+        nonlocal total, length, fresh
+        if fresh:
+            fresh = False
+            return
+        reward = seen[1]
+        total, length = total + float(reward.item() if hasattr(reward, "item") else reward), length + 1
         if seen[2] or seen[3]:
             ended(total, length)
-            total, length = 0.0, 0
+            total, length, fresh = 0.0, 0, rests
 
     _after(log, env, "reset", reset)
     _after(log, env, "step", step)
+
+
+def _resets_itself(env: Any) -> bool:
+    """Whether the step after an episode only resets, and belongs to none."""
+    while env is not None and type(env).__name__ != "Autoreset":
+        env = getattr(env, "env", None)
+    return env is not None
 
 
 def _many(log: _Log, envs: Any, seeded: Callable[[Any], None], ended: Callable[[float, int], None]) -> None:
@@ -745,16 +873,24 @@ def _many(log: _Log, envs: Any, seeded: Callable[[Any], None], ended: Callable[[
         return inner(*args, **kwargs)
 
     def step(seen: Any, *args: Any, **kwargs: Any) -> None:
-        counted = ~fresh
-        returns[counted] += np.asarray(seen[1], dtype=float)[counted]
-        lengths[counted] += 1
-        fresh[:] = False
-        for place in np.flatnonzero(np.logical_or(seen[2], seen[3]) & counted):
-            ended(returns[place], lengths[place])
-            returns[place], lengths[place], fresh[place] = 0.0, 0, rests
+        nonlocal returns, lengths
+        rewards, over = np.asarray(seen[1], dtype=float), np.logical_or(seen[2], seen[3])
+        if fresh.any():
+            over &= ~fresh
+            returns += np.where(fresh, 0.0, rewards)
+            lengths += ~fresh
+            fresh[:] = False
+        else:
+            returns += rewards
+            lengths += 1
+        if over.any():
+            for place in np.flatnonzero(over):
+                ended(returns[place], lengths[place])
+            returns[over], lengths[over], fresh[over] = 0.0, 0, rests
 
-    _around(log, envs, "reset", reset)
-    _after(log, envs, "step", step)
+    waits = hasattr(type(envs), "step_wait")  # with others meanwhile: to step and to reset is to ask for it, and to wait
+    _around(log, envs, "reset_async" if waits else "reset", reset)
+    _after(log, envs, "step_wait" if waits else "step", step)
 
 
 _FOLLOWED: tuple[tuple[str, str, str, Attach], ...] = (

@@ -375,8 +375,8 @@ class LiveRun:
         if error is None:
             self.end()
         else:
-            last = "".join(traceback.format_exception_only(kind, error)).strip().splitlines()[-1]
-            self.end("killed" if isinstance(error, KeyboardInterrupt) else "failed", last[:1000])
+            said = " ".join("".join(traceback.format_exception_only(kind, error)).split())  # of many lines the first says most
+            self.end("killed" if isinstance(error, KeyboardInterrupt) else "failed", said[:1000])
 
     def __repr__(self) -> str:
         return f"<run {self.id}>"
