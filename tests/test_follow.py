@@ -286,10 +286,28 @@ def test_a_program_without_a_plan_says_so_and_one_without_integers_is_followed_t
         h.setOptionValue("output_flag", False)
         x = h.addVariable(lb=0, ub=5)
         h.addConstr(x <= rows)
-        with palan.follow(h):
+        with palan.follow(h, "continuous"):
             h.maximize(2 * x)
+    h.writeModel("late.mps")
+    h = highspy.Highs()
+    h.setOptionValue("output_flag", False)
+    with palan.follow(h, "late"):
+        h.readModel("late.mps")
+        h.setOptionValue("random_seed", 9)
+        h.changeColIntegrality(0, highspy.HighsVarType.kInteger)
+        h.changeRowBounds(0, -1e30, 2.5)
+        seen = []
+        h.cbMipImprovingSolution.subscribe(lambda event: seen.append(event.data_out.objective_function_value))
+        h.run()
+        h.changeObjectiveSense(highspy.ObjSense.kMinimize)
+        h.changeRowBounds(0, 1.5, 2.5)
+        h.run()
+    assert seen[-1] == 4.0, seen
     """)
-    first, second = runs(project)
+    third = runs(project, "experiment = 'late'")[0]
+    assert (third["params"], third["metrics"]["objective"], third["metrics"]["bound"]) == ({"instance": "late", "seed": "9"}, 4.0, 4.0)
+    assert curve(project, third["run"], "objective")["values"] == [4.0] * int(third["metrics"]["incumbents"] + 1)
+    first, second = runs(project, "experiment = 'continuous'")
     assert (first["tags"]["status"], first["metrics"]["objective"], first["metrics"]["gap"]) == ("optimal", 2.0, 0.0)
     assert (second["tags"]["status"], "objective" in second["metrics"]) == ("infeasible", False)
 
@@ -309,10 +327,16 @@ class Mine(cp_model.CpSolverSolutionCallback):
     seen = 0
     def on_solution_callback(self):
         self.seen += 1
+def refused(*args, **kwargs):
+    try:
+        cp_model.CpSolver.solve(*args, **kwargs)
+    except Exception as error:
+        return type(error).__name__, str(error)[:60]
 mine, solver = Mine(), cp_model.CpSolver()
 solver.parameters.num_workers = 2
 with palan.follow(solver, "packing") as run:
     solver.solve(m, mine)
+assert "on_solution_callback" not in vars(mine)
 print(solver.objective_value, mine.seen, type(solver) is cp_model.CpSolver, solver.best_bound_callback)
 with palan.follow(solver, "again") as run:
     solver.Solve(m)
@@ -323,7 +347,21 @@ bad.add(x >= 2)
 with palan.follow(solver, "again") as run:
     solver.solve(bad)
 print(search(palan.open_project(), f"id = '{run.id}'")["runs"][0]["tags"]["status"])
+wrong = [((None,), {}), ((m, 1), {}), ((), {}), ((m,), {"bogus": 1})]
+with palan.follow(solver, "wrong"):
+    for args, kwargs in wrong:
+        try:
+            solver.solve(*args, **kwargs)
+        except Exception as error:
+            assert (type(error).__name__, str(error)[:60]) == refused(cp_model.CpSolver(), *args, **kwargs), error
+        else:
+            raise AssertionError(args)
+    solver.parameters.max_time_in_seconds = 0.0
+    solver.parameters.random_seed = 5
+    solver.solve(solution_callback=mine, model=m)
 """)
+    (hasty,) = runs(project, "experiment = 'wrong'")
+    assert (hasty["tags"]["status"], hasty["params"]["seed"], "bound" in hasty["metrics"]) == ("timeout", "5", False)  # its 0 is none
     lines = out.splitlines()
     objective, seen, *left = lines[0].split()
     (found,) = runs(project, "experiment = 'packing'")
@@ -347,8 +385,25 @@ m.setObjective(pyscipopt.quicksum(w * t for w, t in zip(worth, take)), "maximize
 with palan.follow(m, "packing") as run:
     m.optimize()
 print(m.getObjVal())
+with palan.follow(m, "solved already") as run:  # no handler of events can be put in now: the one of before is there
+    m.optimize()
 m.freeTransform()
-m.optimize()
+m.setObjective(-m.getObjective(), "minimize")
+m.writeProblem("mirror.cip", verbose=False)
+with palan.follow(m, "mirror"):
+    m.optimize()
+read = pyscipopt.Model()
+read.hideOutput()
+with palan.follow(read, "read"):
+    read.readProblem("mirror.cip")
+    read.setParam("randomization/randomseedshift", 5)
+    read.optimize()
+alien = pyscipopt.Model()
+alien.hideOutput()
+alien.addVar(ub=3, obj=-1)
+alien.optimize()
+with palan.follow(alien, "alien"):
+    alien.optimize()
 bad = pyscipopt.Model()
 bad.hideOutput()
 x = bad.addVar(ub=1)
@@ -359,7 +414,13 @@ print(search(palan.open_project(), f"id = '{run.id}'")["runs"][0]["tags"]["statu
 """)
     objective, status = out.split()
     assert status == "infeasible"
-    found = runs(project, "params.instance = 'knapsack'")[0]
+    mirror, read, solved, alien = (runs(project, f"experiment = '{name}'")[0] for name in ("mirror", "read", "solved already", "alien"))
+    assert mirror["metrics"]["objective"] == mirror["metrics"]["bound"] == pytest.approx(-float(objective))
+    assert (read["params"]["seed"], read["tags"]["status"], read["metrics"]["objective"]) == ("5", "optimal", mirror["metrics"]["objective"])
+    assert len(set(curve(project, read["run"], "objective")["values"])) >= 2
+    assert curve(project, read["run"], "objective")["values"] == sorted(curve(project, read["run"], "objective")["values"], reverse=True)
+    assert [(each["tags"]["status"], each["metrics"]["objective"]) for each in (solved, alien)] == [("optimal", pytest.approx(float(objective))), ("optimal", -3.0)]
+    found = runs(project, "experiment = 'packing'")[0]
     assert found["metrics"]["objective"] == pytest.approx(float(objective))
     assert (found["metrics"]["gap"], found["tags"]["status"], found["params"]["seed"]) == (0.0, "optimal", "0")
     assert curve(project, found["run"], "objective")["values"] == sorted(curve(project, found["run"], "objective")["values"])

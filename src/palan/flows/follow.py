@@ -306,7 +306,7 @@ def _search(log: _Log, search: Any) -> None:
                 scores = _numbers({name: values[place] for name, values in columns.items()})
                 part.log(scores)
             if any(score != score for score in scores.values()):
-                part.end("failed", "a score of it is no number: a fit failed")
+                part.end("failed", "a score of it is no number")
 
     def run_search(inner: Callable[..., Any], evaluate: Callable[..., Any], **kwargs: Any) -> Any:
         def evaluated(*args: Any, **more: Any) -> Any:
@@ -325,6 +325,7 @@ def _search(log: _Log, search: Any) -> None:
                 part.log(ranks)
         log.run.log(_numbers({names.OBJECTIVE: getattr(search, "best_score_", None), "candidates": len(results["params"])}))
         _chosen(log.run, {f"best.{name}": value for name, value in getattr(search, "best_params_", {}).items()})
+        parts.clear()
 
     _around(log, search, "_run_search", run_search)
     _after(log, search, "fit", fitted)
@@ -672,9 +673,12 @@ def _cp_sat(log: _Log, solver: Any) -> None:
     running = threading.local()
 
     def solve(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        model, given = [*args, *(kwargs[name] for name in ("model", "solution_callback", "callback") if name in kwargs), None, None][:2]
+        told: tuple[Any, ...] = ()
+        with suppress(TypeError):  # it is called in a wrong way, and says so itself
+            told = inspect.signature(inner).bind(*args, **kwargs).args
+        model, given = (*told, None, None)[:2]
         if getattr(running, "inside", False) or not hasattr(model, "has_objective") or not isinstance(given, base | None):
-            return inner(*args, **kwargs)  # the old name of the method calls the new one; or it is wrong, and says so
+            return inner(*args, **kwargs)  # the old name of the method calls the new one
         running.inside = True
         has_objective = log.now(model.has_objective)
         log.safe(log.params)({names.SEED: solver.parameters.random_seed, names.INSTANCE: model.name})
