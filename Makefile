@@ -5,7 +5,7 @@
 #   make test    the checks, then the tests
 #   make check   lint, types, layers, dependencies, dead code
 #   make bench   the benchmarks, with their figures; after make peers beside those of other tools
-#   make peers   an environment with those tools, in .venv-peers
+#   make peers   two environments with those tools, in .venv-peers and .venv-peers-data
 #   make crash   kill, fill, lock and break everything a few thousand times, and look whether anything is lost
 #                (make crash ARGS="--only disk --seed 7" for one part)
 #   make docs    write the generated pages of docs/reference again
@@ -25,6 +25,7 @@ KEY := $(shell cksum < pyproject.toml | cut -d' ' -f1)
 RUNS := $(VENV)/.installed-demo-$(KEY)
 DEV := $(VENV)/.installed-dev-$(KEY)
 PEERS_KEY := $(VENV)-peers/.installed-$(shell cksum < benchmarks/peers.txt | cut -d' ' -f1)
+PEERS_DATA_KEY := $(VENV)-peers-data/.installed-$(shell cksum < benchmarks/peers-data.txt | cut -d' ' -f1)
 # Many tests wait for another process: three at a time keep two cores at work.
 PYTEST_ARGS ?= -n 3 --dist worksteal
 
@@ -79,15 +80,23 @@ check: $(DEV)
 bench: $(DEV)
 	$(call compile)
 	@if [ -f $(PEERS_KEY) ]; then export PEERS=$(abspath $(VENV)-peers/bin/python); fi; \
+	if [ -f $(PEERS_DATA_KEY) ]; then export PEERS_DATA=$(abspath $(VENV)-peers-data/bin/python); fi; \
 	for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS); done
 
-peers: $(PEERS_KEY)
+peers: $(PEERS_KEY) $(PEERS_DATA_KEY)
+
+define environment
+	@echo "== installing the tools of $(1) into $(2)"
+	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python $(PYTHON) $(2) && uv pip install --compile-bytecode --python $(2)/bin/python -r $(1); \
+	else $(PYTHON) -m venv $(2) && $(2)/bin/python -m pip install --disable-pip-version-check --prefer-binary -r $(1); fi
+	@touch $@
+endef
 
 $(PEERS_KEY): benchmarks/peers.txt
-	@echo "== installing the tools of benchmarks/peers.txt into $(VENV)-peers"
-	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python $(PYTHON) $(VENV)-peers && uv pip install --compile-bytecode --python $(VENV)-peers/bin/python -r benchmarks/peers.txt; \
-	else $(PYTHON) -m venv $(VENV)-peers && $(VENV)-peers/bin/python -m pip install --disable-pip-version-check --prefer-binary -r benchmarks/peers.txt; fi
-	@touch $@
+	$(call environment,benchmarks/peers.txt,$(VENV)-peers)
+
+$(PEERS_DATA_KEY): benchmarks/peers-data.txt
+	$(call environment,benchmarks/peers-data.txt,$(VENV)-peers-data)
 
 crash: $(DEV)
 	$(call compile)

@@ -359,12 +359,12 @@ class _Outcome(msgspec.Struct):
 
     quarantine: Quarantine
     picked: int
-    gone: pl.DataFrame
-    good: pl.DataFrame | None
-    rules: Counts
-    still: Counts
-    examples: list[dict[str, Any]]
-    rows: int
+    lines: pl.Series  # of those that leave it
+    rules: Counts  # which they break
+    good: pl.DataFrame | None = None  # the same rows as they are taken in
+    still: Counts = {}
+    examples: list[dict[str, Any]] = []
+    rows: int = 0
 
 
 def _decide(project: Project, data: str, verb: Verb, asked: Asked, sets: Sequence[tuple[str, str]], reason: str, dry_run: bool) -> dict[str, Any]:
@@ -447,7 +447,7 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
     chunks = []
     picked = rows.height
     if verb == "drop" or not picked:
-        return _Outcome(each, picked, rows, None, _reasons(rows), {}, _examples(rows, each, contract, pl.DataFrame(), []), picked)
+        return _Outcome(each, picked, rows[LINE], _reasons(rows), examples=_examples(rows, each, contract, pl.DataFrame(), []), rows=picked)
     bad, good = [], []
     if not {name for name, _ in sets} & set(contract.key):  # a copy stays one, whatever else it says
         copies = pl.col(REASONS).list.contains(f"key {', '.join(contract.key)} repeats an earlier row")
@@ -466,12 +466,12 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
         bad.append(broken)
     stay = pl.concat([part.select(LINE, REASONS) for part in bad])
     gone = rows.filter(~pl.col(LINE).is_in(stay[LINE].implode()))
-    return _Outcome(each, picked, gone, taken, _reasons(gone), _reasons(stay), _examples(rows, each, contract, before, sets, stay), gone.height)
+    return _Outcome(each, picked, gone[LINE], _reasons(gone), taken, _reasons(stay), _examples(rows, each, contract, before, sets, stay), gone.height)
 
 
 def _without_rows(outcome: _Outcome) -> _Outcome:
     """Return what is told of it in the end: the rows themselves would fill the memory."""
-    return replace(outcome, gone=outcome.gone.clear(), good=None)
+    return replace(outcome, lines=outcome.lines.clear(), good=None)
 
 
 def _examples(
@@ -503,12 +503,10 @@ class _Taking:
         self._waiting: list[_Outcome] = []
 
     def add(self, outcome: _Outcome) -> None:
-        if not outcome.gone.height:
-            return
-        if outcome.good is None:
-            self._settle(outcome.quarantine, outcome.gone, "")
-            return
-        self._waiting.append(outcome)
+        if outcome.rows and outcome.good is None:
+            self._settle(outcome, "", None)
+        elif outcome.rows:
+            self._waiting.append(outcome)
 
     def make_room(self, rows: int) -> None:
         """Keep what waits, where there may soon be too much of it for one part, and it is not just a few rows."""
@@ -534,23 +532,27 @@ class _Taking:
         self.corrections += corrected
         self.rows += int(last.sum()) - corrected
         for each in self._waiting:
-            here, places = places[: each.gone.height], places[each.gone.height :]
-            self._settle(each.quarantine, each.gone.with_columns(here.alias(tables.ROW)), part)
+            here, places = places[: each.rows], places[each.rows :]
+            self._settle(each, part, here)
         self._waiting = []
 
-    def _settle(self, old: Quarantine, gone: pl.DataFrame, part: str) -> None:
-        rest = ""
-        if gone.height < old.rows:
-            import polars as pl
+    def _settle(self, outcome: _Outcome, part: str, places: pl.Series | None) -> None:
+        import polars as pl
 
-            from palan.data.reading import LINE
+        from palan.data.reading import LINE
 
-            buffer = io.BytesIO()
-            tables.scan_frame(self.project, old.blob).filter(~pl.col(LINE).is_in(gone[LINE].implode())).sink_parquet(buffer, compression="zstd")
-            rest = self.project.store.blobs.put(buffer.getvalue())
-        reasons = _reasons(gone)
-        left = {reason: count - reasons.get(reason, 0) for reason, count in old.reasons.items() if count > reasons.get(reason, 0)}
-        self.settled.append(Settled(old, self.status, gone.height, reasons, tables.store_frame(self.project, gone), rest, left, taken=part, reason=self.reason))
+        old, rows, among = outcome.quarantine, tables.scan_frame(self.project, outcome.quarantine.blob), pl.col(LINE).is_in(outcome.lines.implode())
+        gone = rows.filter(among)
+        if places is not None:
+            gone = gone.join(pl.LazyFrame({LINE: outcome.lines, tables.ROW: places}), on=LINE, how="left", maintain_order="left")
+        rest = self._stored(rows.filter(~among)) if outcome.rows < old.rows else ""
+        left = {reason: count - outcome.rules.get(reason, 0) for reason, count in old.reasons.items() if count > outcome.rules.get(reason, 0)}
+        self.settled.append(Settled(old, self.status, outcome.rows, outcome.rules, self._stored(gone), rest, left, taken=part, reason=self.reason))
+
+    def _stored(self, rows: pl.LazyFrame) -> str:
+        buffer = io.BytesIO()
+        rows.sink_parquet(buffer, compression="zstd")
+        return self.project.store.blobs.put(buffer.getvalue())
 
     def version(self, journal: Journal) -> DataVersion:
         """Record the version that has these rows. To be called in a transaction."""
