@@ -150,6 +150,37 @@ def test_a_truncated_blob_names_both_digests(tmp_path: Path) -> None:
         blobs.get(key)
 
 
+def test_a_file_that_was_found_whole_is_hashed_again_when_it_changed_or_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    verify = FileBlobs.verify
+    monkeypatch.setattr(FileBlobs, "verify", lambda self, key: hashed.append(key) or verify(self, key))
+    key = FileBlobs(tmp_path).put(b"rows" * 100)
+    hashed.clear()
+
+    def looks() -> int:
+        before = len(hashed)
+        assert FileBlobs(tmp_path).path(key).read_bytes() == b"rows" * 100  # as another process
+        return len(hashed) - before
+
+    note = tmp_path / ".whole"
+    assert [looks(), looks()] == [1, 0]
+    old = " ".join([*note.read_text().split()[:5], str(int(time.time()) - 90_000)])
+    for text in (f"{old}\n", "\x00torn 12 \xff\n", f"{key} 1 2\n"):
+        note.write_text(text, encoding="latin-1")
+        assert [looks(), looks()] == [1, 0]
+    note.write_text(f"{old}\n" * 5000)
+    assert [looks(), looks()] == [1, 0] and len(note.read_text().splitlines()) == 1  # what is old is swept
+    path = FileBlobs(tmp_path).path(key)
+    held = path.stat()
+    flip(path, 3)
+    os.utime(path, ns=(held.st_atime_ns, held.st_mtime_ns))
+    with pytest.raises(Corrupt):
+        FileBlobs(tmp_path).path(key)
+    flip(path, 3)
+    note.chmod(0o400)
+    assert looks() == 1
+
+
 def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "palan.db"
     records = SQLiteRecords(path)

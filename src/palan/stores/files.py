@@ -8,14 +8,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from palan.core import new_id, utcnow
+from palan.core import is_whole, new_id, utcnow
 from palan.errors import Corrupt, NotFound, PalanError
 from palan.stores.contract import Blobs
 
 CHUNK = 1 << 20
+WHOLE = timedelta(days=1)
+"""How long a file that was found whole, and that nobody wrote since, is taken to be whole: what is scanned often is hashed once a day."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -103,18 +105,38 @@ class FileBlobs(Blobs):
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._whole: dict[str, tuple[int, ...]] = {}
+        self._whole: dict[str, list[int]] | None = None  # what was found whole: inode, size and times of the file
 
     def path(self, key: str) -> Path:
-        """Return the file; one that this process found whole, and that nobody wrote since, is not read again."""
+        """Return the file; one that was found whole within a day, and that nobody wrote since, is not read again."""
         path = self.place(key)
         with self._explained(key):
             found = path.stat()
-            state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            state = [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+            if self._whole is None:
+                self._whole = self._noted()
             if self._whole.get(key) != state:
                 self.verify(key)
+                self._note(key, state)
                 self._whole[key] = state
         return path
+
+    def _noted(self) -> dict[str, list[int]]:
+        """Return what processes of the last day found whole."""
+        since, found = int((utcnow() - WHOLE).timestamp()), {}
+        with suppress(OSError):
+            lines = (self.root / ".whole").read_text(encoding="ascii", errors="replace").splitlines()
+            for line in lines:
+                key, *numbers = line.split()
+                if len(numbers) == 5 and all(map(is_whole, numbers)) and int(numbers[4]) >= since:
+                    found[key] = [int(each) for each in numbers[:4]]
+            if len(lines) > 2 * len(found) + 1000:
+                (self.root / ".whole").unlink()  # of others they are found again
+        return found
+
+    def _note(self, key: str, state: list[int]) -> None:
+        with suppress(OSError), (self.root / ".whole").open("a", encoding="ascii") as file:  # one append: lines of several processes do not mix
+            file.write(f"{key} {' '.join(map(str, state))} {int(utcnow().timestamp())}\n")
 
     def place(self, key: str) -> Path:
         if not is_digest(key):
