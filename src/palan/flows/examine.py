@@ -43,6 +43,12 @@ DENSE = 12
 NAMES = 500
 """Different values of a text column, beyond which it names single things, and none of them is missed."""
 
+DAILY = 2000
+"""Rows of a day that are looked at: of more, a sample by their keys, which has the same shape."""
+
+THIN = 0.02
+"""The share of a day's rows below which a correction changes nothing of what that day looks like."""
+
 OF_A_DELIVERY = ("categories", "clock", "truncated", "sentinel", "partial")
 """What only a look at the delivery as a whole tells. Units, signs and columns exchanged are told from day to day."""
 
@@ -51,6 +57,9 @@ MONTH = 31
 
 LATE = timedelta(days=3)
 """For so long rows may stay out before they are missed."""
+
+EARLIEST, LATEST = date(1900, 1, 1), date(2200, 1, 1)
+"""Days between which a time is no slip."""
 
 LEAST = 7
 MOST = 26
@@ -78,16 +87,23 @@ def examine(
     if not contract.time or not columns or not (parts or broken):
         return list(known), []
     names = list(dict.fromkeys([contract.time, *contract.key, *columns]))
-    came = [_has(tables.load_frame(project, part, names), names, contract) for part in parts]
-    came += [_has(typed(tables.load_frame(project, blob), contract), names, contract) for blob in broken]
-    rows = doctor.dated(pl.concat(came), contract.time).filter(pl.col(doctor.DAY).is_between(date(1900, 1, 1), date(2200, 1, 1)))
+    refused = [_has(typed(tables.load_frame(project, blob), contract), names, contract) for blob in broken]
+    new, stored = _counted(project, contract, parts, refused), _counted(project, contract, before)
+    touched = sorted(day for day, count in new.items() if count >= THIN * max(count, stored.get(day, 0)))
+    if not touched:
+        return list(known), []
+    begin, end = touched[0] - timedelta(days=LEAST - 1) - OLDEST, touched[-1]
+    counts = [max(new.get(day, 0), stored.get(day, 0)) for day in {*new, *stored} if begin <= day <= end]
+    each_of = max(1, round(sum(counts) / len(counts) / DAILY))
+    came = [_sampled(project, part, names, contract, each_of) for part in parts] + [_every(frame.lazy(), contract, each_of).collect() for frame in refused]
+    rows = doctor.dated(pl.concat(came), contract.time).filter(pl.col(doctor.DAY).is_between(touched[0], end))
     columns = [name for name in columns if rows.schema[name] != pl.String or rows[name].n_unique() <= NAMES]
     days = doctor.days_of(rows)
     if not days:
         return list(known), []
     first = days[0]
     begin = min(first, days[-1] - timedelta(days=LEAST - 1))
-    rows, days = _with_stored(project, contract, rows, before, names, begin, days[-1])
+    rows, days = _with_stored(project, contract, rows, before, names, begin, days[-1], each_of)
     judged = [day for day in days if day >= begin][-MOST * STRETCH :]
     if not judged:  # too few rows to make a day beside those that are stored
         return list(known), []
@@ -185,8 +201,40 @@ def _has(frame: pl.DataFrame, names: Sequence[str], contract: Contract) -> pl.Da
     return frame.select(pl.col(name) if name in frame.columns else pl.lit(None, dtype_of(contract.field(name))).alias(name) for name in names)
 
 
+def _counted(project: Project, contract: Contract, parts: Sequence[str], more: Sequence[pl.DataFrame] = ()) -> dict[date, int]:
+    """Return how many rows each day has; only their times are read."""
+    import polars as pl
+
+    from palan.data.verdict import read_time
+
+    found: dict[date, int] = {}
+    for rows in (*(tables.scan_frame(project, part) for part in parts), *(frame.lazy() for frame in more)):
+        schema = rows.collect_schema()
+        if contract.time in schema:
+            day = read_time(contract.time, schema[contract.time]).dt.date().alias("day")
+            for when, count in rows.select(day).filter(pl.col("day").is_between(EARLIEST, LATEST)).group_by("day").len().collect().iter_rows():
+                found[when] = found.get(when, 0) + count
+    return found
+
+
+def _sampled(project: Project, part: str, names: Sequence[str], contract: Contract, each_of: int) -> pl.DataFrame:
+    return _has(_every(tables.scan_frame(project, part), contract, each_of, names).collect(), names, contract)
+
+
+def _every(rows: pl.LazyFrame, contract: Contract, each_of: int, names: Sequence[str] = ()) -> pl.LazyFrame:
+    """Return these columns of one row in so many, the same ones whatever part they are in: by their keys."""
+    import polars as pl
+
+    known = rows.collect_schema().names()
+    if each_of > 1:
+        key = [name for name in contract.key if name in known]
+        number = pl.struct(key).hash() if len(key) > 1 else pl.col(key[0]).hash() if key else pl.int_range(pl.len())
+        rows = rows.filter(number % each_of == 0)
+    return rows.select([name for name in names if name in known]) if names else rows
+
+
 def _with_stored(
-    project: Project, contract: Contract, rows: pl.DataFrame, before: Sequence[str], names: Sequence[str], begin: date, end: date
+    project: Project, contract: Contract, rows: pl.DataFrame, before: Sequence[str], names: Sequence[str], begin: date, end: date, each_of: int
 ) -> tuple[pl.DataFrame, list[date]]:
     """Return the rows with the stored ones of these days and of a history before them, newest parts first, and all their days."""
     import polars as pl
@@ -196,7 +244,7 @@ def _with_stored(
     key, first = list(contract.key), min(rows[doctor.DAY].unique().to_list())
     seen: set[date] = set()
     for part in reversed(before):
-        stored = doctor.dated(_has(tables.load_frame(project, part, names), names, contract), contract.time)
+        stored = doctor.dated(_sampled(project, part, names, contract, each_of), contract.time)
         stored = stored.filter(pl.col(doctor.DAY).is_between(begin - OLDEST, end))
         days = stored[doctor.DAY].unique().to_list()
         if key and days and max(days) >= first:
