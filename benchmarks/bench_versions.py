@@ -63,10 +63,10 @@ timed(sys.argv[2], look)
 """
 DIFF = """
 from palan.flows.project import open_project
-from palan.flows.versions import diff
+from palan.flows.versions import difference
 project = open_project(folder)
-found = timed(sys.argv[2], lambda: diff(project, "trips@1", "trips@3"))
-assert (found["added"], found["changed"]) == (int(sys.argv[3]), int(sys.argv[4])), found
+found = timed(sys.argv[2], lambda: difference(project, "trips@1", "trips@3"))
+assert (found["rows"]["added"], found["rows"]["changed"]) == (int(sys.argv[3]), int(sys.argv[4])), found["rows"]
 """
 
 DELTA = """

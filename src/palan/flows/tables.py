@@ -121,10 +121,14 @@ def scan_parts(project: Project, parts: Sequence[str], masks: Mapping[str, Seque
     """Return the rows of these parts, one at least, in their order, without those that are masked."""
     import polars as pl
 
-    from palan.data.verdict import alike_casts
-
     scans = [_unmasked(project, part, masks.get(part, ())) for part in parts]
-    casts = alike_casts([each.collect_schema() for each in scans], contract)
+    schemas = [each.collect_schema() for each in scans]
+    if all(each == schemas[0] for each in schemas):
+        return scans[0] if len(scans) == 1 else pl.concat(scans)
+
+    from palan.data.verdict import alike_casts  # loads NumPy, which who only looks need not wait for
+
+    casts = alike_casts(schemas, contract)
     alike = [each.with_columns(cast) if cast else each for each, cast in zip(scans, casts, strict=True)]
     return alike[0] if len(alike) == 1 else pl.concat(alike, how="diagonal_relaxed")
 

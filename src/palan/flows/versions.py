@@ -153,10 +153,15 @@ def _apart(project: Project, before: DataVersion, after: DataVersion) -> tuple[p
                 if len(rows):
                     sides[side].append(tables.scan_frame(project, part, numbered=True).filter(pl.col(tables.ROW).is_in(rows.implode())).drop(tables.ROW))
     schemas = [tables.scan(project, version).collect_schema() for version in (before, after)]
-    gone, came = (
-        pl.concat([pl.DataFrame(schema=schema), *(each.collect() for each in side)], how="diagonal_relaxed") for side, schema in zip(sides, schemas, strict=True)
-    )
-    return gone, came
+    gone, came = sides
+    read = pl.collect_all([*gone, *came])  # at once: a part is decoded by one core
+    return _stacked(schemas[0], read[: len(gone)]), _stacked(schemas[1], read[len(gone) :])
+
+
+def _stacked(schema: pl.Schema, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    import polars as pl
+
+    return pl.concat([pl.DataFrame(schema=schema), *frames], how="diagonal_relaxed")
 
 
 def _differs(both: pl.DataFrame, name: str) -> pl.Expr:
