@@ -77,9 +77,8 @@ def cells(folder: Path) -> list[dict[str, Any]]:
 
 
 def palan(cell: dict[str, Any]) -> tuple[str, list[int]]:
-    from test_conformance import in_batches, in_memory, of_file, sliced
-
     from palan.data.contract import parse
+    from test_conformance import in_batches, in_memory, of_file, sliced
 
     contract, path = parse("table", {"source": "x", **cell["table"]}), Path(cell["file"])
     if cell["form"] in ("csv", "parquet", "ndjson"):

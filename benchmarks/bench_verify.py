@@ -1,6 +1,8 @@
-"""How long does it take to judge ten million rows of twelve columns by a dozen rules, beside streaming Polars written by hand?
+"""How long does it take to judge ten million rows of twelve columns by a dozen rules, beside streaming Polars written by hand,
+dataframely, Pointblank, pandera and Great Expectations?
 
-Each runs alone in a process of its own, in turns, and has to find every broken row. `ROWS=1000000` makes it shorter.
+Each runs alone in a process of its own, in turns, as its documentation has it, and has to name every broken row: what it
+finds is printed. `ROWS=1000000` makes it shorter. The other tools take part after `make peers`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from measure import machine, report
 
 ROWS = int(os.environ.get("ROWS", "10_000_000"))
 ROUNDS = 3
+PEER_ROUNDS = int(os.environ.get("PEER_ROUNDS", "1"))
 
 OURS = """
 contract = parse("trips", {
@@ -54,8 +57,110 @@ bad, counts = pl.collect_all([bad, flagged.select(pl.col(names).sum())], engine=
 found = bad.height
 """
 
+DATAFRAMELY = """
+class Trips(dy.Schema):
+    id = dy.Int64(primary_key=True)
+    at = dy.Datetime(time_zone="UTC")
+    code = dy.String(regex="^[A0-9]{6}$")
+    carrier = dy.String(check=lambda column: column.is_in(["AA", "UA", "DL", "WN", "B6", "EV"]))
+    plane = dy.Int64(min=0, max=4999)
+    dep = dy.Float64()
+    arr = dy.Float64()
+    dist = dy.Float64(min=0, max=6000)
+    temp = dy.Float64(nullable=True, min=-100, max=150)
+    wind = dy.Float64(min=0)
+    seats = dy.Int64()
+    note = dy.String()
+
+    @dy.rule()
+    def leaves_first(cls):
+        return pl.col("arr") >= pl.col("dep") - 400
+
+good, failure = Trips.filter(pl.read_parquet(sys.argv[1]))
+counts, bad = failure.counts(), failure.invalid()
+found = bad.height
+"""
+
+POINTBLANK = """
+plan = (
+    pb.Validate(pl.read_parquet(sys.argv[1]))
+    .col_vals_not_null(["id", "at", "seats", "note"])
+    .rows_distinct("id")
+    .col_vals_regex("code", "^[A0-9]{6}$")
+    .col_vals_in_set("carrier", ["AA", "UA", "DL", "WN", "B6", "EV"])
+    .col_vals_between("plane", 0, 4999)
+    .col_vals_between("dist", 0, 6000)
+    .col_vals_between("temp", -100, 150, na_pass=True)
+    .col_vals_ge("wind", 0)
+    .col_vals_expr(pl.col("arr") >= pl.col("dep") - 400)
+    .interrogate(collect_extracts=False)
+)
+found = plan.get_sundered_data(type="fail").height
+"""
+
+PANDERA = """
+schema = pa.DataFrameSchema(
+    {
+        "id": pa.Column(pl.Int64, unique=True),
+        "at": pa.Column(pl.Datetime("us", "UTC")),
+        "code": pa.Column(pl.String, pa.Check.str_matches("^[A0-9]{6}$")),
+        "carrier": pa.Column(pl.String, pa.Check.isin(["AA", "UA", "DL", "WN", "B6", "EV"])),
+        "plane": pa.Column(pl.Int64, pa.Check.in_range(0, 4999)),
+        "dep": pa.Column(pl.Float64),
+        "arr": pa.Column(pl.Float64),
+        "dist": pa.Column(pl.Float64, pa.Check.in_range(0, 6000)),
+        "temp": pa.Column(pl.Float64, pa.Check.in_range(-100, 150), nullable=True),
+        "wind": pa.Column(pl.Float64, pa.Check.ge(0)),
+        "seats": pa.Column(pl.Int64),
+        "note": pa.Column(pl.String),
+    },
+    checks=pa.Check(lambda data: data.lazyframe.select(pl.col("arr") >= pl.col("dep") - 400)),
+)
+try:
+    schema.validate(pl.read_parquet(sys.argv[1]), lazy=True)
+    found = 0
+except pa.errors.SchemaErrors as error:
+    found = error.failure_cases["index"].drop_nulls().n_unique()
+"""
+
+PANDERA_LAZY = PANDERA.replace("pl.read_parquet(sys.argv[1]), lazy=True)", "pl.scan_parquet(sys.argv[1]), lazy=True).collect(engine='streaming')")
+
+GREAT_EXPECTATIONS = """
+logging.disable(logging.CRITICAL)
+context = gx.get_context(mode="ephemeral")
+context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+suite = gx.ExpectationSuite(
+    "trips",
+    expectations=[
+        *(gxe.ExpectColumnValuesToNotBeNull(column=name) for name in ("id", "at", "seats", "note")),
+        gxe.ExpectColumnValuesToBeUnique(column="id"),
+        gxe.ExpectColumnValuesToMatchRegex(column="code", regex="^[A0-9]{6}$"),
+        gxe.ExpectColumnValuesToBeInSet(column="carrier", value_set=["AA", "UA", "DL", "WN", "B6", "EV"]),
+        gxe.ExpectColumnValuesToBeBetween(column="plane", min_value=0, max_value=4999),
+        gxe.ExpectColumnValuesToBeBetween(column="dist", min_value=0, max_value=6000),
+        gxe.ExpectColumnValuesToBeBetween(column="temp", min_value=-100, max_value=150),
+        gxe.ExpectColumnValuesToBeBetween(column="wind", min_value=0),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="arr", column_B="earliest", or_equal=True),
+    ],
+)
+frame = pd.read_parquet(sys.argv[1])
+frame["earliest"] = frame["dep"] - 400
+batch = context.data_sources.add_pandas("pandas").add_dataframe_asset("trips").add_batch_definition_whole_dataframe("whole").get_batch(batch_parameters={"dataframe": frame})
+results = batch.validate(suite, result_format={"result_format": "COMPLETE"})
+found = len(set().union(*(each.result.get("unexpected_index_list") or [] for each in results.results)))
+"""
+
+PEERS = {
+    "dataframely": (DATAFRAMELY, "import dataframely as dy"),
+    "Pointblank": (POINTBLANK, "import pointblank as pb"),
+    "pandera": (PANDERA, "import pandera.polars as pa"),
+    "pandera, lazy": (PANDERA_LAZY, "import pandera.polars as pa"),
+    "Great Expectations": (GREAT_EXPECTATIONS, "import logging\nimport pandas as pd\nimport great_expectations as gx\nimport great_expectations.expectations as gxe"),
+}
+
 FRAME = """
-import json, sys, time
+import json, sys, time, warnings
+warnings.filterwarnings("ignore")
 import polars as pl
 {imports}
 wall, cpu = time.perf_counter(), time.process_time()
@@ -97,24 +202,37 @@ def make(path: Path) -> int:
     return 5 * broken + 2 * broken
 
 
+def runs() -> dict[str, tuple[str, str, str, int]]:
+    """Return what takes part: the Python, the program and its imports, and how often."""
+    found = {"palan": (sys.executable, OURS, IMPORTS, ROUNDS), "Polars by hand": (sys.executable, BY_HAND, "", ROUNDS)}
+    python = os.environ.get("PEERS_DATA", str(Path(__file__).parent.parent / ".venv-peers-data" / "bin" / "python"))
+    if Path(python).exists():
+        found |= {name: (python, body, imports, PEER_ROUNDS) for name, (body, imports) in PEERS.items()}
+    else:
+        print("  the other tools are not there: make peers")
+    return found
+
+
 def main() -> None:
     machine("polars", "numpy")
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "trips.parquet"
         expected = make(path)
         print(f"{ROWS:,} rows, 12 columns, {expected:,} of them broken, {path.stat().st_size / 1e6:.0f} MB of Parquet")
-        found: dict[str, list[list[float]]] = {"palan": [], "Polars by hand": []}
-        for _ in range(ROUNDS):
-            for name, body, imports in (("palan", OURS, IMPORTS), ("Polars by hand", BY_HAND, "")):
-                told = json.loads(subprocess.run([sys.executable, "-c", FRAME.format(imports=imports, body=body), str(path)], check=True, capture_output=True, text=True).stdout)
-                assert told[3] == expected, (name, told[3], expected)
-                found[name].append(told)
+        asked = runs()
+        found: dict[str, list[list[float]]] = {name: [] for name in asked}
+        for number in range(ROUNDS):
+            for name, (python, body, imports, rounds) in asked.items():
+                if number < rounds:
+                    child = subprocess.run([python, "-c", FRAME.format(imports=imports, body=body), str(path)], check=True, capture_output=True, text=True)
+                    found[name].append(json.loads(child.stdout.splitlines()[-1]))
     for name, each in found.items():
-        print(name)
-        report("  wall", [told[0] for told in each], "s")
-        report("  processor", [told[1] for told in each], "s")
-        report("  peak memory", [told[2] for told in each], "MB")
-    report("palan takes times the wall of Polars by hand", [ours[0] / theirs[0] for ours, theirs in zip(*found.values(), strict=True)], "x")
+        print(f"{name}: {int(each[0][3]):,} of {expected:,} broken rows named")
+        for place, (what, unit) in enumerate((("wall", "s"), ("processor", "s"), ("peak memory", "MB"))):
+            report(f"  {what}", [told[place] for told in each], unit)
+            if name != "palan":
+                report(f"  {what}, times that of palan in the same round", [theirs[place] / ours[place] for theirs, ours in zip(each, found["palan"], strict=False)], "x")
+    assert all(told[3] == expected for name in ("palan", "Polars by hand") for told in found[name])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def frames(cell):
     if form == "stream":
         rows = pl.read_parquet(path)
         return [rows[begin : begin + 3] for begin in range(0, max(rows.height, 1), 3)]
-    return [(FILES[form] if form in FILES else pl.read_parquet)(path)]
+    return [FILES.get(form, pl.read_parquet)(path)]
 
 
 # --- pandera -------------------------------------------------------------------------------------------------------
