@@ -68,7 +68,8 @@ def picked(rows: pl.DataFrame, pick: Pick, contract: Contract) -> pl.DataFrame:
     rows = rows.filter(wanted)
     if not pick.where or not rows.height:
         return rows
-    answer = _compute(seen(rows, contract), pick.where, contract.name)
+    expression = one_row(pick.where)
+    answer = _compute(_seen(rows, contract, [expression]), expression, pick.where, contract.name)
     if answer.dtype not in (pl.Boolean, pl.Null):
         raise PalanError(f'"{pick.where}" does not answer true or false', 'write a comparison, such as "temp > 500"')
     return rows.filter(answer.fill_null(False)) if answer.dtype == pl.Boolean else rows.clear()
@@ -82,26 +83,27 @@ def changed(rows: pl.DataFrame, sets: Sequence[tuple[str, str]], contract: Contr
         PalanError: an expression that cannot be computed from these rows.
     """
     known = [name for name in dict.fromkeys([*contract.names, *rows.columns]) if name not in (LINE, REASONS)]
+    expressions = [one_row(text) for _, text in sets]
     # an integer column would round 39 °C before it becomes °F: the expression sees floats
-    view, columns = seen(rows, contract).with_columns(pl.col(pl.Int64).exclude(LINE).cast(pl.Float64)), []
-    for name, text in sets:
+    view, columns = _seen(rows, contract, expressions).with_columns(pl.col(pl.Int64).exclude(LINE).cast(pl.Float64)), []
+    for (name, text), expression in zip(sets, expressions, strict=True):
         if name not in known:
             raise Invalid(f'data "{contract.name}" has no column "{name}"', nearest(name, known) or f"one of {', '.join(known)}", field="set", value=name)
-        columns.append(_compute(view, text, contract.name).alias(name))
+        columns.append(_compute(view, expression, text, contract.name).alias(name))
     return delivered_as(rows).with_columns(columns)
 
 
-def seen(rows: pl.DataFrame, contract: Contract) -> pl.DataFrame:
-    """Return quarantined rows as expressions see them: values in their types where they can be read, other columns as text."""
+def _seen(rows: pl.DataFrame, contract: Contract, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
+    """Return quarantined rows as these expressions see them: values in their types where they can be read, other columns as text."""
+    asked = {name for each in expressions for name in each.meta.root_names()}
     came = [name for name in rows.columns if name not in (LINE, REASONS)]
-    read = typed(rows, contract)
-    raw = {} if CAME in came or not came else {CAME: rows.select(pl.struct(came)).to_series()}
+    read = typed(rows.select(name for name in came if name in asked), contract)
+    raw = [rows.select(pl.struct(came).alias(CAME)).to_series()] if CAME in asked and CAME not in came else []
     missing = [pl.lit(None).alias(name) for name in contract.names if name not in came]
-    return rows.drop(REASONS).with_columns(*read.iter_columns(), *missing, *(column.alias(name) for name, column in raw.items()))
+    return rows.drop(REASONS).with_columns(*read.iter_columns(), *missing, *raw)
 
 
-def _compute(view: pl.DataFrame, text: str, data: str) -> pl.Series:
-    expression = one_row(text)
+def _compute(view: pl.DataFrame, expression: pl.Expr, text: str, data: str) -> pl.Series:
     try:
         value = view.select(expression.alias("palan_value")).to_series()
     except pl.exceptions.ColumnNotFoundError as problem:
@@ -178,13 +180,13 @@ _PRINT = np.dtype([("first", np.uint64), ("second", np.uint64)])
 def prints(rows: pl.DataFrame, contract: Contract) -> NDArray[Any]:
     """Return 128 bits of each row, of what it says: the values where they can be read, else the text. A missing column says nothing."""
     text = as_text(rows.select(name for name in rows.columns if not name.startswith("palan_")))
-    values = as_text(typed(rows, contract))
-    said = text.with_columns(pl.coalesce(pl.lit(values[name]), pl.col(name)).alias(name) for name in values.columns)
+    values = {column.name: column for column in typed(rows, contract).iter_columns()}
     found = np.zeros(rows.height, _PRINT)
     for which, seed in (("first", 1), ("second", 2)):
-        total = np.zeros(rows.height, np.uint64)
-        for column in said.iter_columns():  # each by its name, so that a column without a value changes nothing, wherever it stands
-            hashed = column.to_frame().select(pl.lit(column.name), pl.col(column.name).alias("value")).hash_rows(seed=seed).to_numpy()
-            total += np.where(column.is_null().to_numpy(), np.uint64(0), hashed)
-        found[which] = total
+        for column in text.iter_columns():
+            value = values.get(column.name)
+            said = column.hash(seed).to_numpy() if value is None else np.where(value.is_null().to_numpy(), column.hash(seed).to_numpy(), value.hash(seed).to_numpy())
+            # each by its name, so that a column without a value changes nothing, wherever it stands
+            by_name = np.uint64(pl.Series([column.name]).hash(seed)[0] | 1)
+            found[which] += np.where(column.is_null().to_numpy(), np.uint64(0), said * by_name)
     return found
