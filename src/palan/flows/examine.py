@@ -88,13 +88,15 @@ def examine(
         return list(known), []
     names = list(dict.fromkeys([contract.time, *contract.key, *columns]))
     refused = [_has(typed(tables.load_frame(project, blob), contract), names, contract) for blob in broken]
-    new, stored = _counted(project, contract, parts, refused), _counted(project, contract, before)
+    new = _counted(project, contract, parts, refused)
+    if not new:
+        return list(known), []
+    stored = _counted(project, contract, before, first=min(new), last=max(new))
     touched = sorted(day for day, count in new.items() if count >= THIN * max(count, stored.get(day, 0)))
     if not touched:
         return list(known), []
-    begin, end = touched[0] - timedelta(days=LEAST - 1) - OLDEST, touched[-1]
-    counts = [max(new.get(day, 0), stored.get(day, 0)) for day in {*new, *stored} if begin <= day <= end]
-    each_of = max(1, round(sum(counts) / len(counts) / DAILY))
+    end = touched[-1]
+    each_of = max(1, round(max(max(new[day], stored.get(day, 0)) for day in touched) / DAILY))
     came = [_sampled(project, part, names, contract, each_of) for part in parts] + [_every(frame.lazy(), contract, each_of).collect() for frame in refused]
     rows = doctor.dated(pl.concat(came), contract.time).filter(pl.col(doctor.DAY).is_between(touched[0], end))
     columns = [name for name in columns if rows.schema[name] != pl.String or rows[name].n_unique() <= NAMES]
@@ -201,8 +203,10 @@ def _has(frame: pl.DataFrame, names: Sequence[str], contract: Contract) -> pl.Da
     return frame.select(pl.col(name) if name in frame.columns else pl.lit(None, dtype_of(contract.field(name))).alias(name) for name in names)
 
 
-def _counted(project: Project, contract: Contract, parts: Sequence[str], more: Sequence[pl.DataFrame] = ()) -> dict[date, int]:
-    """Return how many rows each day has; only their times are read."""
+def _counted(
+    project: Project, contract: Contract, parts: Sequence[str], more: Sequence[pl.DataFrame] = (), *, first: date = EARLIEST, last: date = LATEST
+) -> dict[date, int]:
+    """Return how many rows each of these days has; only their times are read, and of files that say so that they have none nothing."""
     import polars as pl
 
     from palan.data.verdict import read_time
@@ -212,7 +216,9 @@ def _counted(project: Project, contract: Contract, parts: Sequence[str], more: S
         schema = rows.collect_schema()
         if contract.time in schema:
             day = read_time(contract.time, schema[contract.time]).dt.date().alias("day")
-            for when, count in rows.select(day).filter(pl.col("day").is_between(EARLIEST, LATEST)).group_by("day").len().collect().iter_rows():
+            if schema[contract.time] == pl.Datetime("us", "UTC"):
+                rows = rows.filter(pl.col(contract.time).is_between(datetime.combine(first, clock(), UTC), datetime.combine(last, clock.max, UTC)))
+            for when, count in rows.select(day).filter(pl.col("day").is_between(first, last)).group_by("day").len().collect().iter_rows():
                 found[when] = found.get(when, 0) + count
     return found
 

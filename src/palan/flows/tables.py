@@ -176,10 +176,20 @@ def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[st
         return {}
     came = scan_parts(project, list(by), by, contract).select(key)
     casts = alike_casts([*(schemas[part] for part in old), came.collect_schema()], msgspec.structs.replace(contract, columns=tuple(contract.field(name) for name in key)))
-    numbered = [rows.with_columns(cast).select(*key, ROW, pl.lit(number).alias("palan_part")) for number, (rows, cast) in enumerate(zip(old.values(), casts, strict=False))]
+    within = _between(came, key)
+    numbered = [rows.with_columns(cast).filter(within).select(*key, ROW, pl.lit(number).alias("palan_part")) for number, (rows, cast) in enumerate(zip(old.values(), casts, strict=False))]
     found = pl.concat(numbered).join(came, on=key, how="semi").select("palan_part", ROW).collect(engine="streaming")
     names = list(old)
     return {names[number]: np.sort(rows[ROW].to_numpy()) for (number,), rows in found.partition_by("palan_part", as_dict=True).items()}
+
+
+def _between(rows: pl.LazyFrame, key: Sequence[str]) -> list[pl.Expr]:
+    """Return what a row with the key of one of these must hold: what a file says of its smallest and largest keys spares reading it."""
+    import polars as pl
+
+    names = [name for name, dtype in rows.select(key).collect_schema().items() if dtype.is_integer() or dtype.is_temporal() or dtype == pl.String]
+    ends = rows.select(*(pl.col(name).min().alias(f"{name} least") for name in names), *(pl.col(name).max().alias(f"{name} most") for name in names)).collect()
+    return [pl.col(name).is_between(pl.lit(ends[f"{name} least"].first(), ends.schema[f"{name} least"]), pl.lit(ends[f"{name} most"].first(), ends.schema[f"{name} most"])) for name in names]
 
 
 def told(project: Project, contract: contracts.Contract, parts: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[pl.DataFrame]:
