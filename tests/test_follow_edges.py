@@ -12,10 +12,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import palan
+from palan.flows.courier import Courier
 from palan.flows.project import Project, open_project
 from palan.flows.runs import curve, run_page, search
 from palan.flows.track import start
@@ -194,6 +196,15 @@ def test_a_study_is_asked_only_of_trials_that_may_be_the_best(project: Project) 
     more = asks(follow=True) - asks(follow=False)
     assert more["get_best_trial"] <= 2  # as it begins, and after the first trial: none was better
     assert sum(more.values()) < 20
+
+    carried: list[int] = []
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    with start("far", project=project) as run:  # nor does a trial wait for what is carried elsewhere
+        run.place = msgspec.structs.replace(run.place, courier=Courier(lambda: carried.append(1), "far"))
+        palan.follow(study, run=run)
+        study.optimize(objective, n_trials=40)
+    assert len(runs(project, "experiment = 'far'")) == 41
+    assert 1 <= len(carried) < 20
 
 
 def test_the_best_of_a_study_is_what_optuna_says_of_threads_other_processes_and_constraints(project: Project) -> None:

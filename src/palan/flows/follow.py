@@ -20,6 +20,8 @@ from types import FunctionType
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import msgspec
+
 from palan.errors import Invalid, NotFound
 from palan.flows.track import LiveRun, start
 from palan.runs import names
@@ -113,7 +115,10 @@ class _Log:
     def part(self, name: str) -> AbstractContextManager[LiveRun | None]:
         """A run within the run; none where it cannot begin."""
         run = self.safe(start)(self.run.experiment, name=name, parent=self.run)
-        return _Quiet.made(run, self) if run is not None else nullcontext()
+        if run is None:
+            return nullcontext()
+        run.place = msgspec.structs.replace(run.place, courier=None)  # the end of the whole waits until all has arrived, no part of it
+        return _Quiet.made(run, self)
 
 
 class _Quiet(LiveRun):
@@ -201,11 +206,11 @@ _LOG = "_palan_log"
 
 def _after(log: _Log, what: Any, name: str, report: Callable[..., None]) -> None:
     """Report what a method of an object returned, and what it was given, after each call."""
-    reported = log.safe(report)
 
     def call(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         made = inner(*args, **kwargs)
-        reported(made, *args, **kwargs)
+        if not log.over:
+            log.now(report, made, *args, **kwargs)
         return made
 
     _around(log, what, name, call)
