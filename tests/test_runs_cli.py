@@ -14,11 +14,12 @@ import pytest
 from rich.cells import cell_len
 
 from palan.cli.runs import spark
+from palan.core import natural
 from palan.flows.build import build
 from palan.flows.ingest import ingest
 from palan.flows.init import init
 from palan.flows.project import Project, open_project
-from palan.flows.runs import by_seed
+from palan.flows.runs import by_seed, run_page
 from palan.flows.track import start
 from palan.runs.beside import columns, repeated
 
@@ -225,3 +226,15 @@ def test_what_the_verbs_did_is_found_the_same_way(tmp_path: Path) -> None:
     assert "no run is tracked yet" in palan(made)
     id = json.loads(palan(made, "--flow", "build", "--json"))["runs"][0]["run"]
     assert json.loads(palan(made, "show", id, "--json"))["params"]["ridge"] == "0.25"
+
+
+def test_names_are_in_the_order_in_which_people_count(project: Project) -> None:
+    with start("counting", project=project, option_10=1, option_2=1, Option_3=1) as run:
+        run.log(m10=1.0, m9=2.0)
+        run.artifact(b"x", "plan-12.json")
+        run.artifact(b"y", "plan-7.json")
+    page = run_page(project, run.id)
+    assert [name for name in page["params"] if "option" in name.lower()] == ["option_2", "Option_3", "option_10"]
+    assert [each["metric"] for each in page["curves"]] == ["m9", "m10"] == list(page["metrics"])
+    assert [each["path"] for each in page["artifacts"] if each["path"].startswith("plan")] == ["plan-7.json", "plan-12.json"]
+    assert sorted(["a2b10", "a2b9", "a", "٣", "a12345678901234567890123"], key=natural) == ["a", "a2b9", "a2b10", "a12345678901234567890123", "٣"]

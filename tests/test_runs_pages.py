@@ -220,7 +220,7 @@ def test_a_comparison_says_what_differs_first_and_what_is_sure(site: httpx.Clien
 def test_many_lines_are_drawn_in_little_space() -> None:
     curves = [{"steps": list(range(8)), "values": [float(at + line) for at in range(8)]} for line in range(200)]
     drawing = charts.curves(curves, key="a", title="a")
-    assert len(drawing) < 20_000 and drawing.count("<path") == 8
+    assert len(drawing) < 20_000 and drawing.count("<path") == 24
     assert charts.curves([{"steps": [1, 2], "values": [None, None]}], key="a", title="a") == ""
     assert "nan" not in charts.curves([{"steps": [3], "values": [0.0]}], key="a", title="a")
 

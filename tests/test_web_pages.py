@@ -436,7 +436,7 @@ PAGES: dict[str, tuple[str, Any, Any]] = {
     "error-alone": (pages.error(500, "something broke, and it is in the log as 01k5v0", "`palan log --debug`"), frame(), views.Frame),
 }
 
-VOID = {"meta", "link", "input", "br", "path", "circle", "line", "rect"}
+VOID = {"meta", "link", "input", "br", "wbr", "path", "circle", "line", "rect"}
 
 
 class Reader(HTMLParser):

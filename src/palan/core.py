@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from math import floor, isfinite, log10
@@ -84,6 +85,11 @@ def figure(value: float, digits: int = 4) -> str:
     place = digits - 1 - floor(log10(abs(value)))
     shown = f"{value:,.{min(max(place, 0), 12)}f}"
     return shown.rstrip("0").rstrip(".") if "." in shown else shown
+
+
+def natural(name: str) -> list[str | int]:
+    """Return a key to sort names as people do: option_2 before option_10."""
+    return [int(part) if place % 2 else part.casefold() for place, part in enumerate(re.split(r"([0-9]{1,18})", name))]
 
 
 def counted(number: int, one: str) -> str:

@@ -12,7 +12,7 @@ from palan.runs.registered import PROMPT, STAGES, ModelVersion, RegisteredModel
 if TYPE_CHECKING:
     from palan.flows.project import Project
 
-SHOWN = 20
+SHOWN = 500
 """Models, and versions of one, that are shown: those that changed last, the newest."""
 
 

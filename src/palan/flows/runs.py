@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from palan.core import figure, stamp
+from palan.core import figure, natural, stamp
 from palan.errors import Invalid, NotFound
 from palan.flows.fold import fold, look
 from palan.flows.project import Project
@@ -172,13 +172,14 @@ def run_page(project: Project, id: str) -> dict[str, Any]:
     """
     run, reading = _looked(project, id)
     records = project.store.records
+    values = _values(project, [run.id])[run.id]
     return {
-        **told_of(run, _values(project, [run.id])[run.id]),
+        **told_of(run, {kind: dict(sorted(held.items(), key=lambda each: natural(each[0]))) for kind, held in values.items()}),
         "curves": [
             {"metric": each.key, "last": each.number, "min": each.least, "max": each.largest, "points": each.count, "step": each.step}
-            for each in records.find(Value, run=run.id, kind="metric")
+            for each in sorted(records.find(Value, run=run.id, kind="metric"), key=lambda each: natural(each.key))
         ],
-        "artifacts": [{"path": each.path, "blob": each.blob, "size": each.size} for each in records.find(Artifact, run=run.id)],
+        "artifacts": [{"path": each.path, "blob": each.blob, "size": each.size} for each in sorted(records.find(Artifact, run=run.id), key=lambda each: natural(each.path))],
         "children": [{"run": each.id, "name": each.name, "status": each.status} for each in records.find(Run, parent=run.id, order="time")],
         "code": run.code,
         "data": dict(run.data),

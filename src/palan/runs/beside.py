@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from palan.core import natural
 from palan.runs.search import Both, Compare, Condition, Field, Not, Order
 
 Told = Mapping[str, Any]
@@ -53,7 +54,8 @@ def columns(runs: Sequence[Told], first: Sequence[str] = ()) -> list[str]:
         for run in runs:
             for key, value in run[kind].items():
                 found.setdefault(key, []).append(value)
-        ranked[kind] = sorted((_sameness(values, len(runs)), -len(values), f"{kind}.{key}") for key, values in found.items())
+        ranked[kind] = [(_sameness(found[key], len(runs)), -len(found[key]), f"{kind}.{key}") for key in sorted(found, key=natural)]
+        ranked[kind].sort(key=lambda each: each[:2])
     every = {name for each in ranked.values() for _, _, name in each}
     turns = [each for same in (0, 1, 2) for pair in zip_longest(*([name for rank, _, name in each if rank == same] for each in ranked.values())) for each in pair if each]
     return list(dict.fromkeys([*(name for name in first if name in every or name.startswith("tags.")), *turns]))
@@ -81,5 +83,5 @@ def repeated(runs: Sequence[Told]) -> list[Repeated]:
             rest = tuple(sorted((key, value) for key, value in run["params"].items() if key != SEED))
             groups.setdefault(rest, {}).setdefault(run["params"][SEED], run)
     shared = set.intersection(*(set(each) for each in groups)) if groups else set()
-    names = sorted({key for each in groups for key, value in each if (key, value) not in shared})
+    names = sorted({key for each in groups for key, value in each if (key, value) not in shared}, key=natural)
     return [Repeated({name: dict(rest).get(name) for name in names}, seeds) for rest, seeds in groups.items()]

@@ -379,12 +379,17 @@ def curves(found: Sequence[Mapping[str, Any]], *, key: str, title: str, height: 
     css: dict[str, list[str]] = {}
     for place, line in enumerate(lines):
         points = [None if value is None else (x(step) * _WIDTH, _y(value, low, high, height)) for step, value in line]
-        css.setdefault(f"line c{place % 8}", []).extend(_paths(points, 1 if len(lines) < _FEW else 0))
+        css.setdefault(line_class(place), []).extend(_paths(points, 1 if len(lines) < _FEW else 0))
     paths = [_draw(each, name) for name, each in css.items()]
     description = f"{len(lines)} curves" if len(lines) > 1 else "A curve"
     description += f" over the steps {number(first)} to {number(last)}, between {number(min(known))} and {number(max(known))}."
     scale = _axis([(8 + _y(tick, low, high, height), label) for tick, label in zip(levels, labels(levels), strict=True)], height + 30)
     return f"<div class=\"plot-area\">{scale}{_open('line-chart', height + 30, key, title, description)}{grid}{_inner(8, height, ''.join(paths))}{axis}</svg></div>"
+
+
+def line_class(place: int) -> str:
+    """Return how a line looks: eight colours, then the same dashed, then dotted."""
+    return f"line c{place % 8}" + ("", " dashed", " dotted")[place // 8 % 3]
 
 
 def _zigzag(curve: Mapping[str, Any]) -> list[tuple[float, float | None]]:

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from palan.core import canonical, unstamp
 from palan.web import charts
@@ -161,6 +162,11 @@ def cut(text: str, size: int) -> str:
         return text
     words = text[:size].rpartition(" ")[0] or text[: size - 1]
     return words.rstrip(" ,;:(") + "…"
+
+
+def breakable(text: str) -> Markup:
+    """Return a name that a narrow column breaks after a sign rather than within a word."""
+    return Markup(re.sub(r"(?<=[_/.:-])(?=[^_/.:-])", "<wbr>", str(escape(text))))
 
 
 def document(thing: Any, lines: int = 40) -> str:
@@ -331,6 +337,8 @@ _environment.tests["numeric"] = lambda item: isinstance(item, int | float) or (i
 _environment.filters.update(
     {
         "number": number,
+        "breakable": breakable,
+        "line_class": charts.line_class,
         "percent": percent,
         "duration": duration,
         "moment": moment,

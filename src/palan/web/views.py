@@ -154,7 +154,7 @@ class Home(TypedDict):
 
     frame: Frame
     models: list[ModelLine]
-    registered: list[RegisteredLine]  # the twenty that changed last
+    registered: list[RegisteredLine]  # those that changed last
     data: list[DataLine]
     ledger: list[EntryLine]  # the last few entries, newest first
     dead: list[DeadStep]  # what failed so often that it is not tried any more

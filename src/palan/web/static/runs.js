@@ -37,7 +37,7 @@ const options = (width, count, zoom) => ({
   cursor: { drag: { x: true, y: false, setScale: false }, points: { show: count < 9 }, bind: { dblclick: () => null } },
   series: [
     { label: "step", value: (_, value) => (value == null ? "–" : String(Math.round(value))) },
-    ...Array.from({ length: count }, (_, at) => ({ label: "value", stroke: colour(`--c${at % 8}`), width: 1.4, points: { show: false }, value: (_, value) => (value == null ? "–" : value.toPrecision(5)) })),
+    ...Array.from({ length: count }, (_, at) => ({ label: "value", stroke: colour(`--c${at % 8}`), dash: [[], [6, 3], [2, 3]][Math.floor(at / 8) % 3], width: 1.4, points: { show: false }, value: (_, value) => (value == null ? "–" : value.toPrecision(5)) })),
   ],
   axes: [{}, { size: 56 }].map((each) => ({ ...each, stroke: colour("--soft"), font: "12px system-ui", grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } })),
   hooks: {
