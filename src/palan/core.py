@@ -117,7 +117,8 @@ FieldType = Literal["int", "float", "bool", "str", "time", "date", "list", "map"
 class Field(msgspec.Struct, frozen=True):
     """One named value of an input: its type and what it may hold.
 
-    `item` describes the elements of a list, `fields` the members of a map. `minimum` and `maximum` are inclusive.
+    `item` describes the elements of a list, `fields` the members of a map. `minimum` and `maximum` are inclusive,
+    and so is `length`, in characters; a text matches `pattern` where the expression is found anywhere in it.
     """
 
     name: str
@@ -129,6 +130,8 @@ class Field(msgspec.Struct, frozen=True):
     unit: str = ""
     item: Field | None = None
     fields: tuple[Field, ...] = ()
+    pattern: str = ""
+    length: tuple[int | None, int | None] = (None, None)
 
 
 class Schema(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ Python, because the second walk can say what the first cannot: the value, the ne
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from itertools import chain
@@ -306,7 +307,7 @@ def _type(each: Field, *, kept: bool) -> Any:
         if kept:  # then a whole number stays one, and has to fit 64 bits
             kind = _type(replace(each, type="int", nullable=False, values=()), kept=kept) | kind
     elif each.type == "str":
-        kind = Literal[each.values] if each.values else str
+        kind = Literal[each.values] if each.values else Annotated[str, _meta(each)] if _bounded(each) else str
     elif each.type == "list":
         kind = _list_of(_type(each.item, kept=kept)) if each.item else list[Any]
     elif each.type == "map" and (each.fields or not each.item):
@@ -316,6 +317,20 @@ def _type(each: Field, *, kept: bool) -> Any:
     else:
         kind = {"bool": bool, "time": datetime, "date": date, "any": Any}[each.type]
     return kind | None if each.nullable and kind is not Any else kind
+
+
+def _bounded(each: Field) -> bool:
+    return bool(each.pattern) or each.length != (None, None)
+
+
+def _meta(each: Field) -> msgspec.Meta:
+    """Return what a decoder asks of a text; of one with a set of values as well, the second walk asks it."""
+    return msgspec.Meta(pattern=in_python(each.pattern) or None, min_length=each.length[0], max_length=each.length[1])
+
+
+def in_python(pattern: str) -> str:
+    """Return a contract's regular expression as Python reads it: there `$` would also stand before a last line break."""
+    return re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]|\$", lambda found: r"\Z" if found[0] == "$" else found[0], pattern, flags=re.DOTALL)
 
 
 def _opened(body: bytes) -> _Envelope:
@@ -370,6 +385,12 @@ def _problems(value: Any, each: Field, path: str) -> Iterator[Invalid]:
     elif each.values and str(value) not in each.values and not (each.type == "float" and value in [float(text) for text in each.values]):
         hint = nearest(str(value), each.values) or f"known values: {_listed(each.values)}"
         yield Invalid(f"{path} is {_shown(value)}, which is not in the set", hint, field=path, value=value)
+    elif each.pattern and not re.search(in_python(each.pattern), value):
+        yield Invalid(f"{path} is {_shown(value)}, which does not match {each.pattern}", f"send {_expected(each)}", field=path, value=value)
+    elif each.length[0] is not None and len(value) < each.length[0]:
+        yield Invalid(f"{path} has {len(value)} characters, and {each.length[0]} are the least", f"send {_expected(each)}", field=path, value=value)
+    elif each.length[1] is not None and len(value) > each.length[1]:
+        yield Invalid(f"{path} has {len(value)} characters, and {each.length[1]} are the most", f"send {_expected(each)}", field=path, value=value)
     elif each.minimum is not None and _number(value) < each.minimum:
         yield Invalid(f"{path} is {_shown(value)}, below {_bound(each.minimum, each)}", f"send {_expected(each)}", field=path, value=value)
     elif each.maximum is not None and _number(value) > each.maximum:
@@ -453,6 +474,7 @@ def _expected(each: Field) -> str:
         words += f" of at least {each.minimum:g}{unit}"
     elif each.maximum is not None:
         words += f" of at most {each.maximum:g}{unit}"
+    words += f" that matches {each.pattern}" if each.pattern else ""
     return f"{words}, or null" if each.nullable else words
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -18,7 +18,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from palan.core import Field, FieldType
-from palan.data.contract import Contract, column_text
+from palan.data.bands import Bands, TableRule
+from palan.data.contract import OPEN, Contract, Severity, band_text, row_rules
 from palan.data.reading import BROKEN, LINE, REASONS, first_line
 from palan.errors import PalanError, nearest
 
@@ -33,22 +34,16 @@ _TIME_FORMATS = (
 
 
 class RowRule(msgspec.Struct, frozen=True):
-    """A rule over single rows, and how many rows broke it. `example` is the first offending value, as it came."""
+    """A rule over single rows, and how many rows broke it. `example` is the first offending value, as it came.
+
+    Rows that break a rule of severity `warn` are taken in; of a delivery with one that breaks a `stop`, nothing is.
+    """
 
     rule: str
     column: str
     count: int
     example: str = ""
-    severity: Literal["error"] = "error"
-
-
-class TableRule(msgspec.Struct, frozen=True):
-    """A rule over the delivery as a whole."""
-
-    rule: str
-    holds: bool
-    text: str
-    severity: Literal["warn", "error"] = "warn"
+    severity: Severity = "quarantine"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -66,7 +61,14 @@ class Verdict(msgspec.Struct, frozen=True):
 
     @property
     def warnings(self) -> list[str]:
-        return [rule.text for rule in self.table if not rule.holds]
+        told = [f"{rule.count} x {rule.rule}, taken in" for rule in self.broken if rule.severity == "warn"]
+        return told + [rule.text for rule in self.table if not rule.holds and rule.severity == "warn"]
+
+    @property
+    def stops(self) -> list[str]:
+        """Why nothing of the delivery may be taken in."""
+        told = [f"{rule.count} x {rule.rule}{f' ({rule.example})' if rule.example else ''}" for rule in self.broken if rule.severity == "stop"]
+        return told + [rule.text for rule in self.table if not rule.holds and rule.severity == "stop"]
 
     @property
     def text(self) -> str:
@@ -76,8 +78,8 @@ class Verdict(msgspec.Struct, frozen=True):
             parts[0] += f", {self.unchanged} as before"
         if self.corrections:
             parts[0] += f", {self.corrections} corrections"
-        parts += [f"{rule.count} x {rule.rule}" for rule in self.broken]
-        return "; ".join(parts + self.warnings)
+        parts += [f"{rule.count} x {rule.rule}" for rule in self.broken if rule.severity == "quarantine"]
+        return "; ".join(parts + [f"stop: {each}" for each in self.stops] + self.warnings)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -107,6 +109,11 @@ class _Rule(msgspec.Struct, frozen=True):
     text: str
     column: str
     broken: pl.Expr
+    severity: Severity = "quarantine"
+
+
+Known = Mapping[str, pl.Series]
+"""The values of columns of other tables, as `TABLE.COLUMN`, that a column of this one may have."""
 
 
 class Judge:
@@ -123,12 +130,24 @@ class Judge:
         before: what the same file delivered before: good rows that only repeat it say nothing new, and are left out.
         open_columns: a later batch may have columns that the first does not.
         twice: what `keys_twice` found in all keys of the delivery.
+        known: what the columns that others refer to hold.
+        now: when the delivery came, to tell how new it is; None of one whose age says nothing.
 
     Raises:
-        PalanError: the contract has no columns, or a check that is not a yes/no question about one row.
+        PalanError: the contract has no columns, a check that is not a yes/no question about one row, a pattern that
+            cannot be read, or a reference to a column that is not known.
     """
 
-    def __init__(self, contract: Contract, before: Before | None = None, *, open_columns: bool = False, twice: pl.Series | None = None) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        before: Before | None = None,
+        *,
+        open_columns: bool = False,
+        twice: pl.Series | None = None,
+        known: Known | None = None,
+        now: datetime | None = None,
+    ) -> None:
         if not contract.columns:
             raise PalanError(f'data "{contract.name}" has no columns to verify', f"[data.{contract.name}.columns] in palan.toml")
         self.contract = contract
@@ -136,11 +155,18 @@ class Judge:
         self.fine = 0  # rows that hold
         self.written = 0  # of these, the ones that are to be taken in
         self._checks = compile_checks(contract)
+        _try_patterns(contract)
+        self._known = _references(contract, known or {})
+        self._bands = Bands(contract)
+        self._now = now
+        self._last: dict[str, Any] = {}  # value of each rising column in the row above
+        self._unique = [each.name for each in contract.more if each.unique]
+        self._hashes: dict[str, list[NDArray[np.uint64]]] = {name: [] for name in self._unique}
         self._before = before
         self._open_columns = open_columns
         self._columns: dict[str, None] = {}
         self._broken: dict[str, RowRule] = {}
-        self._twice = twice
+        self._twice = None if self._unique else twice  # then what is unique is to be looked up at the end anyway
         self._keys: list[NDArray[np.uint64]] = []
         self._lines: list[NDArray[np.uint32 | np.int64]] = []
         self._places: list[NDArray[np.int64]] = []  # of the same rows, among those that are to be taken in; -1 where they are not
@@ -163,18 +189,25 @@ class Judge:
             self._missing()
         key, declared = list(self.contract.key), set(self.contract.names)
         judged = _read_as_types(lined, self.contract)
-        rules = _row_rules(self.contract, lined, judged, self._checks)
+        rules = _row_rules(self.contract, lined, judged, self._checks, self._known, self._last)
+        for each in self.contract.more:
+            if each.rising and (seen := judged[each.name].drop_nulls()).len():
+                self._last[each.name] = seen[-1]
         if any(judged[name].null_count() for name in key):
-            others = pl.any_horizontal(rule.broken.fill_null(False) for rule in rules) if rules else pl.lit(False)
+            others = pl.any_horizontal(pl.lit(False), *(rule.broken.fill_null(False) for rule in rules if rule.severity != "warn"))
             rules.append(_Rule(f"key {', '.join(key)} is missing", key[0], pl.any_horizontal(pl.col(key).is_null()) & ~others))
         self.rows += batch.height
         bad, is_bad = self._set_apart(lined, judged, rules)
         judged = judged if is_bad is None else judged.filter(~is_bad)
         good = judged.select([*self.contract.names, *(name for name in here if name not in declared)])
         self.fine += good.height
+        self._bands.add(good)
         kept = pl.repeat(True, good.height, eager=True) if self._before is None else ~self._before.has(good)
-        if key:
-            self._remember(good.select(key).hash_rows(), kept, lined if is_bad is None else lined.filter(~is_bad))
+        if key or self._unique:
+            for name in self._unique:
+                self._hashes[name].append(np.where(good[name].is_null().to_numpy(), 0, good[name].hash().to_numpy()))
+            keys = good.select(key).hash_rows() if key else pl.Series([], dtype=pl.UInt64)
+            self._remember(keys, kept, lined if is_bad is None else lined.filter(~is_bad))
         good = good if self._before is None else good.filter(kept)
         self.written += good.height
         return good, bad
@@ -197,11 +230,13 @@ class Judge:
 
     def repeated(self) -> pl.Series:
         """Return the lines of rows that may have the key of another one, and are to be read again for `settle`."""
-        twice = keys_twice(self._keys) if self._twice is None else self._twice.clear()
-        if not len(twice):
-            return pl.Series(LINE, [], pl.Int64)
-        again = pl.Series(np.concatenate(self._keys)).is_in(twice.implode()).to_numpy()
-        return pl.Series(LINE, np.concatenate(self._lines)[again].astype(np.int64))
+        lines = pl.Series(LINE, [], pl.Int64)
+        for hashes in [*([self._keys] if self._twice is None and self.contract.key else []), *self._hashes.values()]:
+            twice = keys_twice(hashes).replace(0, None).drop_nulls()  # 0 is no value
+            if len(twice):
+                again = pl.Series(np.concatenate(hashes)).is_in(twice.implode()).to_numpy()
+                lines.append(pl.Series(LINE, np.concatenate(self._lines)[again].astype(np.int64)))
+        return lines.unique().sort()
 
     def settle(self, rows: Sequence[pl.DataFrame] = ()) -> tuple[pl.DataFrame, NDArray[np.int64]]:
         """Judge by their keys the rows of the lines that `repeated` named, as they came, and those that were held back.
@@ -213,7 +248,9 @@ class Judge:
             return pl.DataFrame(schema={LINE: pl.Int64, REASONS: pl.List(pl.String)}), np.zeros(0, np.int64)
         lined = _with_line(pl.concat([*rows, *self._held], how="diagonal_relaxed"))
         judged = _read_as_types(lined, self.contract)
-        bad, _ = self._set_apart(lined, judged, _key_rules(judged, self.contract))
+        bad, is_bad = self._set_apart(lined, judged, _key_rules(judged, self.contract))
+        if is_bad is not None:
+            self._bands.add(judged.filter(is_bad), gone=True)
         gone = np.isin(np.concatenate(self._lines), bad[LINE].to_numpy())
         places = np.concatenate(self._places)[gone] if self._places else np.flatnonzero(gone)
         self.fine -= bad.height
@@ -230,7 +267,7 @@ class Judge:
         extra = [name for name in self._columns if name not in set(self.contract.names)]
         texts = [*sorted(text for text, rule in self._broken.items() if not rule.column and text.startswith("line ")), *_rule_texts(self.contract)]
         broken = tuple(self._broken[text] for text in dict.fromkeys(texts) if text in self._broken)
-        table = _table_rules(self.contract, self.rows, missing, extra)
+        table = (*_table_rules(self.contract, self.rows, missing, extra), *(self._bands.rules(self._now) if self.rows else ()))
         return Verdict(self.contract.name, self.rows, self.fine, self.bad, corrections, broken, table, self.fine - self.written)
 
     def _missing(self) -> list[Field]:
@@ -248,11 +285,14 @@ class Judge:
         found = [(flag, rule) for flag, rule in zip(flags.iter_columns(), rules, strict=True) if flag.any()]
         if not found:
             return _quarantine(lined.clear(), []), None
-        is_bad = flags.select(pl.any_horizontal(flag.name for flag, _ in found)).to_series()
         for flag, rule in found:
             before = self._broken.get(rule.text)
             example = before.example if before else _example(lined, flag, rule.column)
-            self._broken[rule.text] = RowRule(rule.text, rule.column, int(flag.sum()) + (before.count if before else 0), example)
+            self._broken[rule.text] = RowRule(rule.text, rule.column, int(flag.sum()) + (before.count if before else 0), example, rule.severity)
+        found = [(flag, rule) for flag, rule in found if rule.severity != "warn"]
+        if not found:
+            return _quarantine(lined.clear(), []), None
+        is_bad = flags.select(pl.any_horizontal(flag.name for flag, _ in found)).to_series()
         reasons = pl.concat_list(pl.when(pl.col(flag.name)).then(pl.lit(rule.text)) for flag, rule in found)
         bad = _quarantine(lined.filter(is_bad), flags.filter(is_bad).select(reasons.list.drop_nulls()).to_series())
         self.bad += bad.height
@@ -360,7 +400,13 @@ def _in_schema(frame: pl.DataFrame, schema: pl.Schema, contract: Contract) -> pl
 
 
 def verify(
-    frame: pl.DataFrame | pl.LazyFrame, contract: Contract, known_keys: pl.DataFrame | None = None, earlier: pl.DataFrame | None = None
+    frame: pl.DataFrame | pl.LazyFrame,
+    contract: Contract,
+    known_keys: pl.DataFrame | None = None,
+    earlier: pl.DataFrame | None = None,
+    *,
+    known: Known | None = None,
+    now: datetime | None = None,
 ) -> Checked:
     """Judge every row of a delivery that is in memory, as `Judge` does.
 
@@ -371,6 +417,8 @@ def verify(
         known_keys: the key columns of rows that the table already holds: they make corrections, not faults.
         earlier: the rows, verified, that the same file delivered before, one of each key. What it only repeats is left
             out of `good`: another file may have corrected it since.
+        known: what the columns that others refer to hold, as `TABLE.COLUMN`.
+        now: when the delivery came, to tell how new it is.
 
     Raises:
         PalanError: a column that may not be missing is not there, a check is not a yes/no question about one row, or
@@ -383,9 +431,9 @@ def verify(
     lined = _with_line(frame)
     before = None if earlier is None else Before(contract, lambda: iter([earlier]))
     if before is not None and not contract.key:
-        before.hear(Judge(contract).take(lined)[0])
+        before.hear(Judge(contract, known=known).take(lined)[0])
         before.compare()
-    judge = Judge(contract, before)
+    judge = Judge(contract, before, known=known, now=now)
     good, bad = judge.take(lined)
     if len(lines := judge.repeated()):
         more, places = judge.settle([lined.filter(pl.col(LINE).is_in(lines.implode()))])
@@ -411,10 +459,10 @@ def alike_casts(schemas: Sequence[pl.Schema], contract: Contract) -> list[list[p
     return [[_cast(field, schema[name]).alias(name) for name, field in fields.items() if schema.get(name, newest[name]) != newest[name]] for schema in schemas]
 
 
-def again(batches: Iterable[pl.DataFrame], contract: Contract) -> tuple[Verdict, list[str]]:
+def again(batches: Iterable[pl.DataFrame], contract: Contract, known: Known | None = None) -> tuple[Verdict, list[str]]:
     """Judge rows that were verified under an older contract by this one: what breaks it, and the columns whose values
     cannot even be read as their new type."""
-    judge = Judge(msgspec.structs.replace(contract, key=(), rows=(None, None)))
+    judge = Judge(msgspec.structs.replace(row_rules(contract), key=()), known=known)
     for stored in batches:
         judge.take(stored.with_columns(pl.lit(None, pl.Null).alias(name) for name in contract.names if name not in stored.columns))
     verdict = judge.verdict(0)
@@ -427,16 +475,22 @@ def typed(frame: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     return frame.select(_cast(field, frame.schema[field.name]).alias(field.name) for field in contract.columns if field.name in frame.columns)
 
 
-def once_more(bad: pl.DataFrame, contract: Contract) -> Checked | None:
+def of_others(contract: Contract) -> list[str]:
+    """Return the rules that a row breaks because of other rows of its delivery: asked of it alone, it would hold."""
+    asked = [text for each in contract.more for text, here in ((f"{each.name} is not unique", each.unique), (f"{each.name} is not rising", each.rising)) if here]
+    return [f"key {', '.join(contract.key)} repeats an earlier row", *asked]
+
+
+def once_more(bad: pl.DataFrame, contract: Contract, known: Known | None = None) -> Checked | None:
     """Judge rows of one quarantine, as `verify` set them apart, by a contract that may have changed; None where it cannot be asked of them.
 
-    A line that had no readable form, and a copy of a row that was taken, stay what they were.
+    A line that had no readable form, a copy of a row that was taken, and what broke a rule about the rows around it stay
+    what they were.
     """
-    repeats = f"key {', '.join(contract.key)} repeats an earlier row"
-    copies = bad[REASONS].list.contains(repeats)
+    copies = bad.select(pl.col(REASONS).list.set_intersection(pl.lit(of_others(contract))).list.len() > 0).to_series()
     delivered = delivered_as(bad.filter(~copies))
     try:
-        checked = verify(delivered, msgspec.structs.replace(contract, rows=(None, None)))
+        checked = verify(delivered, row_rules(contract), known=known)
     except PalanError:  # a column that the delivery does not have is asked for now
         return None
     rest = pl.concat([as_text(checked.bad.drop(LINE, REASONS)).with_columns(checked.bad[LINE], checked.bad[REASONS]), bad.filter(copies)], how="diagonal_relaxed")
@@ -487,6 +541,14 @@ def compile_checks(contract: Contract) -> list[pl.Expr]:
             raise PalanError(f"{where} does not answer true or false", 'write a comparison, such as "dewp <= temp + 1"')
         checks.append(expression)
     return checks
+
+
+def _try_patterns(contract: Contract) -> None:
+    for field in contract.columns:
+        try:
+            pl.Series([""]).str.contains(field.pattern)
+        except pl.exceptions.PolarsError as problem:
+            raise PalanError(f'column "{field.name}" of data "{contract.name}": {field.pattern} cannot be read: {first_line(problem)}', "write it with classes, groups and repetitions: '^[A-Z]{3}$'") from problem
 
 
 _OF_MANY = {"Agg", "Over", "Window", "Quantile", "Correlation", "Unique", "Len", "Sort", "SortBy", "Gather", "Slice", "Filter", "Explode"}
@@ -575,34 +637,64 @@ def _read_as_types(lined: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     return lined.lazy().with_columns(columns).collect() if columns else lined
 
 
-def _row_rules(contract: Contract, lined: pl.DataFrame, judged: pl.DataFrame, checks: Sequence[pl.Expr]) -> list[_Rule]:
+def _references(contract: Contract, known: Known) -> dict[str, pl.Series]:
+    """Return of each column that refers to another table the values that it may have.
+
+    Raises:
+        PalanError: nobody said what the other table holds.
+    """
+    found = {}
+    for each in contract.more:
+        if each.of and each.of not in known:
+            raise PalanError(f'column "{each.name}" of data "{contract.name}" is of {each.of}, of which nothing is known here', f'verify(rows, contract, known={{"{each.of}": values}})')
+        if each.of:
+            found[each.name] = read_as(contract.field(each.name).type, known[each.of]).drop_nulls().unique()
+    return found
+
+
+def _row_rules(
+    contract: Contract, lined: pl.DataFrame, judged: pl.DataFrame, checks: Sequence[pl.Expr], known: Mapping[str, pl.Series], last: Mapping[str, Any]
+) -> list[_Rule]:
     """Return the rules that some of these rows may break: what a glance at a whole column rules out is not asked of each row."""
     rules = [_Rule(text, "", pl.col(BROKEN) == text) for text in lined[BROKEN].drop_nulls().unique().sort().to_list()]
     readable = pl.col(BROKEN).is_null()
     for field in contract.columns:
         name, value, column = field.name, pl.col(field.name), judged[field.name]
+        more = contract.told(name)
+        how = more.severity.get
         if column.null_count():
             # raw text of spaces is a missing value, for every type but text itself
             came = _blank_as_null(field, lined.schema[name]) if _RAW + name in judged.columns else value
             if _RAW + name in judged.columns:
-                rules.append(_Rule(f"{name} is not {_ARTICLES[field.type]}", name, readable & came.is_not_null() & value.is_null()))
+                rules.append(_Rule(f"{name} is not {_ARTICLES[field.type]}", name, readable & came.is_not_null() & value.is_null(), how("type", "quarantine")))
             if not field.nullable:
-                rules.append(_Rule(f"{name} is missing", name, readable & came.is_null()))
+                rules.append(_Rule(f"{name} is missing", name, readable & came.is_null(), how("missing", "quarantine")))
         if column.null_count() == judged.height:
             continue
         if field.type == "float" and not math.isfinite(column.sum()):
-            rules.append(_Rule(f"{name} is not finite", name, ~value.is_finite()))
+            rules.append(_Rule(f"{name} is not finite", name, ~value.is_finite(), how("type", "quarantine")))
         if field.type in ("time", "date") and not _within(column.to_physical(), *_counted_years(field)):
-            first, last = _YEARS if field.type == "time" else (each.date() for each in _YEARS)
-            rules.append(_Rule(f"{name} is outside the years 1 to 9999", name, ~value.is_between(first, last)))
+            first, latest = _YEARS if field.type == "time" else (each.date() for each in _YEARS)
+            rules.append(_Rule(f"{name} is outside the years 1 to 9999", name, ~value.is_between(first, latest), how("type", "quarantine")))
         if (field.minimum is not None or field.maximum is not None) and not _within(column, field.minimum, field.maximum):
             bounds = [value < field.minimum] if field.minimum is not None else []
             bounds += [value > field.maximum] if field.maximum is not None else []
             finite = value.is_finite() if field.type == "float" else pl.lit(True)
-            rules.append(_Rule(_range_text(field), name, finite & pl.any_horizontal(bounds)))
+            rules.append(_Rule(_range_text(field), name, finite & pl.any_horizontal(bounds), how("range", "quarantine")))
         if field.values:
-            rules.append(_Rule(_values_text(field), name, ~value.cast(pl.String).is_in(list(field.values))))
-    return rules + [_Rule(f"check {text}", "", ~check) for text, check in zip(contract.checks, checks, strict=True)]
+            rules.append(_Rule(_values_text(field), name, ~value.cast(pl.String).is_in(list(field.values)), how("in", "quarantine")))
+        if field.length != OPEN:
+            low, high = field.length
+            size = value.str.len_chars()
+            rules.append(_Rule(_length_text(field), name, ~size.is_between(low or 0, 2**32 - 1 if high is None else high), how("length", "quarantine")))
+        if field.pattern:
+            rules.append(_Rule(_pattern_text(field), name, ~value.str.contains(field.pattern), how("matches", "quarantine")))
+        if name in known:
+            rules.append(_Rule(f"{name} is not in {more.of}", name, ~value.is_in(known[name].implode()), how("of", "quarantine")))
+        if more.rising:
+            above = value.forward_fill().shift(1).fill_null(pl.lit(last.get(name), dtype=_DTYPES[field.type]))
+            rules.append(_Rule(f"{name} is not rising", name, value < above, how("rising", "quarantine")))
+    return rules + [_Rule(f"check {text}", "", ~check, contract.severity.get(text, "quarantine")) for text, check in zip(contract.checks, checks, strict=True)]
 
 
 def _rule_texts(contract: Contract) -> list[str]:
@@ -613,13 +705,24 @@ def _rule_texts(contract: Contract) -> list[str]:
         texts += [f"{name} is not {_ARTICLES[field.type]}", f"{name} is missing", f"{name} is not finite", f"{name} is outside the years 1 to 9999"]
         texts += [_range_text(field)] if field.minimum is not None or field.maximum is not None else []
         texts += [_values_text(field)] if field.values else []
+        texts += [_length_text(field)] if field.length != OPEN else []
+        texts += [_pattern_text(field)] if field.pattern else []
+        more = contract.told(name)
+        texts += [text for text, asked in ((f"{name} is not in {more.of}", more.of), (f"{name} is not rising", more.rising), (f"{name} is not unique", more.unique)) if asked]
     key = ", ".join(contract.key)
     return [*texts, *(f"check {text}" for text in contract.checks), f"key {key} is missing", f"key {key} repeats an earlier row", f"key {key} is on rows that differ"]
 
 
 def _range_text(field: Field) -> str:
-    band = column_text(Field("", field.type, minimum=field.minimum, maximum=field.maximum)).split(" ", 1)[1]
-    return f"{field.name} is {_beyond(band)}"
+    return f"{field.name} is {_beyond(band_text((field.minimum, field.maximum)))}"
+
+
+def _length_text(field: Field) -> str:
+    return f"{field.name} is {_beyond(band_text(field.length))} characters long"
+
+
+def _pattern_text(field: Field) -> str:
+    return f"{field.name} is no match of {field.pattern}"
 
 
 def _values_text(field: Field) -> str:
@@ -639,20 +742,25 @@ def _counted_years(field: Field) -> tuple[int, int]:
 
 
 def _key_rules(judged: pl.DataFrame, contract: Contract) -> list[_Rule]:
-    """Return the rules about keys among rows that break no other: a broken row does not take its key from a good one."""
-    key = list(contract.key)
-    name = ", ".join(key)
-    twice = judged.with_row_index("palan_row").filter(pl.struct(key).is_duplicated())
+    """Return the rules about rows that say the same among those that break no other: a broken row takes nothing from a good one."""
+    row = pl.int_range(pl.len(), dtype=pl.UInt32)
+    rules, rest = [], judged.with_row_index("palan_row")
     # typed values decide: "1.0" and "1.00" are the same row told twice
     told = pl.struct(column for column in judged.columns if not column.startswith("palan_"))
-    same = twice.with_columns(told.n_unique().over(key).alias("palan_kinds"), pl.int_range(pl.len()).over(key).alias("palan_copy"))
-    repeats = same.filter((pl.col("palan_kinds") == 1) & (pl.col("palan_copy") > 0))["palan_row"]
-    conflicts = same.filter(pl.col("palan_kinds") > 1)["palan_row"]
-    row = pl.int_range(pl.len(), dtype=pl.UInt32)
-    return [
-        _Rule(f"key {name} repeats an earlier row", key[0], row.is_in(repeats.implode())),
-        _Rule(f"key {name} is on rows that differ", key[0], row.is_in(conflicts.implode())),
-    ]
+    if contract.key:
+        key, name = list(contract.key), ", ".join(contract.key)
+        twice = rest.filter(pl.struct(key).is_duplicated())
+        same = twice.with_columns(told.n_unique().over(key).alias("palan_kinds"), pl.int_range(pl.len()).over(key).alias("palan_copy"))
+        repeats = same.filter((pl.col("palan_kinds") == 1) & (pl.col("palan_copy") > 0))["palan_row"]
+        conflicts = same.filter(pl.col("palan_kinds") > 1)["palan_row"]
+        rules.append(_Rule(f"key {name} repeats an earlier row", key[0], row.is_in(repeats.implode())))
+        rules.append(_Rule(f"key {name} is on rows that differ", key[0], row.is_in(conflicts.implode())))
+        rest = rest.filter(~pl.col("palan_row").is_in(repeats.implode()))  # a copy says nothing new
+    for each in contract.more:
+        if each.unique:
+            again = rest.filter(pl.col(each.name).is_not_null() & pl.col(each.name).is_duplicated())["palan_row"]
+            rules.append(_Rule(f"{each.name} is not unique", each.name, row.is_in(again.implode()), each.severity.get("unique", "quarantine")))
+    return rules
 
 
 def _quarantine(bad: pl.DataFrame, reasons: pl.Series | Sequence[str]) -> pl.DataFrame:
@@ -670,15 +778,16 @@ def _example(lined: pl.DataFrame, flag: pl.Series, column: str) -> str:
 
 def _table_rules(contract: Contract, rows: int, missing: Sequence[Field], extra: Sequence[str]) -> tuple[TableRule, ...]:
     low, high = contract.rows
+    how: Literal["warn", "stop"] = "stop" if contract.severity.get("rows") == "stop" else "warn"
     rules = []
     if rows == 0:
-        rules.append(TableRule("rows", False, "the delivery has no rows"))
+        rules.append(TableRule("rows", False, "the delivery has no rows", how))
     elif low is not None or high is not None:
         holds = (low is None or rows >= low) and (high is None or rows <= high)
         band = f"{'' if low is None else f'{low:,}'}..{'' if high is None else f'{high:,}'}"
         said = f"within {band}" if holds else _beyond(band)
-        rules.append(TableRule("rows", holds, f"{rows:,} {'row' if rows == 1 else 'rows'}, {said}"))
-    rules += [TableRule("missing column", False, f'column "{field.name}" is not in the delivery and was taken as missing values', "error") for field in missing]
+        rules.append(TableRule("rows", holds, f"{rows:,} {'row' if rows == 1 else 'rows'}, {said}", how))
+    rules += [TableRule("missing column", False, f'column "{field.name}" is not in the delivery and was taken as missing values') for field in missing]
     if extra:  # kept as they came: a contract says what it needs, not all that a supplier may send
         rules.append(TableRule("extra columns", True, f"not in the contract, kept as they came: {_listed(extra)}"))
     return tuple(rules)

@@ -144,6 +144,12 @@ def _table(value: object) -> dict[str, Any]:
     return value
 
 
+def _tables(value: object) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise Wrong("a list of tables")
+    return tuple(value)
+
+
 def _number_table(value: object) -> dict[str, float]:
     table = _table(value)
     if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in table.values()):
@@ -238,8 +244,14 @@ class DataConfig(msgspec.Struct, frozen=True):
     time: Annotated[str, Option(_text, "the column that says when a row happened")] = ""
     key: Annotated[tuple[str, ...], Option(_names, "the columns that identify a row")] = ()
     checks: Annotated[tuple[str, ...], Option(_texts, "Polars SQL over a row; false puts it in quarantine")] = ()
+    rules: Annotated[tuple[Mapping[str, Any], ...], Option(_tables, 'checks that say how grave they are: `[[data.NAME.rules]]` with check = "..." and severity = "warn"')] = ()
     rows: Annotated[str, Option(_text, 'rows expected in a delivered file: "500..4000"')] = ""
-    columns: Annotated[Mapping[str, Any], Option(_table, 'name = "type[?] [range | in values] [unit]"')] = {}
+    fresh: Annotated[str, Option(_text, 'how old the newest row of a delivery may be: "3d"')] = ""
+    severity: Annotated[Mapping[str, Any], Option(_table, 'of rows, fresh and checks: `{ rows = "stop" }`')] = {}
+    columns: Annotated[
+        Mapping[str, Any],
+        Option(_table, 'name = "type[?] [range] [length 2..5] [matches REGEX] [unique] [rising] [of TABLE.COLUMN] [unit, or in VALUES]", or a table of these with meaning, nulls, mean, quantiles, shares and severity'),
+    ] = {}
 
 
 @cache

@@ -44,7 +44,7 @@ def ingest(project: Project, data: str = "") -> list[dict[str, Any]]:
         PalanError: a file that cannot be read as what it is; or a key or a type in palan.toml that was changed and
             does not fit the stored rows, and nothing of that table is taken in then.
     """
-    names = [data] if data else [name for name, config in project.config.data.items() if config.source]
+    names = [data] if data else _in_order(project)
     if not names:
         raise NotFound("this project declares no data with a source", 'add to palan.toml: [data.NAME] source = "feed/*.csv"')
     reports: list[dict[str, Any]] = []
@@ -61,6 +61,18 @@ def ingest(project: Project, data: str = "") -> list[dict[str, Any]]:
     if errors:
         raise errors[0]
     return reports
+
+
+def _in_order(project: Project) -> list[str]:
+    """Return the tables that have a source, each after those that its columns refer to."""
+    names = [name for name, config in project.config.data.items() if config.source]
+    refers = {name: {each.of.partition(".")[0] for each in tables.contract_of(project, name).more if each.of} for name in names}
+    ordered: list[str] = []
+    while names:
+        ready = [name for name in names if not refers[name] & set(names) - {name}] or names
+        ordered += ready
+        names = [name for name in names if name not in ready]
+    return ordered
 
 
 def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
@@ -121,7 +133,9 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     seen = deliveries.seen(project, name)
     for path in files:
         try:
-            source, content, report = _take_file(project, contract, path, known, seen, parts, masks, journal)
+            # the files before the last are history, whose age says nothing
+            asked = contract if path == files[-1] else replace(contract, fresh=None)
+            source, content, report = _take_file(project, asked, path, known, seen, parts, masks, journal)
         except (Busy, Conflict, Corrupt):
             raise  # it is the store that is in the way, not the file
         except PalanError as error:
@@ -328,10 +342,11 @@ def _again(project: Project, contract: Contract, newest: DataVersion) -> dict[st
     for hand, asked in ((False, contract), (True, types_alone(contract))):
         parts = [part for part in newest.parts if (part in by_hand) == hand]
         if parts:
-            verdict, odd = again(tables.scan_parts(project, parts, masks, contract).collect_batches(chunk_size=tables.PART_ROWS), asked)
+            stored = tables.scan_parts(project, parts, masks, contract).collect_batches(chunk_size=tables.PART_ROWS)
+            verdict, odd = again(stored, asked, tables.known(project, asked))
             bad += verdict.bad
             unread |= set(odd)
-            broken |= {rule.rule: rule.count + broken.get(rule.rule, 0) for rule in verdict.broken}
+            broken |= {rule.rule: rule.count + broken.get(rule.rule, 0) for rule in verdict.broken if rule.severity != "warn"}
     return {"rows": newest.rows, "bad": bad, "broken": broken, "unread": sorted(unread)}
 
 
@@ -383,6 +398,9 @@ def _verify(
         raise
     except PalanError as error:
         raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
+    if verdict.stops:
+        said = "; ".join(verdict.stops)
+        raise PalanError(f"{path.relative_to(project.root)} is refused, and nothing of it is taken in: {said}", f"have it delivered corrected, or change that rule in [data.{contract.name}]; then: palan ingest {contract.name}")
     missed, gone, fewer = quarantine.missed(project, contract, decided, told)
     return {
         "source": path.name,
@@ -393,7 +411,7 @@ def _verify(
         "corrections": verdict.corrections,
         "bad": verdict.bad,
         "quarantine": [{"blob": blob, "rows": rows, "reasons": reasons} for (blob, rows), reasons in zip(rejected.parts, rejected.reasons, strict=True)],
-        "reasons": {rule.rule: rule.count for rule in verdict.broken},
+        "reasons": {rule.rule: rule.count for rule in verdict.broken if rule.severity != "warn"},
         "warnings": verdict.warnings,
         "text": verdict.text + (f"; {counted(told.met, 'row')} as decided before" if told.met else ""),
         "verdict": verdict.to_dict(),
@@ -415,14 +433,15 @@ def _judge(
         file.seek(0)
         return told.over(batches(file, path.suffix, contract))
 
+    known = tables.known(project, contract)
     before = Before(contract, lambda: tables.told(project, contract, earlier)) if earlier else None
     if before is not None and not contract.key:
-        first = Judge(contract, open_columns=open_columns)
+        first = Judge(contract, open_columns=open_columns, known=known)
         for batch in read():
             before.hear(first.take(batch)[0])
         before.compare()
     keys = [key_hashes(rows, contract) for rows in keys_alone(file, path.suffix, contract)]
-    judge = Judge(contract, before, open_columns=open_columns, twice=keys_twice(keys) if keys else None)
+    judge = Judge(contract, before, open_columns=open_columns, twice=keys_twice(keys) if keys else None, known=known, now=project.clock())
     good, rejected = tables.Writer(project, parts), quarantine.Writer(project)
     for batch in read():
         rows, bad = judge.take(batch)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from palan.core import counted, digest_of, stamp
-from palan.data.contract import Contract, column_text
+from palan.data.contract import Contract, column_toml, row_rules
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import Conflict, Invalid, NotFound, nearest
 from palan.flows import tables
@@ -88,13 +88,14 @@ def judged_again(
     from palan.data.verdict import once_more
 
     settled, reports = [], []
+    known = tables.known(project, contract)
     for each in waiting(project, contract.name):
         if each.id in but:
             continue
         bad = tables.load_frame(project, each.blob)
 
         def verify(bad: pl.DataFrame = bad, parts: Sequence[str] = parts, masks: Mapping[str, tuple[str, ...]] = masks) -> dict[str, Any]:
-            checked = once_more(bad, contract)
+            checked = once_more(bad, contract, known)
             if checked is None or not checked.good.height:
                 return {"parts": []}
             part = tables.store_frame(project, checked.good, part=len(parts))
@@ -440,7 +441,7 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
 
     from palan.data.amend import changed, types_alone
     from palan.data.reading import LINE, REASONS
-    from palan.data.verdict import Judge
+    from palan.data.verdict import Judge, of_others
 
     chunks = list(_picked(project, each, pick, contract))
     rows = pl.concat(chunks) if chunks else pl.DataFrame(schema={LINE: pl.Int64, REASONS: pl.List(pl.String)})
@@ -450,9 +451,10 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
         return _Outcome(each, picked, rows[LINE], _reasons(rows), examples=_examples(rows, each, contract, pl.DataFrame(), []), rows=picked)
     bad, good = [], []
     if not {name for name, _ in sets} & set(contract.key):  # a copy stays one, whatever else it says
-        copies = pl.col(REASONS).list.contains(f"key {', '.join(contract.key)} repeats an earlier row")
+        stay_so = of_others(contract)[:1] if verb == "accept" else of_others(contract)
+        copies = pl.col(REASONS).list.set_intersection(pl.lit(stay_so)).list.len() > 0
         bad, rows = [rows.filter(copies)], rows.filter(~copies)
-    judge = Judge(types_alone(contract) if verb == "accept" else replace(contract, rows=(None, None)), open_columns=True)
+    judge = Judge(types_alone(contract) if verb == "accept" else row_rules(contract), open_columns=True, known=tables.known(project, contract))
     before = changed(rows.head(SHOWN), sets, contract)
     for begin in range(0, rows.height, CHUNK):
         held, broken = judge.take(changed(rows[begin : begin + CHUNK], sets, contract))
@@ -631,7 +633,7 @@ def _place(project: Project, contract: Contract, rule: str) -> str:
         return ""
     sought = (setting, f'"{setting}"', f"'{setting}'")
     line = next((number for number, line in enumerate(text[begin:], begin + 1) if line.partition("=")[0].strip() in sought), begin + 1)
-    said = f'{setting} = "{column_text(contract.field(setting))}"' if about else f"{setting} of [data.{contract.name}]"
+    said = f"{setting} = {column_toml(contract.field(setting), contract.told(setting))}" if about else f"{setting} of [data.{contract.name}]"
     return f"palan.toml:{line} {said}"
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import to_builtins
-from msgspec.structs import replace
 
 from palan.core import Schema, Version, digest_of, stamp, unstamp
 from palan.data.nouns import Repair
@@ -190,6 +189,7 @@ def _file_rows(project: Project, config: ModelConfig, schema: Schema, path: Path
     """
     import polars as pl
 
+    from palan.data.contract import narrowed
     from palan.data.reading import parse_file
     from palan.data.verdict import read_time, verify
 
@@ -197,13 +197,13 @@ def _file_rows(project: Project, config: ModelConfig, schema: Schema, path: Path
         raise PalanError(f"{config.name} names no data, so nothing says how to read {path.name}", f'in palan.toml: [models.{config.name}] data = "..."')
     contract = tables.contract_of(project, config.data)
     wanted = [name for name in (*schema.names, config.outcome, config.key, contract.time) if name]
-    part = replace(contract, columns=tuple(each for each in contract.columns if each.name in wanted), key=(), checks=(), rows=(None, None))
+    part = narrowed(contract, wanted)
     parsed = parse_file(path.read_bytes(), path.suffix, contract)
     missing = [name for name in schema.names if name not in parsed.columns]
     if missing:
         raise PalanError(f"{path.name} has no column {missing[0]}, which {config.name} needs", f"it has {', '.join(parsed.columns[:12])}")
     optional = [each.name for each in part.columns if each.name not in parsed.columns]
-    checked = verify(parsed, replace(part, columns=tuple(each for each in part.columns if each.name not in optional)))
+    checked = verify(parsed, narrowed(part, [name for name in part.names if name not in optional]))
     if not checked.good.height:
         raise PalanError(f"no row of {path.name} can be replayed: {checked.verdict.text}", "palan replay --help")
     rows, here = checked.good, checked.good.columns

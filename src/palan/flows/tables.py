@@ -36,6 +36,9 @@ PART_ROWS = 1_000_000
 PART_BYTES = 256 << 20
 """What a part holds at most, before it is compressed, and a batch: enough for few parts, little enough for memory."""
 
+RULES = ("columns", "checks", "rules", "severity")
+"""The part of `[data.NAME]` that rows are judged by."""
+
 SUSPECT = "suspect"
 """Where a data version keeps what the data doctor suspects, in its verdict."""
 
@@ -50,7 +53,32 @@ def contract_of(project: Project, name: str) -> contracts.Contract:
 
 def rules_digest(project: Project, name: str) -> str:
     """Return the digest of the part of `[data.NAME]` that stored rows were judged by: each version keeps it."""
-    return digest_of({key: value for key, value in project.data(name).table.items() if key in ("columns", "checks")})
+    return digest_of({key: value for key, value in project.data(name).table.items() if key in RULES})
+
+
+def known(project: Project, contract: contracts.Contract) -> dict[str, pl.Series]:
+    """Return what the newest versions of other tables hold in the columns that this one refers to, as `TABLE.COLUMN`.
+
+    Raises:
+        PalanError: there is no such table or column, or nothing was ingested into it.
+    """
+    found: dict[str, pl.Series] = {}
+    for each in contract.more:
+        if not each.of or each.of in found:
+            continue
+        table, _, column = each.of.partition(".")
+        where = f'column "{each.name}" of data "{contract.name}" is of {each.of}'
+        if table not in project.config.data:
+            raise PalanError(f'{where}, but there is no data "{table}"', nearest(table, project.config.data) or f"known here: {', '.join(project.config.data)}")
+        version = latest(project, table)
+        if version is None or not version.parts:
+            raise PalanError(f"{where}, but {table} is empty", f"palan {'ingest' if project.data(table).source else 'build'} {table}")
+        rows = scan(project, version)
+        names = rows.collect_schema().names()
+        if column not in names:
+            raise PalanError(f'{where}, which has no column "{column}"', nearest(column, names) or f"it has {', '.join(names[:12])}")
+        found[each.of] = rows.select(column).unique().collect(engine="streaming").to_series()
+    return found
 
 
 def latest(project: Project, name: str) -> DataVersion | None:
@@ -360,13 +388,15 @@ def _transform(project: Project, name: str, versions: Mapping[str, DataVersion])
         frame = worker.transform({each: read(project, version) for each, version in versions.items()})
         for path in packages.undeclared(project, worker):
             project.tell(packages.unnoticed(config.transform, path))
-    checked = verify(frame, contract_of(project, name))
-    if checked.verdict.bad:
+    contract = contract_of(project, name)
+    checked = verify(frame, contract, known=known(project, contract), now=project.clock())
+    if checked.verdict.bad or checked.verdict.stops:
         raise PalanError(
             f'{config.transform} made rows that break the contract of "{name}": {checked.verdict.text}',
             f"put {config.transform} right, or [data.{name}.columns] in palan.toml",
         )
-    project.tell(f"{name}: {checked.good.height:,} rows made by {config.transform}")
+    told = [f"{checked.good.height:,} rows made by {config.transform}", *checked.verdict.warnings]
+    project.tell(f"{name}: {'; '.join(told)}")
     return {"blob": store_frame(project, checked.good), "rows": checked.good.height, "verdict": checked.verdict.to_dict()}
 
 

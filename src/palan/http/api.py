@@ -464,6 +464,11 @@ def json_schema(each: Field) -> dict[str, Any]:
     for bound, word in ((each.minimum, "minimum"), (each.maximum, "maximum")):
         if bound is not None and each.type in ("int", "float"):
             found[word] = bound
+    if each.pattern:
+        found["pattern"] = each.pattern
+    for count, word in zip(each.length, ("minLength", "maxLength"), strict=True):
+        if count is not None:
+            found[word] = count
     if each.unit:
         found["description"] = f"in {each.unit}"
     if each.nullable and "type" in found:
