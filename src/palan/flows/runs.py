@@ -370,7 +370,7 @@ def compare(project: Project, ids: Sequence[str]) -> dict[str, Any]:
     same: dict[str, dict[str, Any]] = {}
     for part in ("params", "metrics", "tags", "about"):
         differ[part], same[part] = {}, {}
-        for name in dict.fromkeys(name for each in told for name in each[part]):
+        for name in sorted({name for each in told for name in each[part]}, key=natural):
             row = [each[part].get(name) for each in told]
             if any(value != row[0] for value in row):
                 differ[part][name] = row
