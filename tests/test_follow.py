@@ -247,7 +247,7 @@ room = [sum(row) // 3 for row in sizes]
 
 
 def _solved(project: Project, solver: str) -> dict[str, Any]:
-    (found,) = runs(project)
+    found = runs(project, "experiment = 'packing'")[0]
     assert (found["status"], found["tags"]["status"]) == ("done", "optimal")
     assert found["tags"]["solver"].startswith(solver)
     assert found["metrics"]["objective"] == pytest.approx(found["metrics"]["bound"], rel=1e-3)
@@ -271,7 +271,26 @@ for row, most in zip(sizes, room):
 with palan.follow(h, "packing", instance="knapsack") as run:
     h.maximize(sum(w * t for w, t in zip(worth, take)))
 print(h.getInfo().objective_function_value, h.getInfo().mip_dual_bound)
+import signal
+handler = signal.getsignal(signal.SIGINT)
+def mine(event):
+    h.cbMipImprovingSolution.unsubscribe(mine)
+    signal.raise_signal(signal.SIGINT)
+h.clearSolver()
+h.cbMipImprovingSolution.subscribe(mine)
+try:
+    with palan.follow(h, "interrupted"):
+        h.run()
+    raise AssertionError("it was not interrupted")
+except KeyboardInterrupt:
+    assert h.getModelStatus() == highspy.HighsModelStatus.kInterrupt, h.getModelStatus()
+assert signal.getsignal(signal.SIGINT) is handler and type(h) is highspy.Highs
+h.run()
+print(h.getInfo().objective_function_value)
 """)
+    stopped = runs(project, "experiment = 'interrupted'")[0]
+    assert (stopped["status"], stopped["reason"], stopped["tags"]["status"], stopped["metrics"]["incumbents"] >= 1) == ("killed", "KeyboardInterrupt", "feasible", True)
+    assert float(out.split()[2]) == pytest.approx(float(out.split()[0]))  # the solver is as good as ever
     found = _solved(project, "HiGHS 1.")
     assert found["metrics"]["objective"] == pytest.approx(float(out.split()[0]))
     assert found["metrics"]["bound"] == pytest.approx(float(out.split()[1]))

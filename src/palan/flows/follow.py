@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import signal
 import sys
 import threading
 import time
@@ -76,6 +77,7 @@ class _Log:
 
     def __init__(self, run: LiveRun, told: Collection[str] = ()) -> None:
         self.run, self.told, self.over, self.fault = run, frozenset(told), False, ""
+        self._lock = threading.Lock()
         run.before_end.append(self._end)  # called last: what was added first is
 
     def _end(self) -> None:
@@ -95,9 +97,9 @@ class _Log:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        self.over = True
-        if not self.fault:
-            self.fault = _said(error)
+        with self._lock:  # of several threads one tells
+            told, self.over, self.fault = self.fault, True, self.fault or _said(error)
+        if not told:
             _tell(error)
             self._mark()
 
@@ -640,10 +642,22 @@ def _highs(log: _Log, highs: Any) -> None:
     def improved(event: Any) -> None:
         progress.solution(float(event.data_out.objective_function_value), float(event.data_out.mip_dual_bound))
 
-    def passed(event: Any) -> None:
+    def bounded(event: Any) -> None:
         progress.better_bound(float(event.data_out.mip_dual_bound))
 
-    subscribed = [(highs.cbMipImprovingSolution, log.safe(improved)), (highs.cbMipInterrupt, log.safe(passed))]
+    report, asked, stopped = log.safe(bounded), list[int](), [False]
+
+    def passed(event: Any) -> None:
+        report(event)
+        if asked or stopped[0]:  # it keeps that it was stopped, for the next solve too
+            event.interrupt(bool(asked))
+            stopped[0] = bool(asked)
+
+    def solve(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if highs.HandleKeyboardInterrupt else _patiently(asked):
+            return inner(*args, **kwargs)
+
+    subscribed = [(highs.cbMipImprovingSolution, log.safe(improved)), (highs.cbMipInterrupt, passed)]
     known()
     for event, callback in subscribed:
         event.subscribe(callback)
@@ -663,7 +677,26 @@ def _highs(log: _Log, highs: Any) -> None:
         bound = float(info.mip_dual_bound) if whole and status not in _NO_PLAN else objective if proven else None
         progress.ended("feasible" if has_plan and not proven else status, f"HiGHS {highs.version()}", objective, bound)
 
+    for name in ("solve", "run"):
+        _around(log, highs, name, solve)
     log.run.before_end.append(log.safe(ended))
+
+
+@contextmanager
+def _patiently(asked: list[int]) -> Iterator[None]:
+    """Let Ctrl-C ask for an end first, and raise once that has come: out of a callback it would unwind through the solver, and break it."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:
+            asked.clear()
+            before(signal.SIGINT, None)
 
 
 _NO_PLAN = ("infeasible", "unbounded", "invalid_input", "error")
