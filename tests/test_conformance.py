@@ -24,7 +24,8 @@ import pytest
 import palan
 from palan.core import Field
 from palan.data import reading
-from palan.data.contract import KEYS, TYPES, Contract, parse
+from palan.data.contract import BANDS as TABLE_BANDS
+from palan.data.contract import KEYS, ROW_RULES, TYPES, Contract, parse
 from palan.data.reading import LINE, REASONS, batches, keys_alone
 from palan.data.verdict import Judge, Verdict, key_hashes, keys_twice, verify
 from palan.errors import PalanError
@@ -39,7 +40,8 @@ Rows = list[tuple[Row, tuple[str, ...]]]
 class Case(msgspec.Struct, frozen=True):
     """A contract, and rows with what each of them breaks; `inorder`: the rows are a whole delivery, since one judges another.
 
-    `csv` is what a value breaks there where it is another than elsewhere: CSV has no empty text.
+    `csv` is what a value breaks there where it is another than elsewhere: CSV has no empty text. `warned` is counted, and
+    keeps no row out.
     """
 
     rules: tuple[str, ...]  # as test_every_rule_has_cells names them
@@ -47,6 +49,7 @@ class Case(msgspec.Struct, frozen=True):
     rows: Rows
     csv: dict[str, tuple[str, ...]] = {}
     inorder: bool = False
+    warned: tuple[str, ...] = ()
 
 
 def column(rules: str, text: str, values: Sequence[tuple[Any, str]], csv: dict[str, tuple[str, ...]] | None = None) -> Case:
@@ -114,6 +117,37 @@ CASES: dict[str, Case] = {
     "check of text": Case(
         ("check {text}",), {"columns": {"n": "int", "x": "str?"}, "checks": ["REGEXP_LIKE(x, '^[A-Z]{2}$')"]}, rows("x", ("AB",), (None,), ("ab", "check REGEXP_LIKE(x, '^[A-Z]{2}$')"))
     ),
+    "length": column("_length_text", "str? length 2..3", [("ab", ""), ("éé", ""), ("日本語", ""), (None, ""), ("a", "x is outside 2..3 characters long"), ("abcd", "x is outside 2..3 characters long")]),
+    "length to": column("_length_text", "str length ..3", [("abc", ""), ("", ""), ("abcd", "x is above 3 characters long"), (None, "x is missing")], {"": ("x is missing",)}),
+    "pattern": column("_pattern_text", "str? matches '^[A-Z]{2}$'", [("AB", ""), (None, ""), ("ab", "x is no match of ^[A-Z]{2}$"), ("ABC", "x is no match of ^[A-Z]{2}$"), ("", "x is no match of ^[A-Z]{2}$")], {"": ()}),
+    "pattern anywhere": column("_pattern_text", "str matches '[0-9]'", [("a1b", ""), ("ab", "x is no match of [0-9]"), (None, "x is missing")]),
+    "reference": column("{name} is not in {more.of}", "str? of other.name", [("AA", ""), ("UA", ""), (None, ""), ("aa", "x is not in other.name"), ("XX", "x is not in other.name")]),
+    "reference of numbers": column("{name} is not in {more.of}", "int of other.id", [(1, ""), (2**53 + 1, ""), (3, "x is not in other.id"), (None, "x is missing")]),
+    "rising": Case(
+        ("{name} is not rising",),
+        {"columns": {"n": "int", "x": "time? rising"}},
+        rows("x", *((None if day is None else datetime(2026, 1, day, tzinfo=UTC), *why) for day, *why in ((2,), (2,), (None,), (1, "x is not rising"), (3,), (None,), (2, "x is not rising"), (9,)))),
+        inorder=True,
+    ),
+    "rising numbers": Case(("{name} is not rising",), {"columns": {"n": "int", "x": "float rising"}}, rows("x", (1.0,), (0.5, "x is not rising"), (0.75,), (None, "x is missing"), (0.5, "x is not rising")), inorder=True),
+    "unique": Case(
+        ("{each.name} is not unique",),
+        {"columns": {"n": "int", "x": "str? unique", "y": "float"}},
+        rows("x y", ("a", 1.0), ("b", 1.0, "x is not unique"), (None, 1.0), ("c", 1.0), ("b", 2.0, "x is not unique"), (None, 1.0), ("c", NAN, "y is not finite"), ("b", 1.0, "x is not unique")),
+        inorder=True,
+    ),
+    "unique beside a key": Case(
+        ("{each.name} is not unique",),
+        {"columns": {"k": "int", "x": "int unique"}, "key": ["k"]},
+        rows("k x", (1, 1), (2, 2, "x is not unique"), (1, 1, "key k repeats an earlier row"), (3, 2, "x is not unique"), (4, 4, "key k is on rows that differ"), (4, 5, "key k is on rows that differ"), (6, 6)),
+        inorder=True,
+    ),
+    "warned": Case(
+        ("_range_text", "check {text}"),
+        {"columns": {"n": "int", "x": {"type": "float 0..10", "severity": {"range": "warn"}}}, "rules": [{"check": "x <> 7", "severity": "warn"}, {"check": "x <> 8"}]},
+        rows("x", (1.0,), (11.0, "x is outside 0..10"), (7.0, "check x <> 7"), (8.0, "check x <> 8"), (None, "x is missing"), (NAN, "x is not finite")),
+        warned=("x is outside 0..10", "check x <> 7"),
+    ),
     "key": Case(
         ("key {name} repeats an earlier row", "key {name} is on rows that differ"),
         {"columns": {"k": "int", "v": "float"}, "key": ["k"]},
@@ -137,6 +171,11 @@ CASES: dict[str, Case] = {
 
 # --- the forms in which rows come ----------------------------------------------------------------------------------
 
+KNOWN = {"other.name": pl.Series(["AA", "UA", None]), "other.id": pl.Series([1, 2, 2**53 + 1])}
+"""What the tables hold that a column may refer to."""
+
+NOW = datetime(2026, 1, 10, 12, tzinfo=UTC)
+
 Judged = tuple[Verdict, dict[int, list[str]], int]
 """The verdict, what each broken row breaks (rows counted from 0), and how many rows are to be taken in."""
 
@@ -146,13 +185,13 @@ def found(verdict: Verdict, bad: pl.DataFrame, good: int, first: int = 1) -> Jud
 
 
 def in_memory(contract: Contract, frame: pl.DataFrame | pl.LazyFrame) -> Judged:
-    checked = verify(frame, contract)
+    checked = verify(frame, contract, known=KNOWN, now=NOW)
     return found(checked.verdict, checked.bad, checked.good.height)
 
 
 def in_batches(contract: Contract, read: Callable[[], Iterator[pl.DataFrame]], twice: pl.Series | None = None, *, first: int = 1, open_columns: bool = False) -> Judged:
     """Judge as an ingest does: batch after batch, then once more the rows whose keys came twice."""
-    judge = Judge(contract, open_columns=open_columns, twice=twice)
+    judge = Judge(contract, open_columns=open_columns, twice=twice, known=KNOWN, now=NOW)
     good, bad = 0, []
     for batch in read():
         held, broken = judge.take(batch)
@@ -276,6 +315,7 @@ def test_each_rule_gives_the_right_verdict_on_each_delivery(form: str, monkeypat
                     wrong.append(f"{name}, {what}: {error.what}")
                 continue
             counts = Counter(reason for reasons in expected.values() for reason in reasons)
+            expected = {number: kept for number, reasons in expected.items() if (kept := [reason for reason in reasons if reason not in case.warned])}
             told = {
                 "rows": {number: sorted(reasons) for number, reasons in bad.items()} == expected,
                 "counts": {rule.rule: rule.count for rule in verdict.broken} == counts,
@@ -292,13 +332,40 @@ def _broken(case: Case, form: str, row: Row, reasons: tuple[str, ...]) -> tuple[
     return case.csv.get(row["x"], reasons) if form in ("csv", "text") and isinstance(row.get("x"), str) else reasons
 
 
-BANDS = [("2..4", (1, 2, 4, 5)), ("3..", (2, 3)), ("..3", (3, 4))]
+# a table, the values of its column x, and what holds of the delivery
+DELIVERIES: list[tuple[dict[str, Any], list[Any], dict[str, bool]]] = [
+    *(({"x": {"type": "float?", "nulls": "..25%"}}, values, {"nulls of x": holds}) for values, holds in (([1.0, None, 2.0, 3.0], True), ([1.0, None, None], False), ([1.0], True), ([None], False))),
+    *(({"x": {"type": "float? 0..9", "mean": "2..3"}}, values, {"mean of x": holds}) for values, holds in (([2.0, None, 4.0], True), ([2.0, 5.0], False), ([1.5], False), ([3.0], True), ([2.0, NAN, 10.0], True), ([None], False))),
+    *(({"x": {"type": "int", "quantiles": {"p50": "2..3", "p90": "..9"}}}, values, {"p50 of x": median, "p90 of x": high}) for values, median, high in (([1, 2, 3, 9], True, True), ([1, 1, 1, 9], False, True), ([2] * 8 + [99, 99], True, False), ([2], True, True))),
+    *(({"x": {"type": "str?", "shares": {"A": "50%.."}}}, values, {"share A of x": holds}) for values, holds in ((["A", "B", None], True), (["A", "B", "B"], False), (["a"], False), ([None], False))),
+    *(({"x": "time"}, [day], {"fresh": holds}) for day, holds in ((datetime(2026, 1, 9, 12, tzinfo=UTC), True), (datetime(2026, 1, 9, 11, tzinfo=UTC), False))),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bands_hold_or_not_of_a_delivery_in_any_form(form: str) -> None:
+    wrong = []
+    for columns, values, expected in DELIVERIES:
+        fresh = {"fresh": "1d", "time": "x"} if "fresh" in expected else {}
+        for severity in ("warn", "stop"):
+            how = {"severity": {"fresh": severity}} if fresh else {}
+            said = columns if fresh else {"x": {**columns["x"], "severity": {kind: severity for kind in ("nulls", "mean", "quantiles", "shares") if kind in columns["x"]}}}
+            contract = parse("table", {"source": "x", "columns": {"n": "int", **said}, **fresh, **how})
+            verdict, _, good = FORMS[form](contract, [{"n": number, "x": value} for number, value in enumerate(values)], ["n", "x"])
+            told = {rule.rule: rule.holds for rule in verdict.table}
+            loud = verdict.stops if severity == "stop" else verdict.warnings
+            if told != expected or bool(loud) == all(expected.values()) or good != len([value for value in values if value != 10.0 and value == value]):
+                wrong.append(f"{columns} {severity} {values}: {told}, {good} rows")
+    assert not wrong, "\n".join(wrong)
+
+
+HEIGHTS = [("2..4", (1, 2, 4, 5)), ("3..", (2, 3)), ("..3", (3, 4))]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_rules_about_a_whole_delivery_touch_no_row_in_any_form(form: str) -> None:
     names = ["n", "x"]
-    for band, heights in BANDS:
+    for band, heights in HEIGHTS:
         contract = parse("table", {"source": "x", "rows": band, "columns": {"n": "int", "x": "str"}})
         low, high = contract.rows
         for height in heights:
@@ -338,7 +405,7 @@ def test_what_is_no_frame_is_refused_and_a_check_that_asks_other_rows_too() -> N
 
 # --- no rule without cells -----------------------------------------------------------------------------------------
 
-TABLE_RULES = {"rows", "missing column", "extra columns"}
+TABLE_RULES = {"rows", "missing column", "extra columns", "fresh", "{which} of {name}"}
 LINES = {"text"}  # what is wrong with a line of a file is a text of its reader: test_a_line_that_cannot_be_read_is_broken_and_counted
 COUNTED = {"rule.text"}  # not a rule but the count of one
 
@@ -355,8 +422,9 @@ def test_every_rule_has_cells() -> None:
     assert not have - written["_Rule"], f"cells of rules that are not: {sorted(have - written['_Rule'])}"
     assert written["RowRule"] == COUNTED
     assert written["TableRule"] == TABLE_RULES, f"rules of tables without cells: {sorted(written['TableRule'] - TABLE_RULES)}"
-    assert set(KEYS) == {"source", "transform", "key", "time", "checks", "rows", "columns"}, "a setting of [data.NAME] without cells"
-    assert set(Field.__struct_fields__) == {"name", "type", "nullable", "minimum", "maximum", "values", "unit", "item", "fields"}, "a part of a column without cells"
+    assert set(KEYS) == {"source", "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns"}, "a setting of [data.NAME] without cells"
+    assert {*ROW_RULES, *TABLE_BANDS} == {"type", "missing", "range", "in", "matches", "length", "unique", "rising", "of", "nulls", "mean", "quantiles", "shares"}, "a rule of a column without cells"
+    assert set(Field.__struct_fields__) == {"name", "type", "nullable", "minimum", "maximum", "values", "unit", "item", "fields", "pattern", "length"}, "a part of a column without cells"
     kinds = {parse("table", {"source": "x", **case.table}).columns[-1].type for case in CASES.values()}
     assert kinds == set(TYPES), f"types without cells: {set(TYPES) - kinds}"
 
