@@ -399,3 +399,18 @@ def test_two_at_once_decide_about_a_row_once(project: Project) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(decide, range(2))) == [0, 1]
     assert sorted(temps(project)) == [40.0, 41.2] and [each["verb"] for each in log(project)["entries"]] == ["ingested", "fixed"]
+
+
+def test_what_is_wrong_beside_other_rows_is_fixed_where_that_is_set(project: Project) -> None:
+    unique = configured(project.root, TOML.replace('dewp = "float?"', 'dewp = "float?"\nbadge = "str? unique length 2.."'))
+    (unique.root / "feed" / "one.csv").write_text("place,at,temp,dewp,badge\n" + "".join(f"EWR,2026-01-01T0{hour}:00Z,40,30,{badge}\n" for hour, badge in enumerate(("a1", "b2", "b2", "c3"))), encoding="utf-8")
+    assert ingest(unique)[0]["reasons"] == {"badge is not unique": 2}
+    Asked = quarantine.Asked
+    with pytest.raises(Invalid, match="2 rows would not hold: 2 x badge is not unique"):
+        quarantine.fix(unique, "weather", ["temp = 41"], Asked(all=True), reason="no help")
+    with pytest.raises(Invalid, match="2 x badge is not unique"):
+        quarantine.fix(unique, "weather", ["badge = 'd4'"], Asked(all=True), reason="the same again")
+    assert quarantine.fix(unique, "weather", ["badge = CONCAT('b', STRFTIME(at, '%H'))"], Asked(lines=(4,)), reason="a slip")["rows"] == 1
+    assert quarantine.accept(unique, "weather", Asked(lines=(3,)), reason="the right one")["waiting"] == 0
+    frame = tables.read(unique, tables.find_data_version(unique, "weather"))
+    assert sorted(frame["badge"]) == ["a1", "b02", "b2", "c3"]

@@ -441,7 +441,7 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
 
     from palan.data.amend import changed, types_alone
     from palan.data.reading import LINE, REASONS
-    from palan.data.verdict import Judge, of_others
+    from palan.data.verdict import Judge, concerned, of_others
 
     chunks = list(_picked(project, each, pick, contract))
     rows = pl.concat(chunks) if chunks else pl.DataFrame(schema={LINE: pl.Int64, REASONS: pl.List(pl.String)})
@@ -450,11 +450,13 @@ def _outcome(project: Project, contract: Contract, verb: Verb, each: Quarantine,
     if verb == "drop" or not picked:
         return _Outcome(each, picked, rows[LINE], _reasons(rows), examples=_examples(rows, each, contract, pl.DataFrame(), []), rows=picked)
     bad, good = [], []
-    if not {name for name, _ in sets} & set(contract.key):  # a copy stays one, whatever else it says
-        stay_so = of_others(contract)[:1] if verb == "accept" else of_others(contract)
-        copies = pl.col(REASONS).list.set_intersection(pl.lit(stay_so)).list.len() > 0
-        bad, rows = [rows.filter(copies)], rows.filter(~copies)
-    judge = Judge(types_alone(contract) if verb == "accept" else row_rules(contract), open_columns=True, known=tables.known(project, contract))
+    touched = {name for name, _ in sets}
+    # a copy stays one, whatever else it says, and so does what is wrong beside other rows, unless it is that which is set
+    stays = [rule for rule in (of_others(contract)[:1] if verb == "accept" else of_others(contract)) if not touched & set(concerned(rule, contract, contract.names))]
+    copies = pl.col(REASONS).list.set_intersection(pl.lit(stays, dtype=pl.List(pl.String))).list.len() > 0
+    bad, rows = [rows.filter(copies)], rows.filter(~copies)
+    asked = types_alone(contract) if verb == "accept" else replace(row_rules(contract), more=tuple(replace(one, unique=contract.told(one.name).unique) for one in row_rules(contract).more))
+    judge = Judge(asked, open_columns=True, known=tables.known(project, asked))
     before = changed(rows.head(SHOWN), sets, contract)
     for begin in range(0, rows.height, CHUNK):
         held, broken = judge.take(changed(rows[begin : begin + CHUNK], sets, contract))
