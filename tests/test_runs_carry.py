@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -17,14 +18,16 @@ import pytest
 
 import palan.flows.carry as carrying
 from palan.cli import main
-from palan.errors import Conflict, Corrupt, NotFound, PalanError
+from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
 from palan.flows.carry import MANIFEST, export_runs, import_runs
 from palan.flows.fold import fold
 from palan.flows.log import log
+from palan.flows.mlflow import Tracking
 from palan.flows.project import Project, open_project
 from palan.flows.runs import curve, run_page, search
 from palan.flows.track import start
 from palan.flows.verify import verify
+from palan.runs.mlflow import Experiment, Input
 from palan.runs.run import Artifact, Run
 
 MLFLOW = 'no MLflow: pip install "mlflow-skinny" sqlalchemy alembic'
@@ -74,6 +77,7 @@ def everything(project: Project) -> list[dict[str, Any]]:
 
 def test_exported_runs_are_the_same_in_another_project(project: Project, other: Project, tmp_path: Path) -> None:
     ids = logged(project)
+    project.store.records.put(Input(ids[0], "dataset", "flights", "d1", {"dataset": {"name": "flights"}, "tags": []}))
     going = start("routes", name="going on", project=project)
     told = export_runs(project, tmp_path / "runs.zip")
     assert (told["runs"], told["running"]) == (3, 1)
@@ -85,6 +89,7 @@ def test_exported_runs_are_the_same_in_another_project(project: Project, other: 
     assert [each["run"] for each in there] == ids
     assert there[1]["parent"] == ids[0]
     assert [other.store.records.get(Run, id).ended for id in ids] == [project.store.records.get(Run, id).ended for id in ids]  # type: ignore[union-attr]
+    assert other.store.records.find(Input) == project.store.records.find(Input)
     (weights,) = other.store.records.find(Artifact, run=ids[0], path="model/weights.bin")
     assert other.store.blobs.get(weights.blob) == b"weights"
     assert verify(other)["findings"] == []
@@ -126,11 +131,12 @@ def test_a_damaged_file_is_refused_whole(project: Project, other: Project, tmp_p
         (tmp_path / "bad.zip").write_bytes(data[:cut])
         with pytest.raises(Corrupt, match=r"bad\.zip"):
             import_runs(other, tmp_path / "bad.zip")
-    refused = 0
+    refused, target = 0, made(tmp_path / "flip")
     for at in range(40, len(data) - 40, max(1, len(data) // 60)):
         (tmp_path / "bad.zip").write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
         try:
-            import_runs(made(tmp_path / f"flip{at}"), tmp_path / "bad.zip")
+            import_runs(target, tmp_path / "bad.zip")
+            target = made(tmp_path / f"flip{at}")
         except Corrupt:
             refused += 1
     assert refused >= 55  # a few bytes of a zip are times and rights, which mean nothing here
@@ -249,13 +255,15 @@ def test_the_commands_say_what_they_did(project: Project, other: Project, tmp_pa
 # MLflow
 
 SCRIPT = """
-import sys, time
+import json, sys, time
 import mlflow
 from mlflow import MlflowClient
 mlflow.set_tracking_uri(sys.argv[1])
 client = MlflowClient()
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 for number, name in enumerate(["exp: é, # 1", "second # one"]):
     mlflow.set_experiment(name)
+    mlflow.set_experiment_tag("mlflow.note.content", "about it:\\nin 'two' lines")
     for place in range(4):
         with mlflow.start_run(run_name=f"run {number}-{place}") as run:
             mlflow.log_params({"model": "ab"[place % 2], "depth": place, "a/b": "it's: 1", "unicode": "é"})
@@ -263,7 +271,14 @@ for number, name in enumerate(["exp: é, # 1", "second # one"]):
                 mlflow.log_metric("loss", 1 / (step + place + 1), step=step)
             if place % 3 == 0:
                 mlflow.log_metric("val/acc", place / 10)
-            mlflow.log_metric("odd", float("nan"))
+            mlflow.log_metric("odd", [float("nan"), float("inf"), 1.0, float("-inf")][place])
+            if place < 3:
+                mlflow.log_metric("none", [float("nan"), 2.0, float("nan")][place])
+            if place == 2:
+                mlflow.set_tag("note", "two\\nlines\\n")
+                mlflow.log_param("long", "é" * 6000)
+                data = Dataset("flights: é", "d1", "local", json.dumps({"uri": "x"}), "{}", "{}")
+                client.log_inputs(run.info.run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
             mlflow.set_tag("stage", "draft" if place < 2 else "final")
             if place == 1:
                 with mlflow.start_run(nested=True, run_name="nested"):
@@ -274,8 +289,11 @@ client.set_terminated(failed.info.run_id, "FAILED")
 going = client.create_run(run.info.experiment_id, run_name="going")
 gone = client.create_run(run.info.experiment_id, run_name="gone")
 client.delete_run(gone.info.run_id)
+gone = client.create_experiment("gone with its runs")
+client.create_run(gone)
+client.delete_experiment(gone)
+client.log_batch(going.info.run_id, [Metric("late", 1.0, 1_700_000_000_000_000_000, 0)])  # nanoseconds for milliseconds
 
-import json
 experiments = [each.experiment_id for each in client.search_experiments()]
 def found(filter, order=None):
     return [each.info.run_id for each in client.search_runs(experiments, filter, order_by=order, max_results=500)]
@@ -302,6 +320,9 @@ SEARCHES: list[tuple[str, list[str] | None]] = [
     ("params.unicode = 'é'", None),
     ("metrics.loss > 0", ["metrics.loss ASC"]),
     ("metrics.loss > 0", ["metrics.`val/acc` DESC", "metrics.loss ASC"]),
+    ("", ["metrics.none ASC", "attributes.run_name DESC", "attributes.start_time ASC"]),
+    ("attributes.run_name LIKE 'run%'", ["metrics.none DESC", "metrics.loss ASC", "params.depth DESC"]),
+    ("dataset.name = 'flights: é' and dataset.context = 'training'", ["start_time ASC"]),
 ]
 
 
@@ -311,7 +332,7 @@ def test_runs_of_mlflow_are_found_by_the_same_searches(project: Project, tmp_pat
     if kind == "database":
         pytest.importorskip("sqlalchemy", reason=MLFLOW)
         pytest.importorskip("alembic", reason=MLFLOW)
-    folder = tmp_path / "old"
+    folder, empty = tmp_path / "old", made(tmp_path / "empty")
     folder.mkdir()
     address = f"sqlite:///{folder}/mlflow.db" if kind == "database" else f"file://{folder}/mlruns"
     environment = {**os.environ, "MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
@@ -323,9 +344,9 @@ def test_runs_of_mlflow_are_found_by_the_same_searches(project: Project, tmp_pat
         shutil.move(folder / "mlruns", moved)  # its meta.yaml still names the old place
     source = address if kind == "database" else str(moved)
 
-    made = import_runs(project, source)
-    assert (made["runs"], made["deleted"], made["missing"]) == (len(theirs["runs"]), 1, made["missing"])
-    assert (made["runs"], import_runs(project, source)["runs"]) == (12, 0)
+    brought = import_runs(project, source)
+    assert (brought["runs"], brought["deleted"], brought["missing"]) == (len(theirs["runs"]), 2 if kind == "database" else 1, 0)
+    assert (brought["runs"], import_runs(project, source)["runs"]) == (12, 0)
 
     ours = {run["tags"]["mlflow.runId"]: run for run in search(project, limit=500)["runs"]}
     assert ours.keys() == theirs["runs"].keys()
@@ -343,10 +364,17 @@ def test_runs_of_mlflow_are_found_by_the_same_searches(project: Project, tmp_pat
         if run["loss"]:
             drawn = curve(project, mine["run"], "loss")
             assert list(map(list, zip(drawn["steps"], drawn["values"], [time // 1_000_000 for time in drawn["times"]], strict=True))) == run["loss"]
+    groups = {each.name: each for each in project.store.records.find(Experiment)}
+    assert {name: each.tags for name, each in groups.items() if name != "Default"} == {name: {"mlflow.note.content": "about it:\nin 'two' lines"} for name in ("exp: é, # 1", "second # one")}
+    wire = Tracking(project)  # what MLflow's clients are told from now on
+    numbers = [str(each.number) for each in groups.values()]
+    by_id = {run["run"]: id for id, run in ours.items()}
     for where, order, expected in theirs["searches"]:
-        mine_found = [run["tags"]["mlflow.runId"] for run in search(project, where, order=order or [], limit=500)["runs"]]
-        assert expected, where
-        assert mine_found == expected if order else sorted(mine_found) == sorted(expected), where
+        if not where.startswith("dataset"):
+            mine_found = [run["tags"]["mlflow.runId"] for run in search(project, where, order=order or [], limit=500)["runs"]]
+            assert mine_found == expected if order else sorted(mine_found) == sorted(expected), where
+        told, _ = wire.search(numbers, where, "ACTIVE_ONLY", 500, order or [], "")
+        assert expected and [by_id[run.id] for run in told] == expected, where
     (nested,) = [run for run in ours.values() if run["name"] == "nested" and run["experiment"] == "second # one"]
     (outer,) = [run for run in ours.values() if run["run"] == nested["parent"]]
     assert outer["name"] == "run 1-1"
@@ -354,3 +382,60 @@ def test_runs_of_mlflow_are_found_by_the_same_searches(project: Project, tmp_pat
     assert kept == {"notes/a.txt": b"kept", "empty.txt": b""}
     fold(project)
     assert verify(project)["findings"] == []
+    (refused_database if kind == "database" else refused_folder)(empty, Path(source.removeprefix("sqlite:///")))
+
+
+def refused_database(project: Project, whole: Path) -> None:
+    """What is no whole database of MLflow's is named as what it is, and nothing of it is imported."""
+
+    def refused(bad: Path, error: type[PalanError], says: str) -> None:
+        with pytest.raises(error, match=says) as told:
+            import_runs(project, f"sqlite:///{bad}")
+        assert told.value.hint and len(told.value.what) < 400
+        assert search(project)["runs"] == []
+
+    data, bad = whole.read_bytes(), project.root / "bad.db"
+    for cut in (1000, len(data) // 2, len(data) - 5000):
+        bad.write_bytes(data[:cut])
+        refused(bad, Corrupt, "damaged")
+    for number, (statement, error, says) in enumerate((
+        ("drop table inputs", PalanError, "mlflow db upgrade|no such table: inputs"),
+        ("update metrics set timestamp = 'x'", Corrupt, "damaged"),
+        ("update tags set value = cast(x'ff' || zeroblob(5000) as text)", Corrupt, "damaged"),
+    )):
+        changed = project.root / f"{number}.db"
+        changed.write_bytes(data)
+        with sqlite3.connect(changed) as db:
+            db.execute(statement)
+        db.close()
+        refused(changed, error, says)
+    bad.write_bytes(data)
+    other = sqlite3.connect(bad, isolation_level=None)
+    other.execute("begin exclusive")
+    refused(bad, Busy, "locked by another program")
+    other.execute("rollback")
+    other.execute("pragma journal_mode = wal")
+    other.execute("begin immediate")
+    other.execute("update runs set name = 'half of a change'")
+    assert import_runs(project, f"sqlite:///{bad}")["runs"] == 12  # as before the change: who writes it is not waited for
+    assert not [run for run in search(project)["runs"] if run["name"] == "half of a change"]
+    other.close()
+
+
+def refused_folder(project: Project, whole: Path) -> None:
+    runs = sorted(path.parent for path in whole.glob("*/*/meta.yaml") if len(path.parent.name) == 32 and (path.parent / "metrics" / "loss").exists())
+    for place, content in (
+        (runs[0] / "meta.yaml", b""),
+        (runs[0] / "meta.yaml", b"\xff\xfe"),
+        (runs[0] / "meta.yaml", None),
+        (runs[0].parent / "meta.yaml", None),
+        (runs[0] / "metrics" / "loss", b"1700000000000 0.1 0\n17000"),
+        (runs[0] / "params" / "model", b"\xff\xfe"),
+        (next(whole.glob("*/datasets/*/meta.yaml")), None),
+    ):
+        kept = place.read_bytes()
+        place.unlink() if content is None else place.write_bytes(content)
+        with pytest.raises(Corrupt, match=str(place.parent if content is None else place)) as told:
+            import_runs(project, str(whole))
+        assert told.value.hint and search(project)["runs"] == []
+        place.write_bytes(kept)

@@ -14,34 +14,40 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from palan import __version__
 from palan.core import new_id
 from palan.errors import Conflict, Corrupt, NotFound, PalanError
 from palan.flows.fold import fold, take
-from palan.flows.mlflow_store import Foreign, Told, artifacts_of, id_of, is_mlflow, opened
+from palan.flows.mlflow_store import Foreign, Group, Told, artifacts_of, id_of, is_mlflow, opened
 from palan.flows.project import Project, record
 from palan.flows.runs import search
+from palan.runs.mlflow import Experiment, Input
 from palan.runs.points import EVENT, KEYSET, POINT, Names, event, events, unpack
 from palan.runs.run import Artifact, Curve, Keyset, Run, Value
 from palan.stores.files import CHUNK, is_digest, sync_folder
 
-FORMAT = 1
+FORMAT = 2  # since datasets go with the runs that read them
 MANIFEST, RUNS, BLOBS = "manifest.json", "runs/", "blobs/"
 SOURCE = "import"
+"""The segment that imported frames are said to come from."""
+
 AT_ONCE = 200_000
 """Frames that are taken at once."""
-"""The segment that imported frames are said to come from."""
 
 PAGE = 500
 MS = 1_000_000
 """Nanoseconds in what MLflow counts."""
+
+LATEST = (1 << 63) // MS - 1
+"""The last millisecond that palan can tell: clients have logged nanoseconds for milliseconds, and MLflow lets them."""
 
 _OLDEST = (1980, 1, 1, 0, 0, 0)  # all that a zip can say: the same runs make the same bytes
 
@@ -160,6 +166,8 @@ def _frames(project: Project, run: Run, keysets: Mapping[str, tuple[str, ...]]) 
             frames.append(event(run.id, value.time, value.kind, {value.key: value.text}))
     for artifact in records.find(Artifact, run=run.id):
         frames.append(event(run.id, _ns(artifact.time), "artifact", {artifact.path: (artifact.blob, artifact.size)}))
+    for read in records.find(Input, run=run.id):
+        frames.append(event(run.id, _ns(run.time), "input", [read.kind, read.name, read.digest, read.about]))
     for keyset in dict.fromkeys(curve.keyset for curve in records.find(Curve, run=run.id)):
         names = Names(keysets[keyset])
         frames.append(names.frame)
@@ -278,7 +286,7 @@ def _checked(path: Path, id: str, frames: Sequence[bytes], manifest: Manifest) -
         if frame[:1] not in (KEYSET, POINT, EVENT) or (frame[:1] == POINT and frame[1:27] != id.encode()):
             raise _no_runs(path, f"{RUNS}{id} holds what is not of this run")
     for each in events(frames):
-        if each.run != id or len(id) != 26 or each.verb not in ("start", "param", "tag", "artifact", "end"):
+        if each.run != id or len(id) != 26 or each.verb not in ("start", "param", "tag", "artifact", "input", "end"):
             raise _no_runs(path, f"{RUNS}{id} holds what is not of this run")
         for place, (digest, _) in each.body.items() if each.verb == "artifact" else ():
             if place.startswith("/") or ".." in Path(place).parts or not is_digest(digest) or BLOBS + digest not in manifest.files:
@@ -292,33 +300,57 @@ def _unknown(project: Project, ids: Sequence[str]) -> list[str]:
     return [id for id in ids if id not in known]
 
 
-def _take(project: Project, ids: Sequence[str], read: Callable[[str], list[bytes]], source: str) -> int:
+def _take(project: Project, ids: Sequence[str], read: Callable[[str], list[bytes]], source: str, groups: Sequence[Group] = ()) -> int:
     """Take runs into the records, all or none; return how many are new."""
-    from palan.stores.tables import stacked
-
     with project.store.records.transaction(durable=True):
+        _group(project, groups)
         new = _unknown(project, ids)  # somebody may have imported them meanwhile
         waiting: list[bytes] = []
         for id in new:
             waiting += read(id)
             if len(waiting) > AT_ONCE:
-                take(project, [stacked(SOURCE, 0, enumerate(waiting))])
+                _take_frames(project, waiting)
                 waiting = []
         if waiting:
-            take(project, [stacked(SOURCE, 0, enumerate(waiting))])
+            _take_frames(project, waiting)
         if new:
             record(project, "import", source, runs=len(new))
     return len(new)
 
 
+def _take_frames(project: Project, frames: Sequence[bytes]) -> None:
+    from palan.stores.tables import stacked
+
+    take(project, [stacked(SOURCE, 0, enumerate(frames))])
+    project.store.records.put(*(Input(each.run, *each.body) for each in events(frames) if each.verb == "input"))
+
+
+def _group(project: Project, groups: Sequence[Group]) -> None:
+    """Make the experiments that are not here, and add tags to those that are; MLflow's "Default" is always the first."""
+    records = project.store.records
+    known = {each.name: each for each in records.find(Experiment)}
+    last = max((each.number for each in known.values()), default=0)
+    for group in groups:
+        there = known.get(group.name)
+        if there is None:
+            first = group.name == "Default" and not any(each.number == 0 for each in known.values())
+            last += not first
+            there = known[group.name] = Experiment(0 if first else last, group.name, _when(group.made), _when(group.changed))
+        records.put(replace(there, tags={**group.tags, **there.tags}))
+
+
+def _when(ms: int) -> datetime:
+    return datetime.fromtimestamp(min(ms, LATEST) / 1000, UTC)
+
+
 def _from_mlflow(project: Project, source: str) -> dict[str, Any]:
-    store = opened(source)
-    every = store.runs()
-    there = {run.id: run for run in every if not run.deleted}
-    new = _unknown(project, list(there))
-    project.tell(f"{len(new):,} new runs of {len(every):,}")
-    files = {id: {place: (project.store.blobs.put(path), path.stat().st_size) for place, path in artifacts_of(there[id])} for id in new}
-    taken = _take(project, new, lambda id: _foreign(there[id], store.told(there[id]), files[id]), Path(source).name)
+    with closing(opened(source)) as store:
+        every = store.runs()
+        there = {run.id: run for run in every if not run.deleted}
+        new = _unknown(project, list(there))
+        project.tell(f"{len(new):,} new runs of {len(every):,}")
+        files = {id: {place: (project.store.blobs.put(path), path.stat().st_size) for place, path in artifacts_of(there[id])} for id in new}
+        taken = _take(project, new, lambda id: _foreign(there[id], store.told(there[id]), files[id]), Path(source).name, store.experiments())
     return {
         "source": source,
         "runs": taken,
@@ -331,16 +363,23 @@ def _from_mlflow(project: Project, source: str) -> dict[str, Any]:
 
 def _foreign(run: Foreign, told: Told, files: Mapping[str, tuple[str, int]]) -> list[bytes]:
     """Return the frames that would have logged a run of MLflow's."""
-    started = run.started * MS
+    started = _nanoseconds(run.started)
     parent = id_of(told.tags["mlflow.parentRunId"]) if told.tags.get("mlflow.parentRunId") else ""
     frames = [event(run.id, started, "start", {"experiment": run.experiment, "about": {"name": run.name, "parent": parent}, "files": {}})]
     frames += [event(run.id, started, verb, values) for verb, values in (("param", told.params), ("tag", {**told.tags, "mlflow.runId": run.foreign}), ("artifact", files)) if values]
+    for about, tags in told.datasets:
+        kept = {"dataset": about, "tags": [{"key": key, "value": value} for key, value in tags.items()]}
+        frames.append(event(run.id, started, "input", ["dataset", about["name"], about["digest"], kept]))
     heard = started
     for key, points in told.points.items():
         names = Names([key])
         frames.append(names.frame)
-        frames += [names.point(run.id.encode(), step, time * MS, (value,)) for time, step, value in points]
-        heard = max(heard, *(time * MS for time, _, _ in points))
+        frames += [names.point(run.id.encode(), step, _nanoseconds(time), (value,)) for time, step, value in points]
+        heard = max(heard, *(_nanoseconds(time) for time, _, _ in points))
     status = {"FINISHED": "done", "FAILED": "failed"}.get(run.status, "killed")
     reason = f"it was {run.status} when it was imported" if run.status in ("RUNNING", "SCHEDULED") else ""
-    return [*frames, event(run.id, run.ended * MS if run.ended else heard, "end", {"status": status, "reason": reason})]
+    return [*frames, event(run.id, _nanoseconds(run.ended) if run.ended else heard, "end", {"status": status, "reason": reason})]
+
+
+def _nanoseconds(ms: int) -> int:
+    return max(0, min(ms, LATEST)) * MS

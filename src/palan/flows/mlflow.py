@@ -376,7 +376,7 @@ class Tracking:
         parts: list[Condition] = [Compare(Field("attribute", "flow"), "=", (TRACK,)), Compare(Field("attribute", "subject"), "in", names)]
         parts += _viewed(view)
         parts += [_own_words(told, self._with_dataset)] if told else []
-        found = self.records.search(Run, Both(tuple(parts), every=True), [replace(key, field=_USER) if key.field.key == "user" else key for key in keys], after=after, limit=limit + 1)
+        found = self.records.search(Run, Both(tuple(parts), every=True), [replace(key, field=_USER if key.field.key == "user" else key.field, as_text=True) for key in keys], after=after, limit=limit + 1)
         shown = found[:limit]
         return [run for run, _ in shown], page_token(shown[-1][1]) if len(found) > limit else ""
 

@@ -91,6 +91,8 @@ class Order(msgspec.Struct, frozen=True):
 
     field: Field
     descending: bool = False
+    as_text: bool = False
+    """Parameters that are numbers are ordered as text too, as MLflow does; else as numbers, before the others."""
 
 
 def parse(text: str, attributes: Mapping[str, str] = ATTRIBUTES) -> Condition | None:

@@ -170,9 +170,10 @@ def _plans(of: Table, keys: Sequence[_Key], order: Sequence[Order], after: Seque
         yield _Plan(of.name, tuple(keys), _past(of, keys, after))
         return
     if not after or after[0] is not None:
-        column = "text" if first.kind == "tag" else "number"
+        column = "text" if first.kind == "tag" or (first.kind == "param" and order[0].as_text) else "number"
         there = _Part(f"o.{of.name} = {of.name}.id and o.kind = ? and o.key = ? and o.{column} is not null", (first.kind, first.key))
-        led = (_Key(_Part(f"o.{column}"), keys[0].falls, nulls=False), *keys[1:])
+        rest = (_Key(_Part("null"), falls=False, nulls=False), *keys[2:]) if first.kind == "metric" else keys[1:]  # a number is not NaN
+        led = (_Key(_Part(f"o.{column}"), keys[0].falls, nulls=False), *rest)
         yield _Plan(f"value o cross join {of.name}", led, (there, *_past(of, led, after)))
     lacking = _Part(f"{keys[0].part.text} is null", keys[0].part.values)
     yield _Plan(of.name, (_Key(_Part("null"), falls=False, nulls=False), *keys[1:]), (lacking, *(_past(of, keys, after) if after and after[0] is None else ())))
@@ -201,7 +202,8 @@ def _keys(of: Table, order: Sequence[Order]) -> list[_Key]:
         if each.field.kind == "attribute":
             keys.append(_Key(_Part(f"{of.name}.{each.field.key}"), each.descending, each.field.key in of.nullable))
             continue
-        for column in {"metric": (_STATS[each.field.stat],), "param": ("number", "text"), "tag": ("text",)}[each.field.kind]:
+        metric = ("number", "text") if each.field.stat == "last" else (_STATS[each.field.stat],)  # NaN comes before what is lacking
+        for column in {"metric": metric, "param": ("text",) if each.as_text else ("number", "text"), "tag": ("text",)}[each.field.kind]:
             one = _of_values(f"v.{column}", f"v.{of.name} = {of.name}.id and v.kind = ? and v.key = ?")
             keys.append(_Key(_Part(f"({one})", (each.field.kind, each.field.key)), each.descending))
     return [*keys, _Key(_Part(f"{of.name}.time"), falls=True, nulls=False)]
