@@ -484,7 +484,8 @@ class _Try:
             self.run.params(_simple(chosen))
 
     def report(self, trial: Any, value: Any, step: Any) -> None:
-        self.choose(trial)
+        if not self.chosen:
+            self.choose(trial)
         if int(step) not in self.steps:
             self.steps.add(int(step))
             self.run.log(reported=float(value), step=int(step))
