@@ -9,18 +9,23 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from palan.flows.fold import KILLED, fold
+from palan.flows.fold import KILLED, VOUCHED, fold, tracked
+from palan.flows.gc import gc
 from palan.flows.project import Project, open_project
 from palan.flows.runs import curve, search
 from palan.flows.track import start
+from palan.stores.contract import Lease
 from postgres import Database
 
 pytest.importorskip("psycopg", reason='no psycopg: pip install "palan[postgres]"')
+from palan.stores.postgres import PostgresRecords
 
 SOURCES = Path(__file__).resolve().parent.parent / "src"
 
@@ -122,7 +127,29 @@ def test_a_process_that_others_cannot_see_counts_as_killed_until_it_is_heard_aga
     client.stdin.write("\n")
     client.stdin.flush()
     assert eventually(lambda: two.runs()[0]["metrics"] == {"loss": 2.0})
+    assert len(two.here.store.records.find(Lease)) == 1
     client.communicate("\n")
     assert eventually(lambda: two.status() == "killed")  # it ended without a word, and says so itself
+    assert two.here.store.records.find(Lease) == []
     run = two.runs()[0]
     assert curve(two.here, run["run"], "loss")["values"] == [1.0, 2.0] and run["reason"] == KILLED
+
+
+def test_a_look_vouches_at_once_for_all_processes_of_its_machine_and_what_ended_is_swept(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime.now(UTC)
+    there, writers, put = replace(two.there, clock=lambda: now), {f"{number:026}": True for number in range(300)}, PostgresRecords.put
+    told: list[int] = []
+    monkeypatch.setattr(type(tracked(there)), "writers", lambda *_: writers)
+    monkeypatch.setattr(PostgresRecords, "put", lambda self, *nouns: (told.append(len(nouns)), put(self, *nouns))[1])
+    for seconds in (0.0, 0.5, 2.0, 0.1):  # looks in quick succession say nothing new
+        now += timedelta(seconds=seconds)
+        fold(there)
+    assert told == [300, 300]
+    leases = two.here.store.records.find(Lease)
+    assert len(leases) == 300 and {each.expires for each in leases} == {now - timedelta(seconds=0.1) + VOUCHED}
+    writers.clear()
+    put(two.here.store.records, Lease("build/m", "me", 7, now - timedelta(days=3)))  # a fence: its token rises for ever
+    for hours, left in ((23, 301), (25, 1)):
+        gc(replace(two.here, clock=lambda hours=hours: now + timedelta(hours=hours)))
+        assert len(two.here.store.records.find(Lease)) == left
+    assert two.here.store.records.find(Lease)[0].name == "build/m"

@@ -23,7 +23,7 @@ from palan.errors import Corrupt, PalanError
 from palan.flows.project import Project, open_project
 from palan.runs.mlflow import Experiment
 from palan.runs.run import Artifact, Curve, Folded, Keyset, Part, Run, Value, number
-from palan.stores.contract import Batch, Blocks
+from palan.stores.contract import Batch, Blocks, Lease
 from palan.stores.segments import SegmentBlocks
 
 if TYPE_CHECKING:
@@ -343,25 +343,43 @@ def _bury(project: Project, writers: Mapping[str, bool]) -> None:
             # Asked again: it may have come back, and revived its runs, since its segments were looked at.
             if records.get(Run, run.id) == run and not _lives(project, run.holder, tracked(project).writers(STREAM)):
                 records.put(replace(run, status="killed", ended=ended, reason=KILLED))
+                if is_shared(project):
+                    records.remove(Lease, [_vouched(run.holder)])
 
 
 def _lives(project: Project, holder: str, writers: Mapping[str, bool]) -> bool:
     """Tell whether a process may still log: one of this machine, or one that another machine vouches for."""
     if holder in writers or not is_shared(project):
         return writers.get(holder, True)
-    return project.store.records.lease(_vouched(holder), "", timedelta(0), now=project.clock()) is None
+    vouched = project.store.records.get(Lease, _vouched(holder))
+    return vouched is not None and vouched.expires > project.clock()
 
 
 def _vouch(project: Project, writers: Mapping[str, bool]) -> None:
-    """Tell other machines which processes of this one live, and what they took for dead that it goes on."""
-    for holder in (name for name, alive in writers.items() if alive):
-        lease = project.store.records.lease(_vouched(holder), holder, VOUCHED, now=project.clock())
-        if lease is not None and lease.token > 1:  # it was in the hands of somebody who saw that it had run out
-            revive(project, holder)
+    """Tell other machines which processes of this one live, and let go on what they took for dead.
+
+    Whoever takes one for dead removes its row. Looks in quick succession only read.
+    """
+    records, now = project.store.records, project.clock()
+    living = {_vouched(name): name for name, alive in writers.items() if alive}
+    if not living or sum(each.expires > now + 0.8 * VOUCHED for each in records.find(Lease, name=list(living))) == len(living):
+        return
+    with records.transaction():  # alone: nobody takes one for dead meanwhile
+        known = {each.name for each in records.find(Lease, name=list(living))}
+        records.put(*(Lease(name, holder, 1, now + VOUCHED) for name, holder in living.items()))
+        for name in living.keys() - known:
+            revive(project, living[name])
 
 
 def _vouched(holder: str) -> str:
     return f"{STREAM}/{holder}"
+
+
+def forget_vouched(project: Project, before: datetime) -> None:
+    """Remove what vouched for processes that have ended since."""
+    for each in list(project.store.records.walk(Lease)):
+        if isinstance(each, Lease) and each.name.startswith(_vouched("")) and each.expires < before:
+            project.store.records.remove(Lease, [each.name])
 
 
 def revive(project: Project, holder: str) -> None:

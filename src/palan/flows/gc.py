@@ -17,7 +17,7 @@ import msgspec
 
 from palan.errors import Corrupt
 from palan.flows.delete import free
-from palan.flows.fold import STREAM, TRACK, fold, tracked
+from palan.flows.fold import STREAM, TRACK, fold, forget_vouched, tracked
 from palan.flows.project import Project, record
 from palan.flows.verify import NOUNS, blobs_of
 from palan.runs.run import Curve, Drawn, Folded, Keyset, Run
@@ -55,6 +55,8 @@ def gc(project: Project, *, dry_run: bool = False, older_than: timedelta = GRACE
     swept = {} if not isinstance(blobs, FileBlobs) else _blobs(project, blobs, before, dry_run)
     files = _files(project.folder, min(before, now - WRITING), dry_run)
     streams = _streams(project, before, dry_run)
+    if not dry_run:
+        forget_vouched(project, before)
     found = {
         "dry_run": dry_run,
         "runs": freed,
