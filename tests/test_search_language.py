@@ -99,3 +99,8 @@ def test_no_text_breaks_it(text: str) -> None:
         parse(text)
     except PalanError as refused:
         assert "at character" in refused.what
+
+
+def test_what_mlflow_calls_a_status_is_understood() -> None:
+    assert parse("attributes.status = 'FINISHED' and status IN ('KILLED', 'failed')") == parse("status = 'done' AND status IN ('killed', 'failed')")
+    assert parse("status LIKE 'FIN%'") != parse("status LIKE 'done%'") and parse("tags.status = 'FINISHED'") != parse("tags.status = 'done'")

@@ -26,9 +26,8 @@ from palan.flows.track import LONGEST
 from palan.runs.mlflow import Experiment, Input, LoggedModel, ModelMetric, holds, ordered
 from palan.runs.points import Names, event
 from palan.runs.run import Curve, Keyset, Run, Value
-from palan.runs.search import ATTRIBUTES, Both, Compare, Condition, Field, Not, parse, parse_order
+from palan.runs.search import ATTRIBUTES, STATUSES, Both, Compare, Condition, Field, Not, parse, parse_order
 
-STATUSES = {"RUNNING": "running", "SCHEDULED": "running", "FINISHED": "done", "FAILED": "failed", "KILLED": "killed"}
 VIEWS = ("ACTIVE_ONLY", "DELETED_ONLY", "ALL")
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
 UNKNOWN = "unknown"  # what a client calls a user that it was not told

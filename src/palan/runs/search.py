@@ -4,7 +4,7 @@
 
 Words are upper or lower case. A metric is its last value; `min(metrics.loss)` and `max(metrics.loss)` are its extremes.
 Parameters compare as numbers with a number, as text with a text. A comparison with something that a run does not have is
-false. The filter strings of MLflow's search are a subset.
+false. The filter strings of MLflow's search are a subset: `status = 'FINISHED'` is `status = 'done'`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ ATTRIBUTES = {
 """What a run has by itself, with the other words for it, and the column that holds it."""
 
 TIMES = ("time", "ended", "deleted")
+
+STATUSES = {"RUNNING": "running", "SCHEDULED": "running", "FINISHED": "done", "FAILED": "failed", "KILLED": "killed"}
+"""What MLflow calls the status of a run, and palan's word for it."""
 
 MARK = "→"
 """Stands before the character that an error is about."""
@@ -261,6 +264,8 @@ class _Reading:
         if token.kind in ("text", "quoted"):
             self.place += 1
             text = _unquoted(token.text)
+            if field == Field("attribute", "status") and self.attributes is ATTRIBUTES and "like" not in op:
+                return STATUSES.get(text, text)
             if field.kind == "attribute" and field.key in TIMES:
                 try:
                     return unstamp(text)
