@@ -13,11 +13,13 @@ import pytest
 
 from palan.core import Field, Schema
 from palan.data.contract import Column, Contract, column_toml, narrowed, parse
+from palan.data.infer import infer as infer_contract
 from palan.data.inputs import Inputs, in_python
 from palan.data.reading import LINE, REASONS
 from palan.data.verdict import Checked, Judge, once_more, verify
 from palan.errors import Invalid, PalanError
 from palan.flows import tables
+from palan.flows.contracts import infer as infer_files
 from palan.flows.ingest import ingest
 from palan.flows.project import open_project
 
@@ -303,3 +305,47 @@ def test_a_column_of_which_nothing_more_is_said_has_no_rules() -> None:
     assert contract.more == ()
     assert contract.told("x") == Column("x")
     assert contract.fresh is None and table({"t": "time"}, time="t", fresh="2w").fresh == timedelta(weeks=2)
+
+
+class TestInferring:
+    def test_good_batches_keep_what_was_inferred_and_faults_do_not(self) -> None:
+        random = np.random.default_rng(5)
+
+        def batch(month: int, rows: int = 400) -> pl.DataFrame:
+            level = 50 + 10 * np.sin(month / 2)
+            return pl.DataFrame(
+                {
+                    "at": [datetime(2025, month, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in range(rows)],
+                    "month": [month] * rows,
+                    "tail": [f"N{number}{'ABC'[number % 3]}" for number in random.integers(100, 999, rows)],
+                    "temp": random.normal(level, 5, rows),
+                    "rain": random.exponential(1, rows) * (random.random(rows) < 0.2),
+                }
+            ).with_columns(pl.when(pl.Series(random.random(rows)) > 0.03).then("temp").alias("temp"))
+
+        for history in ([batch(1)], [batch(1), batch(2), batch(3), batch(4)]):
+            text = infer_contract(history, time="at").text("x")
+            contract = parse("x", {"source": "x", "time": "at", **tomllib.loads("[data.x]\n" + text)["data"]["x"]})
+            assert contract.field("tail").pattern == "^[A-Z][0-9]{3}[A-Z]$"
+            assert contract.field("month").maximum is None and contract.field("rain").minimum == 0
+            assert not contract.field("at").nullable and contract.field("temp").nullable
+            following = batch(5)
+            clean = verify(following, contract).verdict
+            assert (clean.bad, clean.warnings) == (0, [])
+            temp = pl.col("temp")
+            for fault, said in ((temp * 1000, "temp is outside"), (pl.when(pl.int_range(pl.len()) % 2 > 0).then(temp), "of temp is missing")):
+                assert said in verify(following.with_columns(fault.alias("temp")), contract).verdict.text
+        assert "4 batches of 400 to 400" in text and "widened" in text
+
+    def test_files_of_a_table_tell_its_contract(self, tmp_path: Path) -> None:
+        (tmp_path / "palan.toml").write_text('[data.trips]\nsource = "feed/*.csv"\n')
+        (tmp_path / "feed").mkdir()
+        for number in range(3):
+            lines = [f"{number * 200 + line},2026-0{number + 1}-01,{line % 7}.5" for line in range(200)]
+            (tmp_path / "feed" / f"{number}.csv").write_text("id,day,load\n" + "\n".join(lines) + "\n")
+        found = infer_files(open_project(tmp_path), "trips")
+        contract = parse("trips", {"source": "x", **tomllib.loads("[data.trips]\n" + found["toml"])["data"]["trips"]})
+        assert contract.key == ("id",)
+        assert [(field.name, field.type) for field in contract.columns] == [("id", "int"), ("day", "date"), ("load", "float")]
+        with pytest.raises(PalanError, match=r"none\.csv cannot be read"):
+            infer_files(open_project(tmp_path), "trips", ["none.csv"])

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palan.core import Field
-from palan.data.contract import Contract, column_text, infer, parse, parse_column, to_schema
+from palan.data.contract import Contract, column_text, parse, parse_column, to_schema
+from palan.data.infer import infer
 from palan.data.reading import LINE, REASONS, parse_file
 from palan.data.verdict import verify
 from palan.errors import NotFound, PalanError
@@ -319,6 +320,7 @@ class TestInferring:
         seen = pl.DataFrame(
             {
                 "id": list(range(300)),
+                "count": [number * 7 % 300 for number in range(300)],
                 "origin": ["EWR", "JFK", "LGA"] * 100,
                 "temp": [11.0 + number / 10 for number in range(299)] + [None],
                 "late": [True, False] * 150,
@@ -326,12 +328,13 @@ class TestInferring:
                 "seat no": [f"s{number}" for number in range(300)],
             }
         )
-        text = infer(seen)
-        columns = tomllib.loads(text)
-        contract = parse("seen", {"source": "x", "columns": columns})
+        text = infer([seen]).text("seen")
+        contract = parse("seen", {"source": "x", **tomllib.loads("[data.seen]\n" + text)["data"]["seen"]})
+        assert contract.key == ("id",)
         assert contract.field("origin").values == ("EWR", "JFK", "LGA")
         assert contract.field("time_hour").type == "time"
-        assert contract.field("id").minimum == 0, "values that begin at zero have zero as their floor"
+        assert contract.field("count").minimum == 0, "values that begin at zero have zero as their floor"
+        assert contract.field("id").maximum is None, "what counts on has no end"
         assert (contract.field("temp").minimum or 0) < 0, "a cold night is no fault"
         assert "1 of 300 missing" in text
         assert verify(seen, contract).bad.height == 0
@@ -339,4 +342,4 @@ class TestInferring:
 
     def test_nothing_is_inferred_from_nothing(self) -> None:
         with pytest.raises(PalanError, match="without rows"):
-            infer(pl.DataFrame({"a": []}))
+            infer([pl.DataFrame({"a": []})])

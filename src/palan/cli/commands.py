@@ -875,6 +875,29 @@ def data_export(ctx: click.Context, version: str, file: str, as_json: bool) -> N
     _print(verb(_open(ctx, quiet=True), version, Path(file)), as_json, show)
 
 
+@data.command("infer")
+@click.argument("name")
+@click.option("--from", "files", multiple=True, metavar="FILE", help="A file to look at, instead of the table's own; several times for several.")
+@_json
+@click.pass_context
+def data_infer(ctx: click.Context, name: str, files: tuple[str, ...], as_json: bool) -> None:
+    """Write the contract that the files of a table keep, wide enough that good ones to come keep it too, with reasons.
+
+    What it prints belongs into palan.toml, after somebody has looked at it. The more files there are, the more it can say.
+
+    \b
+    Example:  palan data infer weather
+              palan data infer weather --from feed/may.csv --from feed/june.csv
+    """
+    from palan.flows.contracts import infer as verb
+
+    def show(found: dict[str, Any]) -> None:
+        click.echo(f"# as {found['text']} have it: palan.toml [data.{found['data']}]")
+        click.echo(found["toml"], nl=False)
+
+    _print(verb(_open(ctx, quiet=True), name, files), as_json, show)
+
+
 @data.group("quarantine", cls=Bare)
 def data_quarantine() -> None:
     """Rows that broke a rule: list and show them, put cells right, accept or drop rows. Without a command it lists.

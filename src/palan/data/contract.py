@@ -1,24 +1,20 @@
-"""What a table must hold: read from `[data.NAME]` in palan.toml, or inferred from rows that somebody trusts.
+"""What a table must hold, as `[data.NAME]` in palan.toml says it.
 
-This file loads no data frame library, so that reading palan.toml stays quick: `infer` only asks a frame it is given.
+This file loads no data frame library, so that reading palan.toml stays quick.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from palan.core import Field, FieldType, Schema
 from palan.errors import NotFound, PalanError, nearest
-
-if TYPE_CHECKING:
-    import polars as pl
 
 TYPES: tuple[FieldType, ...] = ("int", "float", "bool", "str", "time", "date")
 KEYS = ("source", "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns")
@@ -454,94 +450,6 @@ def to_schema(contract: Contract, names: Sequence[str]) -> Schema:
         NotFound: a name that is no column; the nearest one is named.
     """
     return Schema("rows", tuple(contract.field(name) for name in names))
-
-
-def infer(frame: pl.DataFrame) -> str:
-    """Return the lines of a `[data.NAME.columns]` table that these rows, and rows much like them, keep.
-
-    Ranges are wider than what was seen (half the seen span on both sides, but not across zero where the values begin
-    at it), because a contract that stops good rows is switched off; each line says in a comment what it rests on. A text column with few, often repeated values becomes a list of values.
-    """
-    if frame.height == 0 or frame.width == 0:
-        raise PalanError("cannot infer a contract from a table without rows", "give a file with some rows that you trust")
-    lines = [_infer_column(frame.get_column(name), frame.height) for name in frame.columns]
-    width = max(len(line) for line, _ in lines)
-    return "".join(f"{line:<{width}}  # {why}\n" for line, why in lines)
-
-
-def infer_field(column: pl.Series) -> Field:
-    """Return what `infer` says of one column, as a field.
-
-    Raises:
-        PalanError: a nested or binary column, which no contract describes.
-    """
-    dtype = column.dtype
-    nulls = column.null_count() > 0
-    if dtype.is_integer() or dtype.is_float() or dtype.is_decimal():
-        kind: FieldType = "int" if dtype.is_integer() else "float"
-        finite = column.drop_nulls() if dtype.is_integer() else column.drop_nulls().cast(float).filter(column.drop_nulls().cast(float).is_finite())
-        if len(finite) == 0:
-            return Field(column.name, kind, nulls)
-        low, high = _tolerant(float(finite.min()), float(finite.max()), whole=kind == "int")  # type: ignore[arg-type]
-        return Field(column.name, kind, nulls, low, high)
-    name = str(dtype)
-    if name == "Boolean":
-        return Field(column.name, "bool", nulls)
-    if name.startswith("Datetime"):
-        return Field(column.name, "time", nulls)
-    if name == "Date":
-        return Field(column.name, "date", nulls)
-    if name == "Null":
-        return Field(column.name, "str", True)
-    if name.startswith(("Categorical", "Enum")):
-        column = column.cast(str)
-    elif name != "String":
-        raise PalanError(f'column "{column.name}" holds {dtype}, which a contract cannot describe', "keep plain values: numbers, text, true/false, times, dates")
-    return _infer_text(column, nulls)
-
-
-def _infer_text(column: pl.Series, nulls: bool) -> Field:
-    present = column.drop_nulls()
-    if len(present) and present.str.contains(r"^\d{4}-\d\d-\d\d$").all():
-        return Field(column.name, "date", nulls)
-    if len(present) and present.str.contains(r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d").all():
-        return Field(column.name, "time", nulls)
-    distinct = present.unique().sort()
-    # a set is only worth writing down when every value came back often: otherwise tomorrow brings a new one
-    if len(present) >= 100 and len(distinct) <= 20 and present.value_counts().get_column("count").min() >= 10:  # type: ignore[operator]
-        return Field(column.name, "str", nulls, values=tuple(distinct.to_list()))
-    return Field(column.name, "str", nulls)
-
-
-def _infer_column(column: pl.Series, rows: int) -> tuple[str, str]:
-    field = infer_field(column)
-    why = []
-    if field.minimum is not None or field.maximum is not None:
-        numbers = column.drop_nulls().cast(float)
-        finite = numbers.filter(numbers.is_finite())
-        why.append(f"seen {_plain(float(finite.min()))} to {_plain(float(finite.max()))}, widened")  # type: ignore[arg-type]
-    if field.values:
-        why.append(f"{len(field.values)} values, each seen often")
-    elif field.type == "str":
-        why.append(f"{column.n_unique()} different values")
-    nulls = column.null_count()
-    why.append(f"{nulls} of {rows} missing" if nulls else "never missing")
-    name = column.name if re.fullmatch(r"[A-Za-z0-9_-]+", column.name) else _quoted(column.name)
-    return f"{name} = {_quoted(column_text(field))}", ", ".join(why)
-
-
-def _tolerant(low: float, high: float, *, whole: bool) -> tuple[float, float]:
-    """Widen what was seen by half its span, rounded outward to one significant digit of the span."""
-    span = high - low or max(abs(high), 1.0)
-    step = 10.0 ** math.floor(math.log10(span))
-    wide_low, wide_high = (math.floor((low - span / 2) / step) * step, math.ceil((high + span / 2) / step) * step)
-    # values that begin at zero are counts, amounts, distances: zero is their floor. 11 °F is just a cold night
-    if 0 <= low <= 0.02 * span:
-        wide_low = 0.0
-    if -0.02 * span <= high <= 0:
-        wide_high = 0.0
-    digits = max(0, -math.floor(math.log10(step)))
-    return (float(math.floor(wide_low)), float(math.ceil(wide_high))) if whole else (round(wide_low, digits), round(wide_high, digits))
 
 
 def _range(where: str, text: str, word: str) -> tuple[float | None, float | None]:

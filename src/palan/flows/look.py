@@ -92,7 +92,7 @@ def look(path: Path, shown: str) -> Looked:
         data, whole = data[: data.rindex(b"\n", 0, MOST) + 1], False
     name = "".join(each if each.isalnum() and each.isascii() else "_" for each in path.stem).strip("_") or "table"
     try:
-        frame = parse_file(data, path.suffix, Contract(name, tuple(Field(each, "str", True) for each in _header(data))))
+        frame = parse_file(data, path.suffix, Contract(name, tuple(Field(each, "str", True) for each in header(data))))
     except PalanError as error:
         what = error.what.removeprefix(f'data "{name}": ')
         raise PalanError(f"{shown}: {what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
@@ -100,7 +100,7 @@ def look(path: Path, shown: str) -> Looked:
     frame = frame.drop([each for each in frame.columns if each in (LINE, BROKEN)])
     if not frame.height:
         raise PalanError(f"{shown} has a header and no rows", "put some rows there that are as they will come")
-    columns = tuple(_column(frame.get_column(each)) for each in frame.columns if not each.startswith(RESERVED))
+    columns = tuple(column_of(frame.get_column(each)) for each in frame.columns if not each.startswith(RESERVED))
     return Looked(shown, name, frame.height, whole, columns, _first(frame, columns))
 
 
@@ -123,14 +123,14 @@ def toml_key(name: str) -> str:
     return name if name.isidentifier() and name.isascii() else json.dumps(name, ensure_ascii=False)
 
 
-def _header(data: bytes) -> list[str]:
+def header(data: bytes) -> list[str]:
     first = data.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n").splitlines()[:1]
     text = first[0].decode(errors="replace") if first else ""
     mark = max(",;\t|", key=text.count)
     return [cell.strip().strip('"') for cell in text.split(mark)]
 
 
-def _column(column: pl.Series) -> Column:
+def column_of(column: pl.Series) -> Column:
     import polars as pl
 
     from palan.data.verdict import read_as
