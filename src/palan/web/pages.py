@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2.filters import do_forceescape, do_mark_safe
 
 from palan.core import canonical, unstamp
 from palan.web import charts
@@ -164,9 +164,9 @@ def cut(text: str, size: int) -> str:
     return words.rstrip(" ,;:(") + "…"
 
 
-def breakable(text: str) -> Markup:
+def breakable(text: str) -> str:
     """Return a name that a narrow column breaks after a sign rather than within a word."""
-    return Markup(re.sub(r"(?<=[_/.:-])(?=[^_/.:-])", "<wbr>", str(escape(text))))
+    return do_mark_safe(re.sub(r"(?<=[_/.:-])(?=[^_/.:-])", "<wbr>", str(do_forceescape(text))))
 
 
 def document(thing: Any, lines: int = 40) -> str:
