@@ -14,21 +14,24 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import palan.stores.files as files
 from palan.cli import main
 from palan.core import Version, digest
 from palan.errors import Corrupt
-from palan.flows.backup import backup, restore
+from palan.flows.backup import _Packer, backup, restore
+from palan.flows.delete import delete
 from palan.flows.fold import fold
 from palan.flows.gc import SEGMENTS, gc
 from palan.flows.log import log
 from palan.flows.project import Project, open_project, record
+from palan.flows.receive import Receiver
 from palan.flows.runs import search
 from palan.flows.track import start
 from palan.flows.verify import verify
 from palan.runs.points import event
-from palan.runs.run import Artifact, Step
+from palan.runs.run import Artifact, Run, Step
 from palan.stores.files import FileBlobs
 from palan.stores.segments import SMALLS, SegmentBlocks, framed
 
@@ -140,6 +143,52 @@ def test_nothing_is_removed_between_looking_for_a_blob_and_having_put_it(project
     sweep.join()
     assert removed == [None]
     assert project.store.blobs.get(key) == b"contended"
+
+
+def test_a_server_says_of_no_blob_that_it_has_it_which_goes_at_that_moment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = put(project, b"contended")
+    receiver = Receiver(project)
+    told: list[bool] = []
+    asking = threading.Thread(target=lambda: told.append(receiver.has(key)))
+    unused = FileBlobs.unused_since
+
+    def looking(store: FileBlobs, wanted: str, before: datetime) -> int | None:
+        size = unused(store, wanted, before)
+        asking.start()  # it comes when the blob was found old, and has to wait
+        asking.join(0.2)
+        return size
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileBlobs, "unused_since", looking)
+        assert blobs(project).remove(key, datetime.now(UTC) - DAY) == 9
+    asking.join()
+    assert told == [False]
+    put(project, b"contended")
+    assert receiver.has(key) and blobs(project).remove(key, datetime.now(UTC) - DAY) is None
+
+
+def test_what_a_backup_has_copied_the_records_of_stays_until_it_has_the_blobs(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start("x", project=project) as run:
+        run.artifact(b"weights", "model.bin")
+    for key in keys(project):
+        old(blobs(project).place(key))
+    delete(replace(project, clock=lambda: datetime.now(UTC) - 2 * DAY), [run.id])
+    sweep = threading.Thread(target=lambda: gc(open_project(project.root)))
+    copied = _Packer._records
+
+    def copying(packer: _Packer) -> None:
+        copied(packer)
+        sweep.start()  # the run goes for good, and all that only it named
+        sweep.join(1)
+
+    monkeypatch.setattr(_Packer, "_records", copying)
+    saved = backup(project, tmp_path / "saved.tar")
+    sweep.join()
+    assert project.store.records.find(Run) == [] and not keys(project)
+    assert saved["damaged"] == []
+    restore(saved["file"], tmp_path / "back")
+    back = open_project(tmp_path / "back")
+    assert back.store.records.find(Run)[0].id == run.id and verify(back)["findings"] == []
 
 
 def test_left_over_files_of_killed_processes_are_swept(project: Project) -> None:

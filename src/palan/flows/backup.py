@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from itertools import groupby, islice
 from operator import attrgetter
@@ -132,6 +132,11 @@ class _Packer:
         self.damaged: list[str] = []
 
     def pack(self) -> None:
+        blobs = self.project.store.blobs
+        with blobs.held() if isinstance(blobs, FileBlobs) else nullcontext():  # else a sweep may remove what the records, as copied, still name
+            self._pack()
+
+    def _pack(self) -> None:
         project = self.project
         for name in (FILE, *_own(project)):
             self._add(f"{PROJECT}/{name}", project.root / name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,10 +41,7 @@ class Receiver:
     def has(self, digest: str) -> bool:
         """Tell whether a blob is here, which then counts as put now: it is about to be named."""
         blobs = self.project.store.blobs
-        if isinstance(blobs, FileBlobs):
-            with suppress(OSError):
-                os.utime(blobs.place(digest))
-        return blobs.has(digest)
+        return blobs.touch(digest) if isinstance(blobs, FileBlobs) else blobs.has(digest)
 
     def keep(self, file: Path, segment: str) -> None:
         """Keep a blob that came whole; the process of the segment lives, although it waits."""

@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -184,6 +184,18 @@ class FileBlobs(Blobs):
                     sync_folder(self.place(key).parent)  # it may have its name from somebody who is about to do this, or could not
                     return
             write()
+
+    def touch(self, key: str) -> bool:
+        """Tell whether the blob is there, which then counts as put now: who asks is about to name it."""
+        with self._locked(fcntl.LOCK_SH), suppress(FileNotFoundError, PermissionError):  # another user's is to be put anew
+            os.utime(self.place(key))
+            sync_folder(self.place(key).parent)
+            return True
+        return False
+
+    def held(self) -> AbstractContextManager[None]:
+        """Let no blob be removed meanwhile: whoever wants to waits."""
+        return self._locked(fcntl.LOCK_SH)
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
