@@ -8,6 +8,7 @@ is called or read on what it returns, its keyword arguments; in palan.toml each 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ import tomllib
 from pathlib import Path
 
 import polars as pl
-from measure import machine
+from measure import AS_JSON, machine
 
 HERE = Path(__file__).parent
 PROGRAMS = {"palan": "palan.toml", "pandera": "with_pandera.py", "Great Expectations": "with_great_expectations.py"}
@@ -121,7 +122,11 @@ def main() -> None:
                 run(tool, root)
                 run(tool, root)  # a second time on the same day adds nothing
                 told.append("{} + {}".format(*kept(tool, root)))
-        print(f"  {tool:<20} {lines(text) + lines(SCHEDULE[tool]):>4} lines {len(names):>4} concepts   rows in the table + in quarantine, day by day: {', '.join(told)}")
+        count = lines(text) + lines(SCHEDULE[tool])
+        if AS_JSON:
+            print(json.dumps({"tool": tool, "lines": count, "concepts": len(names), "kept": told}))
+            continue
+        print(f"  {tool:<20} {count:>4} lines {len(names):>4} concepts   rows in the table + in quarantine, day by day: {', '.join(told)}")
         if "--names" in sys.argv:
             print("      " + " ".join(sorted(names)))
 

@@ -5,6 +5,7 @@ Every row of one file breaks a rule. Each command runs in a process of its own, 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from measure import machine
+from measure import AS_JSON, machine
 
 ROWS = int(os.environ.get("ROWS", "1_000_000"))
 NUMBERS = 8
@@ -61,7 +62,8 @@ def main() -> None:
         (root / "feed").mkdir()
         (root / "palan.toml").write_text(TOML, encoding="utf-8")
         make(root / "feed" / "one.csv")
-        print(f"{ROWS:,} rows of {4 + NUMBERS} columns, all of them broken, {(root / 'feed' / 'one.csv').stat().st_size / 1e6:.0f} MB of CSV")
+        if not AS_JSON:
+            print(f"{ROWS:,} rows of {4 + NUMBERS} columns, all of them broken, {(root / 'feed' / 'one.csv').stat().st_size / 1e6:.0f} MB of CSV")
         for name, arguments in COMMANDS.items():
             if "again" in name:
                 with (root / "feed" / "one.csv").open("a") as file:
@@ -71,8 +73,11 @@ def main() -> None:
             told = child.stdout.read().splitlines() if child.stdout else []
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
-            cpu = used.ru_utime + used.ru_stime
-            print(f"{name:<40} {time.perf_counter() - started:6.2f} s wall {cpu:6.2f} s CPU {used.ru_maxrss / 1e3:6.0f} MB   {told[0] if told else ''}")
+            figures = {"wall": time.perf_counter() - started, "processor": used.ru_utime + used.ru_stime, "peak MB": used.ru_maxrss / 1e3}
+            if AS_JSON:
+                print(json.dumps({"what": name, "rows": ROWS, **figures}))
+            else:
+                print(f"{name:<40} {figures['wall']:6.2f} s wall {figures['processor']:6.2f} s CPU {figures['peak MB']:6.0f} MB   {told[0] if told else ''}")
             assert not child.returncode, told
 
 
