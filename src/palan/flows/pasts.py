@@ -114,12 +114,15 @@ class Memory:
     def hold(self, looked: Iterable[Looked]) -> None:
         """Hold these, as the newest versions of the tables have them; what is held and has not changed is kept."""
         with self._lock:
-            for each in looked:
-                version = tables.latest(self.project, each.past.table)
-                key = _digest(each.past)
-                if version is None or self._known.get(key, ("", None))[0] == version.id:
-                    continue
-                self._known[key] = (version.id, Known.of(each.past, _read(self.project, version, each.past)))
+            wanted = {_digest(each.past): each.past for each in looked}
+            newest = {name: tables.latest(self.project, name) for name in {past.table for past in wanted.values()}}
+            new = {
+                key: (version.id, Known.of(past, _read(self.project, version, past)))
+                for key, past in wanted.items()
+                if (version := newest[past.table]) is not None and self._known.get(key, ("", None))[0] != version.id
+            }
+            if new:
+                self._known = {**self._known, **new}  # at once: no request sees half of an ingest
 
     def ask(self, looked: Sequence[Looked], frame: pl.DataFrame, time: str, now: datetime) -> pl.DataFrame:
         """Return the rows with each column that is looked up: before the row's own time where it tells one, else before now."""
@@ -127,10 +130,11 @@ class Memory:
 
         from palan.data.inputs import DTYPES
 
+        held = self._known
         moments = frame[time].to_list() if time in frame.columns else [None] * frame.height
         series = []
         for each in looked:
-            _, known = self._known.get(_digest(each.past), ("", None))
+            _, known = held.get(_digest(each.past), ("", None))
             rows = frame.select(each.past.by).iter_rows(named=True) if each.past.by else ({} for _ in moments)
             nothing = 0 if each.past.how == "count" else None
             values = [nothing if known is None else known.ask(row, at or now) for row, at in zip(rows, moments, strict=True)]
