@@ -12,13 +12,14 @@ import polars as pl
 import pytest
 
 from palan.core import Field, Schema
-from palan.data.contract import Column, Contract, column_toml, narrowed, parse
+from palan.data.contract import Column, Contract, column_toml, narrowed, parse, to_toml
 from palan.data.infer import infer as infer_contract
 from palan.data.inputs import Inputs, in_python
 from palan.data.reading import LINE, REASONS
 from palan.data.verdict import Checked, Judge, once_more, verify
 from palan.errors import Invalid, PalanError
 from palan.flows import tables
+from palan.flows.contracts import export, read_document
 from palan.flows.contracts import infer as infer_files
 from palan.flows.ingest import ingest
 from palan.flows.project import open_project
@@ -349,3 +350,101 @@ class TestInferring:
         assert [(field.name, field.type) for field in contract.columns] == [("id", "int"), ("day", "date"), ("load", "float")]
         with pytest.raises(PalanError, match=r"none\.csv cannot be read"):
             infer_files(open_project(tmp_path), "trips", ["none.csv"])
+
+
+FULL = parse(
+    "weather",
+    {
+        "source": "feed/weather-*.csv",
+        "key": ["origin", "at"],
+        "time": "at",
+        "fresh": "36h",
+        "rows": "500..4000",
+        "severity": {"rows": "stop"},
+        "checks": ["dewp <= temp + 1"],
+        "rules": [{"check": "temp > -60", "severity": "warn"}],
+        "columns": {
+            "origin": "str in EWR 'New York'",
+            "at": "time rising",
+            "temp": {"type": "float? -30..120.5 °F", "meaning": "air temperature at 2 m", "nulls": "..5%", "mean": "20..90", "quantiles": {"p50": "10..20"}, "severity": {"mean": "stop", "range": "warn"}},
+            "dewp": "float?",
+            "code": "str length 3..3 matches '^[A-Z]{3}$' unique of stations.code",
+            "wind": {"type": "int 0..", "shares": {"0": "1%..30%"}},
+            "day": {"type": "date?", "nulls": "10%..20%"},
+        },
+    },
+)
+
+
+class TestOpenDataContract:
+    def test_a_contract_comes_back_as_it_was(self, tmp_path: Path) -> None:
+        (tmp_path / "palan.toml").write_text(to_toml(FULL))
+        project = open_project(tmp_path)
+        assert tables.contract_of(project, "weather") == FULL
+        path = tmp_path / "weather.odcs.yaml"
+        assert export(project, "weather", path)["columns"] == 7
+        again = read_document(path)
+        assert again["left out"] == []
+        assert parse("weather", tomllib.loads(again["toml"])["data"]["weather"]) == FULL
+        with pytest.raises(PalanError, match="there already"):
+            export(project, "weather", path)
+
+    def test_a_document_of_somebody_else_is_read_and_what_is_left_out_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "orders.yaml"
+        path.write_text(
+            """
+apiVersion: v3.0.2
+kind: DataContract
+id: orders-1
+version: 2.0.0
+status: active
+contractCreatedTs: 2024-05-01T10:00:00Z
+team: [{username: ceo}]
+slaProperties: [{property: retention, value: 3, unit: y}]
+schema:
+- name: lines
+- name: orders
+  physicalName: dw.orders
+  properties:
+  - {name: line, logicalType: integer, primaryKey: true, primaryKeyPosition: 2}
+  - {name: order, logicalType: string, primaryKey: true, primaryKeyPosition: 1, logicalTypeOptions: {minLength: 8, format: uuid}}
+  - name: price
+    logicalType: number
+    classification: public
+    description: in euros
+    logicalTypeOptions: {minimum: 0}
+    quality:
+    - {type: library, metric: nullValues, mustBeLessThan: 5, unit: percent}
+    - {type: text, description: fair}
+  - {name: address, logicalType: object, properties: [{name: street, logicalType: string}]}
+"""
+        )
+        found = read_document(path, table="orders")
+        contract = parse("orders", tomllib.loads(found["toml"])["data"]["orders"])
+        assert contract.key == ("order", "line")
+        assert contract.columns == (Field("line", "int"), Field("order", "str", length=(8, None)), Field("price", "float", True, minimum=0.0))
+        assert contract.told("price").meaning == "in euros"
+        assert found["left out"] == [
+            "contractCreatedTs",
+            "team",
+            "schema orders: physicalName",
+            "schema orders: order: logicalTypeOptions format",
+            "schema orders: price: classification",
+            "schema orders: price: quality nullValues",
+            "schema orders: price: quality text",
+            "schema orders: address: a column of type object",
+            "slaProperties retention",
+        ]
+        with pytest.raises(PalanError, match="2 tables") as caught:
+            read_document(path)
+        assert "--table lines" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [("a: [", "cannot be read"), ("- 1", "no ODCS document"), ("kind: DataContract", "no ODCS document"), ("apiVersion: v3.0.2\nkind: DataContract\nid: a\nversion: 1.0.0\nstatus: a\nextra: 1", "extra")],
+    )
+    def test_what_is_no_document_is_refused(self, tmp_path: Path, text: str, said: str) -> None:
+        path = tmp_path / "x.yaml"
+        path.write_text(text)
+        with pytest.raises(PalanError, match=said):
+            read_document(path)

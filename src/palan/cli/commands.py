@@ -898,6 +898,58 @@ def data_infer(ctx: click.Context, name: str, files: tuple[str, ...], as_json: b
     _print(verb(_open(ctx, quiet=True), name, files), as_json, show)
 
 
+@data.group("contract")
+def data_contract() -> None:
+    """A table's contract: as a document of the Open Data Contract Standard, and from one.
+
+    \b
+    Example:  palan data contract export weather weather.odcs.yaml
+              palan data contract import weather.odcs.yaml
+    """
+
+
+@data_contract.command("export")
+@click.argument("name")
+@click.argument("file")
+@_json
+@click.pass_context
+def data_contract_export(ctx: click.Context, name: str, file: str, as_json: bool) -> None:
+    """Write the contract of a table to FILE, as a document of the Open Data Contract Standard v3.
+
+    \b
+    Example:  palan data contract export weather weather.odcs.yaml
+    """
+    from pathlib import Path
+
+    from palan.flows.contracts import export as verb
+
+    _print(verb(_open(ctx, quiet=True), name, Path(file)), as_json, lambda found: click.echo(found["text"]))
+
+
+@data_contract.command("import")
+@click.argument("file")
+@click.option("--table", default="", help="Which table of the document, where it has several.")
+@_json
+def data_contract_import(file: str, table: str, as_json: bool) -> None:
+    """Read a document of the Open Data Contract Standard v3, and print the lines for palan.toml.
+
+    What the document says and palan has no word for is named.
+
+    \b
+    Example:  palan data contract import weather.odcs.yaml
+    """
+    from pathlib import Path
+
+    from palan.flows.contracts import read_document as verb
+
+    def show(found: dict[str, Any]) -> None:
+        click.echo(found["toml"], nl=False)
+        for each in found["left out"]:
+            click.echo(f"# left out: {each}")
+
+    _print(verb(Path(file), table=table), as_json, show)
+
+
 @data.group("quarantine", cls=Bare)
 def data_quarantine() -> None:
     """Rows that broke a rule: list and show them, put cells right, accept or drop rows. Without a command it lists.

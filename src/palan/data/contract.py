@@ -5,6 +5,7 @@ This file loads no data frame library, so that reading palan.toml stays quick.
 
 from __future__ import annotations
 
+import codecs
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +18,7 @@ from palan.core import Field, FieldType, Schema
 from palan.errors import NotFound, PalanError, nearest
 
 TYPES: tuple[FieldType, ...] = ("int", "float", "bool", "str", "time", "date")
-KEYS = ("source", "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns")
+KEYS = ("source", "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns", "encoding", "decimal", "dates", "nulls")
 RESERVED = "palan_"  # columns that palan adds to a quarantined row
 
 Severity = Literal["quarantine", "stop", "warn"]
@@ -65,6 +66,7 @@ class Contract(msgspec.Struct, frozen=True):
 
     `more` has the columns of which more is said than their fields can hold. `severity` is that of checks by their text,
     and of `rows` and `fresh`, where it is not the usual one. `fresh` is how old the newest row of a delivery may be.
+    `encoding`, `decimal` (`.` or `,`), `dates` (`dmy` or `mdy`) and `nulls` say how texts are written, where that is not to be found out.
     """
 
     name: str
@@ -78,6 +80,10 @@ class Contract(msgspec.Struct, frozen=True):
     more: tuple[Column, ...] = ()
     fresh: timedelta | None = None
     severity: Mapping[str, Severity] = {}
+    encoding: str = ""
+    decimal: str = ""
+    dates: str = ""
+    nulls: tuple[str, ...] = ()
 
     def told(self, name: str) -> Column:
         """Return what is said of a column besides its field."""
@@ -146,6 +152,10 @@ def parse(name: str, table: Mapping[str, Any]) -> Contract:
         more=tuple(more for _, more in read if more != Column(more.name)),
         fresh=fresh,
         severity=severity,
+        encoding=_encoding(where, _text(where, table, "encoding")),
+        decimal=_choice(where, table, "decimal", (".", ",")),
+        dates=_choice(where, table, "dates", ("dmy", "mdy")),
+        nulls=_texts(where, table, "nulls"),
     )
 
 
@@ -422,7 +432,32 @@ def column_toml(field: Field, more: Column) -> str:
     return _value({"type": text, **told}) if told else _quoted(text)
 
 
+def to_toml(contract: Contract) -> str:
+    """Return a contract as it is written in palan.toml."""
+    said: dict[str, Any] = {name: value for name, value in (("source", contract.source), ("transform", contract.transform)) if value}
+    said |= {"key": list(contract.key)} if contract.key else {}
+    said |= {"time": contract.time} if contract.time else {}
+    said |= {"rows": band_text(contract.rows)} if contract.rows != OPEN else {}
+    if contract.fresh:
+        seconds = int(contract.fresh.total_seconds())
+        unit = next(unit for unit in ("d", "h", "m") if seconds % _AGES[unit] == 0)
+        said["fresh"] = f"{seconds // _AGES[unit]}{unit}"
+    said |= {name: value for name, value in (("encoding", contract.encoding), ("decimal", contract.decimal), ("dates", contract.dates)) if value}
+    said |= {"nulls": list(contract.nulls)} if contract.nulls else {}
+    own = {name: how for name, how in contract.severity.items() if name not in contract.checks}
+    said |= {"severity": own} if own else {}
+    plain = [check for check in contract.checks if check not in contract.severity]
+    said |= {"checks": plain} if plain else {}
+    rules = [{"check": check, "severity": contract.severity[check]} for check in contract.checks if check in contract.severity]
+    said |= {"rules": rules} if rules else {}
+    lines = [f"[data.{_name(contract.name)}]", *(f"{name} = {_value(value)}" for name, value in said.items())]
+    lines += [f"[data.{_name(contract.name)}.columns]", *(f"{_name(field.name)} = {column_toml(field, contract.told(field.name))}" for field in contract.columns)]
+    return "\n".join(lines) + "\n"
+
+
 def _value(said: object) -> str:
+    if isinstance(said, list):
+        return "[" + ", ".join(_value(each) for each in said) + "]"
     if isinstance(said, Mapping):
         return "{ " + ", ".join(f"{_name(key)} = {_value(each)}" for key, each in said.items()) + " }"
     return _quoted(str(said))
@@ -492,6 +527,22 @@ def _texts(where: str, table: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise PalanError(f"{where} {key} must be a list of texts, found {value!r}", f'{key} = ["..."]')
     return tuple(value)
+
+
+def _choice(where: str, table: Mapping[str, Any], key: str, known: Sequence[str]) -> str:
+    word = _text(where, table, key)
+    if word and word not in known:
+        raise PalanError(f'{where} {key} = "{word}" is neither "{known[0]}" nor "{known[1]}"', f'{key} = "{known[1]}"')
+    return word
+
+
+def _encoding(where: str, word: str) -> str:
+    """Return the name of an encoding of text as Python knows it."""
+    try:
+        "".encode(word or "utf-8")
+        return codecs.lookup(word).name if word else ""
+    except LookupError as problem:
+        raise PalanError(f'{where} encoding = "{word}" is no encoding of text', 'encoding = "cp1252", "utf-8", "utf-16"') from problem
 
 
 def _one_of(name: str, known: Sequence[str]) -> str:

@@ -1,14 +1,16 @@
-"""Contracts as a whole: inferred from files."""
+"""Contracts as a whole: inferred from files, written and read as documents of the Open Data Contract Standard."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palan.core import Field, counted
 from palan.data.contract import Contract
-from palan.errors import NotFound, PalanError
+from palan.errors import Conflict, Invalid, MissingExtra, NotFound, PalanError
+from palan.flows import tables
 from palan.flows.look import column_of, header
 from palan.flows.project import Project
 
@@ -73,3 +75,78 @@ def _texts(project: Project, path: Path) -> pl.DataFrame:
     frame = parse_file(data, path.suffix, Contract(path.stem, tuple(Field(each, "str", True) for each in header(data))))
     frame = frame.filter(frame[BROKEN].is_null()) if BROKEN in frame.columns else frame
     return frame.drop([each for each in (LINE, BROKEN) if each in frame.columns])
+
+
+def export(project: Project, name: str, path: Path) -> dict[str, Any]:
+    """Write the contract of a table as an ODCS document.
+
+    Raises:
+        NotFound: no such table.
+        Conflict: the file is there already.
+        PalanError: the table has no columns, or the document would not be one of the standard.
+    """
+    yaml = _yaml()
+    from palan.data.odcs import to_odcs
+
+    contract = tables.contract_of(project, name)
+    newest = tables.latest(project, name)
+    document = to_odcs(contract, version=f"{newest.number if newest else 1}.0.0", id=f"{project.config.name}-{name}")
+    _check(document, f'the contract of "{name}"')
+    if path.exists():
+        raise Conflict(f"{path} is there already", "give another name")
+    try:
+        path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise PalanError(f"{path} cannot be written: {error.strerror}", "give a place that is there") from error
+    return {"data": name, "file": str(path), "columns": len(contract.columns), "text": f"{name}: {counted(len(contract.columns), 'column')} in {path}"}
+
+
+def read_document(path: Path, *, table: str = "") -> dict[str, Any]:
+    """Read a table of an ODCS document: lines for palan.toml, and what the document says besides.
+
+    Raises:
+        PalanError: the file is no ODCS v3 document, has no such table, or says of a column what no contract can.
+    """
+    yaml = _yaml()
+    from palan.data.contract import parse, to_toml
+    from palan.data.odcs import from_odcs
+
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _plain(yaml))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        raise PalanError(f"{path} cannot be read: {said}", "give a YAML file of the Open Data Contract Standard, v3") from error
+    _check(document, str(path))
+    name, said_, left = from_odcs(document, table=table)
+    if not said_.get("source") and not said_.get("transform"):
+        said_["source"] = f"feed/{name}*.csv"
+    contract = parse(name, said_)
+    return {"data": name, "toml": to_toml(contract), "columns": len(contract.columns), "left out": left}
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtra("pyyaml", "odcs", "an Open Data Contract") from None
+    return yaml
+
+
+def _plain(yaml: Any) -> Any:
+    """Return a loader that leaves times as they are written, as JSON would."""
+    resolvers = {first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")] for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    return type("_Plain", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+
+
+def _check(document: object, what: str) -> None:
+    try:
+        import jsonschema
+    except ImportError:
+        raise MissingExtra("jsonschema", "odcs", "an Open Data Contract") from None
+    import json
+
+    schema = json.loads(resources.files("palan.flows").joinpath("odcs/odcs-json-schema-v3.1.0.json").read_text(encoding="utf-8"))
+    problem = jsonschema.exceptions.best_match(jsonschema.Draft201909Validator(schema).iter_errors(document))
+    if problem is not None:
+        place = " ".join(str(each) for each in problem.absolute_path)
+        raise Invalid(f"{what} is no ODCS document: {place + ': ' if place else ''}{problem.message[:200]}", "https://bitol-io.github.io/open-data-contract-standard", field=place)
