@@ -406,6 +406,7 @@ def test_what_is_no_frame_is_refused_and_a_check_that_asks_other_rows_too() -> N
 
 TABLE_RULES = {"rows", "missing column", "extra columns", "fresh", "{which} of {name}"}
 LINES = {"text"}  # what is wrong with a line of a file is a text of its reader: test_a_line_that_cannot_be_read_is_broken_and_counted
+OF_READING = {"source", "transform", "encoding", "decimal", "dates", "nulls"}  # where rows come from and how text becomes values: no rules
 COUNTED = {"rule.text"}  # not a rule but the count of one
 
 
@@ -422,7 +423,8 @@ def test_every_rule_has_cells() -> None:
     assert not have - written["_Rule"], f"cells of rules that are not: {sorted(have - written['_Rule'])}"
     assert written["RowRule"] == COUNTED
     assert written["TableRule"] == TABLE_RULES, f"rules of tables without cells: {sorted(written['TableRule'] - TABLE_RULES)}"
-    assert set(KEYS) == {"source", "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns"}, "a setting of [data.NAME] without cells"
+    rules = {"key", "time", "checks", "rules", "rows", "fresh", "severity", "columns"}
+    assert set(KEYS) == rules | OF_READING, f"settings of [data.NAME] without cells: {sorted(set(KEYS) - rules - OF_READING)}"
     assert {*ROW_RULES, *TABLE_BANDS} == {"type", "missing", "range", "in", "matches", "length", "unique", "rising", "of", "nulls", "mean", "quantiles", "shares"}, "a rule of a column without cells"
     assert set(Field.__struct_fields__) == {"name", "type", "nullable", "minimum", "maximum", "values", "unit", "item", "fields", "pattern", "length"}, "a part of a column without cells"
     kinds = {parse("table", {"source": "x", **case.table}).columns[-1].type for case in CASES.values()}
