@@ -13,6 +13,7 @@ import pytest
 
 from palan.core import Field, Schema
 from palan.data.contract import Column, Contract, column_toml, narrowed, parse, to_toml
+from palan.data.evolution import changes
 from palan.data.infer import infer as infer_contract
 from palan.data.inputs import Inputs, in_python
 from palan.data.reading import LINE, REASONS
@@ -21,6 +22,7 @@ from palan.errors import Invalid, PalanError
 from palan.flows import tables
 from palan.flows.contracts import export, read_document
 from palan.flows.contracts import infer as infer_files
+from palan.flows.evolve import contract_diff
 from palan.flows.ingest import ingest
 from palan.flows.project import open_project
 
@@ -448,3 +450,80 @@ schema:
         path.write_text(text)
         with pytest.raises(PalanError, match=said):
             read_document(path)
+
+
+class TestEvolving:
+    @pytest.mark.parametrize(
+        ("before", "after", "kind", "unsafe"),
+        [
+            ("float", None, "breaking", True),
+            (None, "float?", "full", False),
+            (None, "float", "forward", False),
+            ("int", "float", "backward", False),
+            ("float", "int", "breaking", True),
+            ("float", "float?", "backward", True),
+            ("float?", "float", "forward", False),
+            ("float 0..9", "float 0..10", "backward", False),
+            ("float 0..9", "float 1..9", "forward", False),
+            ("float 0..9", "float 5..", "breaking", False),
+            ("float °F", "float °C", "semantic", True),
+            ("str in A B", "str in A B C", "backward", True),
+            ("str in A B", "str in A", "forward", False),
+            ("str in A B", "str in B A", "full", False),
+            ("str", "str in A", "forward", False),
+            ("str matches '^A'", "str", "backward", False),
+            ("str length ..3", "str length ..2", "forward", False),
+            ("int", "int unique", "forward", False),
+            ("int rising", "int", "backward", False),
+            ("int", "int of a.b", "forward", False),
+            ({"type": "float", "meaning": "gross"}, {"type": "float", "meaning": "net"}, "semantic", True),
+            ({"type": "float", "mean": "1..2"}, {"type": "float", "mean": "1..3"}, "full", False),
+        ],
+    )
+    def test_each_change_is_of_one_kind(self, before: Any, after: Any, kind: str, unsafe: bool) -> None:
+        old, new = (table({"k": "int", **({"x": said} if said else {})}) for said in (before, after))
+        assert [(change.column, change.kind, change.unsafe) for change in changes(old, new)] == [("x", kind, unsafe)]
+        assert changes(new, new) == []
+
+    def test_a_change_names_whom_it_breaks_before_it_happens(self, tmp_path: Path) -> None:
+        (tmp_path / "palan.toml").write_text(
+            TOML
+            + """
+[data.summary]
+transform = "made.py:summary"
+columns = { load = "float" }
+[models.price]
+model = "model.py:Price"
+data = "trips"
+features = "features.py"
+inputs = ["plane"]
+[models.late]
+model = "model.py:Price"
+data = "summary"
+inputs = ["load"]
+"""
+        )
+        (tmp_path / "made.py").write_text("def summary(trips):\n    return trips.select('load')\n")
+        (tmp_path / "features.py").write_text("def heavy(load):\n    return load > 10\n\ndef very(heavy):\n    return heavy\n\ndef other(plane):\n    return plane\n")
+        (tmp_path / "model.py").write_text("class Price:\n    def decide(self, rows):\n        return rows\n")
+        feed = tmp_path / "feed"
+        feed.mkdir()
+        (feed / "planes.csv").write_text("tail\nN1\n")
+        (feed / "trips-1.csv").write_text("id,at,plane,load\n1,2026-01-01T00:00Z,N1,15\n")
+        project = open_project(tmp_path)
+        ingest(project)
+        assert contract_diff(project, "trips")["changes"] == []
+        assert "no version" in contract_diff(project, "summary")["text"]
+        text = (tmp_path / "palan.toml").read_text()
+        (tmp_path / "palan.toml").write_text(text.replace('load = { type = "float?"', 'load = { type = "float? kg"').replace("tail = \"str matches '^N[0-9]+$'\"", 'code = "str?"'))
+        project = open_project(tmp_path)
+        found = contract_diff(project, "trips")
+        assert [(each["kind"], each["breaks"]) for each in found["changes"]] == [("semantic", ["model price", "feature heavy of model price", "feature very of model price", "transformation summary", "model late"])]
+        assert found["text"].startswith("1 change since trips@1, which may break model price, feature heavy of model price")
+        assert contract_diff(project, "planes")["breaks"] == ["data trips"]
+        told: list[str] = []
+        project.tell = told.append
+        (feed / "trips-2.csv").write_text("id,at,plane,load\\n2,2026-01-01T00:00Z,N1,15\\n")
+        ingest(project, "trips")
+        assert told[0].startswith("trips: load is in kg, and was in no unit: may break model price, feature heavy")
+        assert contract_diff(project, "trips")["changes"] == []

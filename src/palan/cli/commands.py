@@ -785,8 +785,6 @@ def gc_command(ctx: click.Context, dry_run: bool, older_than: str, as_json: bool
         click.echo(f"{counted(len(found['blobs']), 'blob')} and {counted(len(found['files']), 'temporary file')} {would}: {found['bytes']:,} bytes")
         for each in found["streams"]:
             click.echo(f"{counted(each['segments'], 'segment')} of {each['stream']} {'would be' if dry_run else 'are'} one file")
-        if found["kept"]:
-            click.echo(found["kept"])
 
     _print(verb(_open(ctx, quiet=as_json), dry_run=dry_run, older_than=_config_value("duration", older_than)), as_json, show)
 
@@ -900,12 +898,39 @@ def data_infer(ctx: click.Context, name: str, files: tuple[str, ...], as_json: b
 
 @data.group("contract")
 def data_contract() -> None:
-    """A table's contract: as a document of the Open Data Contract Standard, and from one.
+    """A table's contract: what a change of it breaks; as a document of the Open Data Contract Standard, and from one.
 
     \b
-    Example:  palan data contract export weather weather.odcs.yaml
+    Example:  palan data contract diff weather
+              palan data contract export weather weather.odcs.yaml
               palan data contract import weather.odcs.yaml
     """
+
+
+@data_contract.command("diff")
+@click.argument("name")
+@_json
+@click.pass_context
+def data_contract_diff(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Say how the contract in palan.toml differs from the one that the newest version was judged by, and what that breaks.
+
+    Each change is full, backward, forward, breaking or semantic; of one that is not safe, the models, features,
+    transformations and tables are named that use the column. The exit code is then 1.
+
+    \b
+    Example:  palan data contract diff weather
+    """
+    from palan.flows.evolve import contract_diff as verb
+
+    def show(found: dict[str, Any]) -> None:
+        click.echo(found["text"])
+        for each in found["changes"]:
+            click.echo(f"  {each['kind']:<9} {each['text']}" + (f": may break {', '.join(each['breaks'])}" if each["breaks"] else ""))
+
+    found = verb(_open(ctx, quiet=True), name)
+    _print(found, as_json, show)
+    if found["breaks"]:
+        ctx.exit(1)
 
 
 @data_contract.command("export")

@@ -126,6 +126,12 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     parts = list(newest.parts) if newest else []
     masks = tables.masks_of(project, newest) if newest else {}
     contract, said = tables.contract_of(project, name), tables.rules_digest(project, name)
+    if newest and newest.verdict.get("contract", said) != said:
+        from palan.flows.evolve import contract_diff
+
+        for change in contract_diff(project, name)["changes"]:
+            if change["breaks"]:
+                project.tell(f"{name}: {change['text']}: may break {', '.join(change['breaks'])}")
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     changed = newest is not None and newest.verdict.get("contract", said) != said
     total, reports, quarantines = newest.rows if newest else 0, [], []

@@ -36,8 +36,11 @@ PART_ROWS = 1_000_000
 PART_BYTES = 256 << 20
 """What a part holds at most, before it is compressed, and a batch: enough for few parts, little enough for memory."""
 
-RULES = ("columns", "checks", "rules", "severity")
+RULES = ("columns", "checks", "rules", "severity", "decimal", "dates", "nulls")
 """The part of `[data.NAME]` that rows are judged by."""
+
+JUDGED = "judged by"
+"""Where a data version keeps, in its verdict, what palan.toml said of the table when its rows were judged."""
 
 SUSPECT = "suspect"
 """Where a data version keeps what the data doctor suspects, in its verdict."""
@@ -333,7 +336,7 @@ def add_version(
         added,
         run,
         dict(sources),
-        dict(verdict),
+        {JUDGED: {key: value for key, value in project.data(data).table.items() if key in contracts.KEYS}, **verdict},
         dict(masks),
     )
     project.store.records.add(version)
