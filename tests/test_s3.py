@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from palan.core import digest
 from palan.errors import Corrupt, NotFound, PalanError
@@ -21,6 +23,7 @@ from palan.flows.backup import backup, restore
 from palan.flows.config import load
 from palan.flows.gc import SEGMENTS, gc
 from palan.flows.project import open_project, record
+from palan.flows.track import start
 from palan.flows.verify import verify
 from palan.stores.contract import Blobs
 from palan.stores.files import FileBlobs
@@ -91,6 +94,49 @@ def test_a_large_file_goes_and_comes_in_parts(tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
     blobs.put(given)
     assert blobs.verify(key) == given.stat().st_size
+
+
+def test_what_nothing_names_is_swept_in_two_steps_and_what_is_put_in_between_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "palan.toml").write_text(f'[project]\nname = "x"\nblobs = "{address(tmp_path)}"\n')
+    project, now = open_project(tmp_path), datetime.now(UTC)
+    blobs = project.store.blobs
+
+    def swept(days: float) -> list[str]:
+        return [each["blob"] for each in gc(replace(project, clock=lambda: now + timedelta(days=days)))["blobs"]]
+
+    def aside() -> list[str]:
+        return [each["path"] for page in obstore.list(blobs._store, prefix="aside") for each in page]
+
+    with start("x", project=project) as run:
+        kept = run.artifact(b"weights", "model.bin")
+    loose, again = blobs.put(b"loose"), blobs.put(b"contended")
+    assert swept(0.9) == []
+    copy, put = obstore.copy, obstore.put
+
+    def copying(store: Any, name: str, to: str) -> None:
+        copy(store, name, to)
+        if to == f"aside/{again}":  # it comes in the worst moment: the blob was found old, and is about to go
+            assert s3.S3Blobs(address(tmp_path)).put(b"contended") == again
+
+    with monkeypatch.context() as patched:
+        patched.setattr(obstore, "copy", copying)
+        assert sorted(swept(2)) == sorted([loose, again])
+    assert again not in blobs.names() and {f"aside/{loose}", f"aside/{again}"} == set(aside())
+    with start("y", project=project) as run:
+        run._tell("artifact", {"named": (again, 9)})  # whoever had put it names it now
+    assert swept(2.1) == [] and again in blobs.names()
+    assert swept(4) == [] and aside() == [] and set(blobs.names()) >= {kept, again}
+    assert blobs.get(again) == b"contended" and blobs.get(kept) == b"weights" and not blobs.has(loose)
+    assert verify(project)["findings"] == []
+
+    blobs.remove(again, now + timedelta(days=2))
+    assert blobs.get(again) == b"contended"  # what was put aside is read as before
+    written: list[str] = []
+    monkeypatch.setattr(obstore, "put", lambda store, name, *args, **how: (written.append(how.get("mode", "anew")), put(store, name, *args, **how))[1])
+    for hours, how in ((0.5, ["create"]), (1.5, ["create", "anew"])):  # an old one is written again, so that it tells when it was put
+        monkeypatch.setattr(s3, "utcnow", lambda hours=hours: datetime.now(UTC) + timedelta(hours=hours))
+        written.clear()
+        assert blobs.put(b"contended") == again and written == how
 
 
 def test_a_file_that_changes_while_it_is_stored_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

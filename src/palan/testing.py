@@ -729,7 +729,11 @@ class BlobsSuite:
             key = blobs.put(data)
             assert key == digest(data) == blobs.put(data)
             assert blobs.has(key) and blobs.get(key) == data
+            now = datetime.now(UTC)
+            assert blobs.touch(key) and blobs.remove(key, now - timedelta(minutes=1)) is None and not list(blobs.unused(now - timedelta(minutes=1)))
+            assert dict(blobs.unused(now + timedelta(days=1)))[key] == len(data)
             assert self.open(tmp_path).get(key) == data
+        assert not blobs.touch(digest(b"never put"))
 
     def test_files_are_streamed_in_and_out(self, tmp_path: Path) -> None:
         blobs = self.open(tmp_path / "store")

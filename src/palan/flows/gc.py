@@ -2,7 +2,8 @@
 
 A blob is put before the record that names it, so one that nothing names may belong to work that still goes on: only those
 that were last put longer ago than a grace time are swept. Putting one that is there counts, and none is removed while another
-process puts one. Runs that were deleted longer ago than that are freed, with what only they named. Each removal stands alone: a sweep that was killed has removed less.
+process puts one; in a bucket they go in two steps. Runs that were deleted longer ago than that are freed, with what only
+they named. Each removal stands alone: a sweep that was killed has removed less.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from palan.flows.fold import STREAM, TRACK, fold, forget_vouched, tracked
 from palan.flows.project import Project, record
 from palan.flows.verify import NOUNS, blobs_of
 from palan.runs.run import Curve, Drawn, Folded, Keyset, Run
-from palan.stores.contract import Blocks
-from palan.stores.files import FileBlobs
+from palan.stores.contract import Blobs, Blocks
 from palan.stores.segments import SegmentBlocks
 
 GRACE = timedelta(days=1)
@@ -50,9 +50,8 @@ def gc(project: Project, *, dry_run: bool = False, older_than: timedelta = GRACE
     now = project.clock()
     before = now - older_than
     blobs = project.store.blobs
-    kept = project.config.blobs
     freed = free(project, before, dry_run=dry_run)  # first: then nothing names their blobs
-    swept = {} if not isinstance(blobs, FileBlobs) else _blobs(project, blobs, before, dry_run)
+    swept = _blobs(project, blobs, before, dry_run)
     files = _files(project.folder, min(before, now - WRITING), dry_run)
     streams = _streams(project, before, dry_run)
     if not dry_run:
@@ -64,7 +63,6 @@ def gc(project: Project, *, dry_run: bool = False, older_than: timedelta = GRACE
         "files": [{"file": str(path), "bytes": size} for path, size in files.items()],
         "streams": [{"stream": name, "segments": segments, "frames": frames} for name, segments, frames in streams],
         "bytes": sum(swept.values()) + sum(files.values()),
-        "kept": f"blobs in {kept} are left to the bucket: nothing there tells when one was put last" if kept else "",
     }
     if not dry_run and (freed or swept or files or streams):
         told: dict[str, Any] = {"blobs": len(swept), "files": len(files), "bytes": found["bytes"], "segments": sum(segments for _, segments, _ in streams)}
@@ -73,13 +71,14 @@ def gc(project: Project, *, dry_run: bool = False, older_than: timedelta = GRACE
     return found
 
 
-def _blobs(project: Project, blobs: FileBlobs, before: datetime, dry_run: bool) -> dict[str, int]:
-    old = {key: size for key in blobs.names() if (size := blobs.unused_since(key, before)) is not None}
+def _blobs(project: Project, blobs: Blobs, before: datetime, dry_run: bool) -> dict[str, int]:
+    old = dict(blobs.unused(before))
     fold(project)  # what processes logged names blobs too
     named = _named(project)  # after the blobs were listed: whatever was named meanwhile is seen
     loose = {key: size for key, size in old.items() if key not in named}
     if dry_run:
         return loose
+    blobs.settle(named, before)
     project.tell(f"{len(loose):,} of {len(old):,} blobs are named by nothing")
     return {key: size for key in loose if (size := blobs.remove(key, before)) is not None}
 

@@ -9,7 +9,6 @@ from palan.errors import Invalid
 from palan.flows.fold import STREAM, revive
 from palan.flows.project import Project
 from palan.flows.send import FORMAT
-from palan.stores.files import FileBlobs
 from palan.stores.mirrors import Mirrors
 
 UPLOAD = timedelta(minutes=10)
@@ -40,8 +39,7 @@ class Receiver:
 
     def has(self, digest: str) -> bool:
         """Tell whether a blob is here, which then counts as put now: it is about to be named."""
-        blobs = self.project.store.blobs
-        return blobs.touch(digest) if isinstance(blobs, FileBlobs) else blobs.has(digest)
+        return self.project.store.blobs.touch(digest)
 
     def keep(self, file: Path, segment: str) -> None:
         """Keep a blob that came whole; the process of the segment lives, although it waits."""

@@ -253,6 +253,22 @@ class Blobs(ABC):
         """Yield the digest of every blob that is there."""
 
     @abstractmethod
+    def touch(self, key: str) -> bool:
+        """Tell whether the blob is there and counts as put now: else whoever is about to name it has to put it."""
+
+    @abstractmethod
+    def unused(self, before: datetime) -> Iterator[tuple[str, int]]:
+        """Yield the digest and the size of every blob that was last put before then; putting one that is there counts."""
+
+    @abstractmethod
+    def remove(self, key: str, before: datetime) -> int | None:
+        """Remove a blob that nothing names, unless it was put since `before`; return how many bytes are gone, None if it stays."""
+
+    def settle(self, named: Collection[str], before: datetime) -> None:
+        """Forget for good what was removed before then, and bring back what is named all the same: where removing takes two steps."""
+        return None
+
+    @abstractmethod
     def verify(self, key: str) -> int:
         """Read the blob through, a piece at a time, and return its size; raise as `get` does."""
 

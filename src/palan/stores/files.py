@@ -186,7 +186,6 @@ class FileBlobs(Blobs):
             write()
 
     def touch(self, key: str) -> bool:
-        """Tell whether the blob is there, which then counts as put now: who asks is about to name it."""
         with self._locked(fcntl.LOCK_SH), suppress(FileNotFoundError, PermissionError):  # another user's is to be put anew
             os.utime(self.place(key))
             sync_folder(self.place(key).parent)
@@ -216,8 +215,10 @@ class FileBlobs(Blobs):
             return None
         return found.st_size if found.st_mtime < before.timestamp() else None
 
+    def unused(self, before: datetime) -> Iterator[tuple[str, int]]:
+        return ((key, size) for key in self.names() if (size := self.unused_since(key, before)) is not None)
+
     def remove(self, key: str, before: datetime) -> int | None:
-        """Remove a blob that nothing names, unless it was put since `before`; return how many bytes are gone, None if it stays."""
         with self._locked(fcntl.LOCK_EX):  # nobody is about to put it
             size = self.unused_since(key, before)
             if size is not None:

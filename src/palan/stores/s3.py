@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
+from palan.core import utcnow
 from palan.errors import Corrupt, MissingExtra, NotFound, PalanError
 from palan.stores import BUCKET
 from palan.stores.contract import Blobs
@@ -26,11 +28,20 @@ try:
 except ImportError as error:
     raise MissingExtra("obstore", "s3", "a store on S3") from error
 
+T = TypeVar("T")
+
 PART = 8 << 20
 """Bytes that are sent in one request; `AT_ONCE` of them are in memory at the most."""
 
 AT_ONCE = 4
 MOST_PARTS = 9_000  # of 10,000 that an upload may have
+MOST_COPIED = 5 << 30
+"""The largest object that a server copies in one request: larger ones are not swept."""
+
+YOUNG = timedelta(hours=1)
+"""How long after it was written a blob that is put again is left as it is: an older one is written anew, so that it tells when."""
+
+ASIDE = "aside/"
 PROBE = "create-if-absent.probe"
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
@@ -88,13 +99,64 @@ class S3Blobs(Blobs):
         """Store what `read` yields, once."""
         if size <= PART:
             data = b"".join(read())
-            if not self._create(key, data) and not is_sound(self, key):
+            if not self._create(key, data) and not self._is_put(key):
                 with self._explained():
                     obstore.put(self._store, key, data, use_multipart=False)
-        elif not is_sound(self, key):
+        elif not self._is_put(key):
             # An upload in parts takes no condition. Nor need it one: whoever else stores this name stores the same bytes.
             with self._explained():
                 obstore.put(self._store, key, iter(read()), chunk_size=max(PART, size // MOST_PARTS), max_concurrency=AT_ONCE)
+
+    def _is_put(self, key: str) -> bool:
+        """Tell whether the object is there, whole, and so young that it counts as put now; else it is written again."""
+        return self.touch(key) and is_sound(self, key)
+
+    def _head(self, name: str) -> tuple[datetime, int] | None:
+        """Return when an object was written, by the server's clock, and its size; None if there is none."""
+        try:
+            with self._explained(name):
+                found = obstore.head(self._store, name)
+        except NotFound:
+            return None
+        return found["last_modified"], found["size"]
+
+    def touch(self, key: str) -> bool:
+        found = self._head(self._name(key))
+        return found is not None and found[0] > utcnow() - YOUNG
+
+    def unused(self, before: datetime) -> Iterator[tuple[str, int]]:
+        with self._explained():
+            for page in obstore.list(self._store):
+                yield from ((each["path"], each["size"]) for each in page if is_digest(each["path"]) and each["last_modified"] < before - YOUNG)
+
+    def remove(self, key: str, before: datetime) -> int | None:
+        """Put a blob aside. No server removes an object on the condition that nobody wrote it since: who reads one that was
+        written in between is given what was put aside, until `settle` brings it back or removes it."""
+        found = self._head(self._name(key))
+        if found is None or found[0] >= before - YOUNG or found[1] > MOST_COPIED:
+            return None
+        with self._explained(key):
+            obstore.copy(self._store, key, ASIDE + key)
+            obstore.delete(self._store, key)
+        return found[1]
+
+    def settle(self, named: Collection[str], before: datetime) -> None:
+        with self._explained():
+            aside = [(each["path"], each["last_modified"]) for page in obstore.list(self._store, prefix=ASIDE.rstrip("/")) for each in page]
+            for path, since in aside:
+                key = path.removeprefix(ASIDE)
+                if key in named and self._head(key) is None:
+                    obstore.copy(self._store, path, key)
+                if since < before:  # not sooner: another sweep may be about to remove what is in its place
+                    obstore.delete(self._store, path)
+
+    def _bring_back(self, key: str) -> bool:
+        """Copy back a blob that was put aside, and is asked for."""
+        if self._head(ASIDE + key) is None:
+            return False
+        with self._explained(key):
+            obstore.copy(self._store, ASIDE + key, key)
+        return True
 
     def _create(self, name: str, data: bytes) -> bool:
         """Make the object; False, and nothing is changed, if its name is taken."""
@@ -106,6 +168,9 @@ class S3Blobs(Blobs):
         return True
 
     def get(self, key: str, into: Path | None = None) -> bytes:
+        return self._found(key, lambda: self._get(key, into))
+
+    def _get(self, key: str, into: Path | None) -> bytes:
         with self._explained(key):
             if into is None:
                 return b"".join(proven(key, [bytes(obstore.get(self._store, self._name(key)).bytes())], self._place(key)))
@@ -121,12 +186,7 @@ class S3Blobs(Blobs):
         return proven(key, obstore.get(self._store, self._name(key)).stream(min_chunk_size=CHUNK), self._place(key))
 
     def has(self, key: str) -> bool:
-        try:
-            with self._explained(key):
-                obstore.head(self._store, self._name(key))
-        except NotFound:
-            return False
-        return True
+        return self._head(self._name(key)) is not None or self._bring_back(key)
 
     def names(self) -> Iterator[str]:
         with self._explained():
@@ -134,8 +194,20 @@ class S3Blobs(Blobs):
                 yield from (each["path"] for each in page if is_digest(each["path"]))
 
     def verify(self, key: str) -> int:
+        return self._found(key, lambda: self._verify(key))
+
+    def _verify(self, key: str) -> int:
         with self._explained(key):
             return sum(len(chunk) for chunk in self._read(key))
+
+    def _found(self, key: str, read: Callable[[], T]) -> T:
+        """Read a blob; once more if it was put aside, and is back now."""
+        try:
+            return read()
+        except NotFound:
+            if not is_digest(key) or not self._bring_back(key):
+                raise
+            return read()
 
     def _name(self, key: str) -> str:
         if not is_digest(key):
