@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -46,8 +48,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         with start("big", name="part", project=project):
             pass
     with start("odd", name=NASTY, project=project, **{NASTY: NASTY, LONG: "x" * 3000}) as run:
-        for value in (1.0, 2.0):
-            run.log({LONG: value, NASTY: value, "=1+1": float("nan")})
+        for value in (1.0, 2.0, 3.0):
+            run.log({LONG: value, NASTY: value, "=1+1": float("nan"), "endless": value if value < 3 else -math.inf})
         run.tags({NASTY: "=HYPERLINK(1)"})
     return project
 
@@ -223,6 +225,10 @@ def test_many_lines_are_drawn_in_little_space() -> None:
     assert len(drawing) < 20_000 and drawing.count("<path") == 24
     assert charts.curves([{"steps": [1, 2], "values": [None, None]}], key="a", title="a") == ""
     assert "nan" not in charts.curves([{"steps": [3], "values": [0.0]}], key="a", title="a")
+    for values in product((0.0, 1.0, math.inf, -math.inf, math.nan, 1e308, -1e308, 5e-324), repeat=3):
+        for curve in ({"steps": [0, 1, 2], "values": values}, {"steps": [0, 1, 2], "least": values, "largest": values}):
+            drawn = charts.curves([curve], key="a", title="a")
+            assert bool(drawn) == any(abs(value) < 1e300 for value in values) and "inf" not in drawn and "nan" not in drawn
 
 
 def test_in_a_browser_curves_are_drawn_zoomed_and_followed(chromium: Any, site: httpx.Client, project: Project, going_on: LiveRun) -> None:

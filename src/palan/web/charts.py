@@ -17,6 +17,7 @@ from palan.core import figure, unstamp
 from palan.web.views import IncumbentLine, Loss, Mark, Series
 
 _WIDTH = 1000  # of the inner drawing, in its own units
+_HIGHEST = 1e300  # beyond, the span of a chart would be infinite
 _FEW = 20  # lines up to which each is drawn with its extremes
 _LANE = 16  # pixels of one line of labels over a chart
 _LANES = 5
@@ -361,8 +362,8 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def curves(found: Sequence[Mapping[str, Any]], *, key: str, title: str, height: int = 150) -> str:
-    """Return curves over steps, each {"steps", "values"} or {"steps", "least", "largest"}; lines beyond the eighth share colours."""
-    lines = [_zigzag(each) if len(found) < _FEW else _middle(each) for each in found]
+    """Return curves over steps, each {"steps", "values"} or {"steps", "least", "largest"}; lines beyond the eighth share colours, and are dashed or dotted."""
+    lines = [[(step, _drawable(value)) for step, value in (_zigzag(each) if len(found) < _FEW else _middle(each))] for each in found]
     known = [value for line in lines for _, value in line if value is not None]
     if not known:
         return ""
@@ -385,6 +386,11 @@ def curves(found: Sequence[Mapping[str, Any]], *, key: str, title: str, height: 
     description += f" over the steps {number(first)} to {number(last)}, between {number(min(known))} and {number(max(known))}."
     scale = _axis([(8 + _y(tick, low, high, height), label) for tick, label in zip(levels, labels(levels), strict=True)], height + 30)
     return f"<div class=\"plot-area\">{scale}{_open('line-chart', height + 30, key, title, description)}{grid}{_inner(8, height, ''.join(paths))}{axis}</svg></div>"
+
+
+def _drawable(value: float | None) -> float | None:
+    """Return a value that has a place in a chart: an infinite one is a gap, as one that is no number."""
+    return value if value is not None and abs(value) < _HIGHEST else None
 
 
 def line_class(place: int) -> str:
