@@ -289,7 +289,7 @@ class TestReadingFiles:
             (".csv", b"", "empty"),
             (".csv", b" \n", "empty"),
             (".csv", b"origin,temp\nEWR,\x00\n", "zero bytes"),
-            (".csv", b"origin,temp\nEWR,\xe9\n", "line 2 is not UTF-8"),
+            (".csv", b"origin,temp\n\xc3\xa9,1\nEWR,\xe9\n", "line 3 is not UTF-8"),
             (".csv", b"origin,origin\nEWR,JFK\n", 'two columns of the file are named "origin"'),
             (".csv", b"origin,\nEWR,JFK\n", "column 2 of the file has no name"),
             (".csv", b'origin,temp\n"EWR,1\n', "line 2 is not CSV"),

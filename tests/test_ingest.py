@@ -193,7 +193,7 @@ def whole_parquet() -> bytes:
         pytest.param("new.csv", b"place,at,tmp,dewp\nEWR,2026-01-01T00:00:00Z,1,1\n", 'no column "temp"', id="a column of another name"),
         pytest.param("new.csv", b"place,at,temp,temp,dewp\nEWR,2026-01-01T00:00:00Z,1,2,1\n", 'named "temp"', id="two columns of one name"),
         pytest.param("new.csv", bytes(range(256)) * 8, "holds zero bytes", id="a binary file"),
-        pytest.param("new.csv", HEAD.encode() + b"EWR,2026-01-01T00:00:00Z,40,caf\xe9\n", "line 2 is not UTF-8", id="Latin-1"),
+        pytest.param("new.csv", HEAD.encode() + b"EWR,2026-01-01T00:00:00Z,40,caf\xe9\nEWR,2026-01-01T01:00:00Z,40,caf\xc3\xa9\n", "line 3 is UTF-8 text, and other lines are not", id="Latin-1 among UTF-8"),
         pytest.param("new.csv", HEAD.encode() + b'"EWR,2026-01-01T00:00:00Z,40,30\n', "quote", id="a quote that never ends"),
         pytest.param("new.parquet", whole_parquet()[:-9], "cut off", id="a truncated Parquet file"),
         pytest.param("new.parquet", b"PAR1" + bytes(60) + b"PAR1", "damaged", id="a damaged Parquet file"),

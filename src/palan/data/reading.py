@@ -6,13 +6,17 @@ marked in `palan_broken`, for quarantine.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import IO, Any
+from pathlib import PurePath
+from typing import IO, Any, cast
 
 import msgspec
 import numpy as np
@@ -37,6 +41,12 @@ OBJECTS = 4 << 20
 LONGEST = 256 << 20
 """Bytes that one row of text may have: beyond, the file is no table, or a quote in it never ends."""
 
+EXPANSION = 200
+"""How many times its size a compressed file may expand."""
+
+LEAST = 1 << 30
+"""Bytes to which any compressed file may expand."""
+
 ROWS = 500_000
 """Rows of a Parquet file that are read at a time."""
 
@@ -52,8 +62,48 @@ def keys_alone(file: IO[bytes], suffix: str, contract: Contract) -> Iterator[pl.
             yield from pl.scan_parquet(file).select(contract.key).collect_batches(chunk_size=ROWS, maintain_order=True)
 
 
-def batches(file: IO[bytes], suffix: str, contract: Contract) -> Iterator[pl.DataFrame]:
-    """Read a delivered file, open at its start: `suffix` is .csv, .parquet, .ndjson or .jsonl.
+def suffix_of(name: str) -> str:
+    """Return what a file is by its name: of a compressed one, what lies within."""
+    return PurePath(name.lower().removesuffix(".gz")).suffix
+
+
+def expanded(file: IO[bytes], name: str, size: int) -> IO[bytes]:
+    """Return a file of this name and size as it is to be read: a compressed one expands while it is read, within bounds."""
+    return cast(IO[bytes], _Expanded(file, name, size)) if name.lower().endswith(".gz") else file
+
+
+class _Expanded(gzip.GzipFile):
+    """A .gz file that is refused where it expands beyond all measure."""
+
+    def __init__(self, file: IO[bytes], name: str, size: int) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._most = max(size * EXPANSION, LEAST)
+        self._called = name
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            text = super().read(size)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
+            raise PalanError(f"{self._called} is cut off or damaged: {first_line(problem)}", "deliver it again, whole; nothing was taken in") from problem
+        if self.tell() > self._most:
+            raise PalanError(
+                f"{self._called} expands to more than {self._most >> 20:,} MB, {EXPANSION} times its size", "if it is no mistake, deliver it expanded: gunzip"
+            )
+        return text
+
+
+class Layout(msgspec.Struct, omit_defaults=True):
+    """How a file is written, filled in while it is read: `skipped` lines came before the header, `renamed` are names of
+    columns that differ from the contract's in case or blanks alone."""
+
+    encoding: str = "ascii"
+    delimiter: str = ""
+    skipped: int = 0
+    renamed: dict[str, str] = {}
+
+
+def batches(file: IO[bytes], suffix: str, contract: Contract, layout: Layout | None = None) -> Iterator[pl.DataFrame]:
+    """Read a delivered file, open at its start: `suffix` is .csv, .parquet, .ndjson or .jsonl; `layout` is told how it is written.
 
     A batch has the columns as they came (text from a CSV), `palan_line` (the line of each row in the file, counted from 1;
     of Parquet its row) and, of text, `palan_broken`. There is one batch at least, and the first one has every column of a
@@ -68,7 +118,7 @@ def batches(file: IO[bytes], suffix: str, contract: Contract) -> Iterator[pl.Dat
     if reader is None:
         which = f'files that end in "{suffix}"' if suffix else "files whose name has no ending"
         raise PalanError(f"{where}: {which} cannot be read", "deliver .csv, .parquet or .ndjson")
-    yield from reader(file, contract, where)
+    yield from reader(file, contract, where, layout or Layout())
 
 
 def parse_file(data: bytes, suffix: str, contract: Contract) -> pl.DataFrame:
@@ -85,7 +135,7 @@ class _Header(msgspec.Struct, frozen=True):
     separator: str
 
 
-def _csv(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFrame]:
+def _csv(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> Iterator[pl.DataFrame]:
     """Read CSV with every value as text, so that each can be judged.
 
     The separator (comma, semicolon, tab or bar) is the one whose header fits the contract best. A line with too few or
@@ -93,11 +143,11 @@ def _csv(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFra
     """
     header: _Header | None = None
     line = 1
-    for piece in _pieces(file, where):
+    for piece in _pieces(_as_utf8(file, contract, layout, where), where):
         _no_binary(piece, where)
         if b"\r" in piece and b'"' not in piece:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        _as_text(piece, line, where)
+        piece = _as_text(piece, line, layout, where, asked=bool(contract.encoding))
         lines = piece.count(b"\n") + (piece[-1:] != b"\n")
         body, begin = piece, line
         if header is None:
@@ -106,21 +156,48 @@ def _csv(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFra
             if not body.strip():
                 line += lines
                 continue
-            header, size = _header(body, begin, contract, where)
+            before = _preamble(body, contract)
+            layout.skipped = body.count(b"\n", 0, before)
+            body, begin = body[before:], begin + layout.skipped
+            header, size = _header(body, begin, contract, where, layout)
             begin += body.count(b"\n", 0, size)
             body = body[size:]
-        yield _rows(body, begin, header, where)
+        yield _no_header(_rows(body, begin, header, where), layout)
         line += lines
     if header is None:
         raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
 
 
-def _pieces(file: IO[bytes], where: str) -> Iterator[bytes]:
+def _as_utf8(file: IO[bytes], contract: Contract, layout: Layout, where: str) -> Callable[[int], bytes]:
+    """Return what reads a file piece by piece as UTF-8, where its encoding is known from its first bytes or from palan.toml."""
+    mark = file.read(2)
+    file.seek(-len(mark), io.SEEK_CUR)
+    layout.encoding = contract.encoding or ("utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "ascii")
+    if layout.encoding in ("ascii", "utf-8"):
+        return file.read
+    decoder = codecs.getincrementaldecoder(layout.encoding)()
+
+    def read(size: int) -> bytes:
+        while block := file.read(size):
+            if text := _decoded(decoder, block, final=False):
+                return text
+        return _decoded(decoder, b"", final=True)
+
+    def _decoded(decoder: codecs.IncrementalDecoder, block: bytes, *, final: bool) -> bytes:
+        try:
+            return decoder.decode(block, final).encode()
+        except UnicodeError as problem:
+            raise PalanError(f"{where}: the file is not {layout.encoding} text", f"set encoding in [data.{contract.name}], or save the file as UTF-8") from problem
+
+    return read
+
+
+def _pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:
     """Yield the text in pieces that end where a row ends."""
     rest, first = b"", True
-    while block := file.read(PIECE):
+    while block := read(PIECE):
         if block[-1:] == b"\r":  # a line feed may follow
-            block += file.read(1)
+            block += read(1)
         if first:
             block, first = block.removeprefix(_BOM), False
         if b"\n" not in block:  # as an old Mac ends its lines
@@ -174,22 +251,86 @@ def _no_binary(piece: bytes, where: str) -> None:
         raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes", "deliver .csv, .parquet or .ndjson under their own names")
 
 
-def _as_text(piece: bytes, line: int, where: str) -> None:
+def _as_text(piece: bytes, line: int, layout: Layout, where: str, *, asked: bool) -> bytes:
+    """Return a piece as UTF-8. A file that is not, and holds nothing else of it beyond ASCII, is cp1252: what Windows writes in the West.
+
+    Raises:
+        PalanError: some lines are UTF-8 and others are not, or bytes that cp1252 does not know.
+    """
+    if piece.isascii() or layout.encoding not in ("ascii", "utf-8", "cp1252") or (asked and layout.encoding == "cp1252"):
+        return piece
+    place = 0
     try:
         piece.decode()
+        whole = True
     except UnicodeDecodeError as problem:
-        line += piece.count(b"\n", 0, problem.start)
-        raise PalanError(f"{where}: line {line} is not UTF-8 text", "save the file as UTF-8: iconv -f latin1 -t utf-8") from problem
+        whole, place = False, problem.start
+    if whole and layout.encoding != "cp1252":
+        layout.encoding = "utf-8"
+        return piece
+    number = line + piece.count(b"\n", 0, place)
+    if whole or layout.encoding == "utf-8" or not _no_utf8(piece):
+        raise PalanError(
+            f"{where}: line {number} is {'UTF-8' if whole else 'not UTF-8'} text{'' if asked else ', and other lines are not' if whole else ', and other lines are'}",
+            'save the file in one encoding, or set encoding = "cp1252"',
+        )
+    try:
+        text = piece.decode("cp1252")
+    except UnicodeDecodeError as problem:
+        raise PalanError(f"{where}: line {number} is not UTF-8 text, and not cp1252", 'set encoding, such as "latin-1" or "cp1250", in palan.toml') from problem
+    layout.encoding = "cp1252"
+    return text.encode()
 
 
-def _header(body: bytes, line: int, contract: Contract, where: str) -> tuple[_Header, int]:
+def _no_utf8(piece: bytes) -> bool:
+    """Tell whether no line of a piece that holds more than ASCII is UTF-8."""
+    return not any(_is_utf8(line) for line in piece.split(b"\n") if not line.isascii())
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _preamble(body: bytes, contract: Contract) -> int:
+    """Return how many bytes come before the header: lines that name no column of the contract, before one that names all it needs."""
+    needed = {field.name.casefold() for field in contract.columns if not field.nullable} or {field.name.casefold() for field in contract.columns}
+    begin = 0
+    for number, end in enumerate((*_line_ends(body[:100_000]), len(body))):
+        if number == 50 or not needed:
+            break
+        line = body[begin:end].decode(errors="replace")
+        if any(needed <= {cell.strip().strip('"').casefold() for cell in line.strip().split(mark)} for mark in _MARKS):
+            return begin if '"' not in body[:begin].decode(errors="replace") else 0
+        begin = end
+    return 0
+
+
+def _no_header(rows: pl.DataFrame, layout: Layout) -> pl.DataFrame:
+    """Mark the lines that say the names of the columns again, as files put together have them."""
+    names = [name for name in rows.columns if name not in (LINE, BROKEN)]
+    said = {new: old for old, new in layout.renamed.items()}
+    again = rows[names[0]].str.strip_chars() == said.get(names[0], names[0])
+    if not again.any():
+        return rows
+    header = pl.all_horizontal(pl.col(name).str.strip_chars() == said.get(name, name) for name in names)
+    return rows.with_columns(pl.when(header).then(pl.lit("line repeats the header")).otherwise(pl.col(BROKEN)).alias(BROKEN))
+
+
+def _header(body: bytes, line: int, contract: Contract, where: str, layout: Layout) -> tuple[_Header, int]:
     """Return the names of the columns, and how many bytes say them."""
     first = re.split(r"[\r\n]", body.split(b"\n", 1)[0].decode(), maxsplit=1)[0]
-    mark = max(_MARKS, key=lambda mark: len({cell.strip().strip('"') for cell in first.split(mark)} & set(contract.names)))
+    mark = max(_MARKS, key=lambda mark: len({cell.strip().strip('"').casefold() for cell in first.split(mark)} & {name.casefold() for name in contract.names}))
     not_too_wide(first.count(mark) + 1, where)
     end = next((place for place in _line_ends(body) if body.count(b'"', 0, place) % 2 == 0), len(body))
     (cells,) = _by_csv(body[:end].decode(), mark, line, where)[1] or [[""]]
-    names = [name.strip() for name in cells]
+    came = [name.strip() for name in cells]
+    names = _as_contract(came, contract)
+    layout.delimiter = mark
+    layout.renamed = {old: new for old, new in zip(came, names, strict=True) if old != new}
     if "" in names:
         raise PalanError(f"{where}: column {names.index('') + 1} of the file has no name", "give each column a name in the first line")
     if len(set(names)) < len(names):
@@ -199,6 +340,17 @@ def _header(body: bytes, line: int, contract: Contract, where: str) -> tuple[_He
     if reserved is not None:
         raise PalanError(f'{where}: the file has a column "{reserved}", a name that palan uses itself', "leave that column out of the delivery")
     return _Header(names, mark), end
+
+
+def _as_contract(names: Sequence[str], contract: Contract) -> list[str]:
+    """Return the names, as the contract has them where they differ in case or blanks alone and nothing else has that name."""
+    missing = {_bare(name): name for name in contract.names if name not in names}
+    asked = Counter(_bare(name) for name in names)
+    return [missing[_bare(name)] if name not in contract.names and _bare(name) in missing and asked[_bare(name)] == 1 else name for name in names]
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\s_]+", "_", name.strip()).casefold()
 
 
 def _line_ends(text: bytes) -> Iterator[int]:
@@ -315,7 +467,7 @@ def _marked(rows: pl.DataFrame, lines: pl.Series, widths: pl.Series | None) -> p
 # --- Parquet -------------------------------------------------------------------------------------------------------
 
 
-def _parquet(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFrame]:
+def _parquet(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> Iterator[pl.DataFrame]:
     """Read Parquet in its own types."""
     begins = file.read(4)
     size = file.seek(0, io.SEEK_END)
@@ -345,7 +497,7 @@ def _parquet(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.Dat
 # --- JSON lines ----------------------------------------------------------------------------------------------------
 
 
-def _ndjson(file: IO[bytes], contract: Contract, where: str) -> Iterator[pl.DataFrame]:
+def _ndjson(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> Iterator[pl.DataFrame]:
     """Read one JSON object a line. A line that is no object is kept and marked."""
     last, objects, empty = 0, 0, True
     names: dict[str, None] = {}

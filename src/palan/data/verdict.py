@@ -228,6 +228,11 @@ class Judge:
             self._lines.append(lines[again.to_numpy()])
             self._places.append(places[again.to_numpy()])
 
+    @property
+    def unread(self) -> bool:
+        """Whether a value could not be read as the type of its column: it may be written in another way."""
+        return any(f"{field.name} is not {_ARTICLES[field.type]}" in self._broken for field in self.contract.columns)
+
     def repeated(self) -> pl.Series:
         """Return the lines of rows that may have the key of another one, and are to be read again for `settle`."""
         lines = pl.Series(LINE, [], pl.Int64)
@@ -265,7 +270,7 @@ class Judge:
         """
         missing = self._missing()
         extra = [name for name in self._columns if name not in set(self.contract.names)]
-        texts = [*sorted(text for text, rule in self._broken.items() if not rule.column and text.startswith("line ")), *_rule_texts(self.contract)]
+        texts = [*sorted(text for text, rule in self._broken.items() if not rule.column and not text.startswith("check ")), *_rule_texts(self.contract)]
         broken = tuple(self._broken[text] for text in dict.fromkeys(texts) if text in self._broken)
         table = (*_table_rules(self.contract, self.rows, missing, extra), *(self._bands.rules(self._now) if self.rows else ()))
         return Verdict(self.contract.name, self.rows, self.fine, self.bad, corrections, broken, table, self.fine - self.written)

@@ -248,6 +248,10 @@ class DataConfig(msgspec.Struct, frozen=True):
     rows: Annotated[str, Option(_text, 'rows expected in a delivered file: "500..4000"')] = ""
     fresh: Annotated[str, Option(_text, 'how old the newest row of a delivery may be: "3d"')] = ""
     severity: Annotated[Mapping[str, Any], Option(_table, 'of rows, fresh and checks: `{ rows = "stop" }`')] = {}
+    encoding: Annotated[str, Option(_text, 'of delivered text, where UTF-8 or else cp1252 is wrong: "latin-1"')] = ""
+    decimal: Annotated[str, Option(_text, 'the sign before a fraction, "." or ",", where a file does not tell')] = ""
+    dates: Annotated[str, Option(_text, 'what comes first in 01/02/2013, "dmy" or "mdy", where a file does not tell')] = ""
+    nulls: Annotated[tuple[str, ...], Option(_texts, 'the words for a missing value, in columns of every type: ["NA", "-"]')] = ()
     columns: Annotated[
         Mapping[str, Any],
         Option(_table, 'name = "type[?] [range] [length 2..5] [matches REGEX] [unique] [rising] [of TABLE.COLUMN] [unit, or in VALUES]", or a table of these with meaning, nulls, mean, quantiles, shares and severity'),

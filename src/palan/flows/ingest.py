@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.data.amend import Told
+    from palan.data.formats import Written
+    from palan.data.reading import Layout
     from palan.data.verdict import Judge
 
 
@@ -211,6 +213,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         "resolved": resolved,
         "version": version.ref if version else None,
         "reasons": _sum(report["reasons"] for report in reports),
+        "read": {report["source"]: report["read"] for report in reports},
         "warnings": [*warnings, *(warning for report in reports for warning in report["warnings"])],
         "text": "; ".join([*warnings, *resolved, *(report["text"] for report in reports)]) or "nothing new",
         "next": _next(project, name, version, bool(waiting or any(tables.ACCEPTED not in each["evidence"] for each in suspect))),
@@ -393,10 +396,16 @@ def _verify(
     decided: Sequence[Quarantine],
 ) -> dict[str, Any]:
     """Judge a file in bounded memory, store its rows, and find out which stored rows they correct."""
+    from palan.data import formats
+    from palan.data.reading import Layout, expanded
+
     told = quarantine.told(project, contract, decided)
+    history = _written_before(project, contract.name)
+    layout = Layout()
     try:
-        with path.open("rb") as file:
-            judge, good, rejected, repeated = _judge(project, contract, path, file, len(parts), earlier, told)
+        with path.open("rb") as raw:
+            file = expanded(raw, path.name, path.stat().st_size)
+            judge, good, rejected, repeated, written = _judge(project, contract, path, file, len(parts), earlier, told, history, layout)
         hidden = tables.overtaken(project, contract, parts, masks, {part: (repeated[part],) if part in repeated else () for part, _ in good.parts})
         judge.rows += told.met
         verdict = judge.verdict(sum(len(rows) for rows in hidden.values()))
@@ -407,6 +416,7 @@ def _verify(
     if verdict.stops:
         said = "; ".join(verdict.stops)
         raise PalanError(f"{path.relative_to(project.root)} is refused, and nothing of it is taken in: {said}", f"have it delivered corrected, or change that rule in [data.{contract.name}]; then: palan ingest {contract.name}")
+    read, odd = formats.report(layout, written), formats.changed(written, history)
     missed, gone, fewer = quarantine.missed(project, contract, decided, told)
     return {
         "source": path.name,
@@ -418,26 +428,54 @@ def _verify(
         "bad": verdict.bad,
         "quarantine": [{"blob": blob, "rows": rows, "reasons": reasons} for (blob, rows), reasons in zip(rejected.parts, rejected.reasons, strict=True)],
         "reasons": {rule.rule: rule.count for rule in verdict.broken if rule.severity != "warn"},
-        "warnings": verdict.warnings,
-        "text": verdict.text + (f"; {counted(told.met, 'row')} as decided before" if told.met else ""),
-        "verdict": verdict.to_dict(),
+        "read": read,
+        "warnings": [*verdict.warnings, *odd],
+        "text": "; ".join([verdict.text, *odd]) + (f"; {counted(told.met, 'row')} as decided before" if told.met else ""),
+        "verdict": {**verdict.to_dict(), "read": read},
     }
 
 
+def _written_before(project: Project, name: str) -> dict[str, Written]:
+    """Return how the columns of a table were written in the deliveries that it was made from."""
+    from palan.data import formats
+
+    versions = project.store.records.find(DataVersion, data=name)
+    told = [each["read"] for version in versions for each in version.verdict.get("files", []) if "read" in each]
+    return formats.history_of(told)
+
+
 def _judge(
-    project: Project, contract: Contract, path: Path, file: IO[bytes], parts: int, earlier: Sequence[tuple[str, tuple[str, ...]]], told: Told
-) -> tuple[Judge, tables.Writer, quarantine.Writer, dict[str, str]]:
-    """Return the judge of a file, the rows that hold, those that do not, and masks of the former that turned out to be of the latter."""
+    project: Project,
+    contract: Contract,
+    path: Path,
+    file: IO[bytes],
+    parts: int,
+    earlier: Sequence[tuple[str, tuple[str, ...]]],
+    told: Told,
+    history: Mapping[str, Written],
+    layout: Layout,
+    written: Mapping[str, Written] | None = None,
+) -> tuple[Judge, tables.Writer, quarantine.Writer, dict[str, str], Mapping[str, Written]]:
+    """Return the judge of a file, the rows that hold, those that do not, masks of the former that turned out to be of the
+    latter, and how its columns are written: `written`, or the plain form until a value is met that cannot be read."""
     import polars as pl
 
-    from palan.data.reading import LINE, batches, keys_alone
+    from palan.data import formats
+    from palan.data.reading import LINE, batches, keys_alone, suffix_of
     from palan.data.verdict import Before, Judge, key_hashes, keys_twice
 
-    open_columns = path.suffix.lower() in (".ndjson", ".jsonl")
+    suffix = suffix_of(path.name)
+    open_columns = suffix in (".ndjson", ".jsonl")
+
+    def as_it_came() -> Iterator[pl.DataFrame]:
+        file.seek(0)
+        return batches(file, suffix, contract, layout)
 
     def read() -> Iterator[pl.DataFrame]:
-        file.seek(0)
-        return told.over(batches(file, path.suffix, contract))
+        return told.over(formats.plainly(as_it_came(), contract, written or {}))
+
+    if written is None and formats.settled(contract, history):
+        written = formats.survey(as_it_came(), contract, history)
 
     known = tables.known(project, contract)
     before = Before(contract, lambda: tables.told(project, contract, earlier)) if earlier else None
@@ -446,11 +484,14 @@ def _judge(
         for batch in read():
             before.hear(first.take(batch)[0])
         before.compare()
-    keys = [key_hashes(rows, contract) for rows in keys_alone(file, path.suffix, contract)]
+    keys = [key_hashes(rows, contract) for rows in keys_alone(file, suffix, contract)]
     judge = Judge(contract, before, open_columns=open_columns, twice=keys_twice(keys) if keys else None, known=known, now=project.clock())
     good, rejected = tables.Writer(project, parts), quarantine.Writer(project)
     for batch in read():
         rows, bad = judge.take(batch)
+        if written is None and (judge.unread or formats.doubtful(batch, contract)):
+            written = formats.survey(as_it_came(), contract, history)
+            return _judge(project, contract, path, file, parts, earlier, told, history, layout, written)
         good.add(rows)
         rejected.add(bad)
     good.flush()
@@ -458,4 +499,4 @@ def _judge(
     bad, places = judge.settle([rows for batch in read() if (rows := batch.filter(pl.col(LINE).is_in(lines.implode()))).height] if len(lines) else [])
     rejected.add(bad)
     rejected.flush()
-    return judge, good, rejected, good.masks(places)
+    return judge, good, rejected, good.masks(places), written or {}

@@ -84,6 +84,7 @@ def judged_again(
     project: Project, contract: Contract, parts: Sequence[str], masks: Mapping[str, tuple[str, ...]], journal: Journal, *, but: Collection[str]
 ) -> tuple[list[Settled], list[dict[str, Any]]]:
     """Hold what waits against the contract as it is now; return what that settles, and a report on the rows taken in."""
+    from palan.data import formats
     from palan.data.reading import REASONS
     from palan.data.verdict import once_more
 
@@ -95,7 +96,8 @@ def judged_again(
         bad = tables.load_frame(project, each.blob)
 
         def verify(bad: pl.DataFrame = bad, parts: Sequence[str] = parts, masks: Mapping[str, tuple[str, ...]] = masks) -> dict[str, Any]:
-            checked = once_more(bad, contract, known)
+            written = formats.survey([bad], contract, {})  # a setting may tell now what reads two ways
+            checked = once_more(next(formats.plainly(iter([bad]), contract, written)), contract, known)
             if checked is None or not checked.good.height:
                 return {"parts": []}
             part = tables.store_frame(project, checked.good, part=len(parts))
