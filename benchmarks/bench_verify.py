@@ -2,7 +2,8 @@
 dataframely, Pointblank, pandera and Great Expectations?
 
 Each runs alone in a process of its own, in turns, as its documentation has it, and has to name every broken row: what it
-finds is printed. `ROWS=1000000` makes it shorter. The other tools take part after `make peers`.
+finds is printed. palan and Polars by hand also ask a rising time, a reference to another table and bands (rows, mean, median,
+share of nulls, freshness), which most of the others cannot say. `ROWS=1000000` makes it shorter. The other tools take part after `make peers`.
 """
 
 from __future__ import annotations
@@ -24,20 +25,23 @@ PEER_ROUNDS = int(os.environ.get("PEER_ROUNDS", "1"))
 
 OURS = """
 contract = parse("trips", {
-    "source": "x", "key": ["id"], "checks": ["arr >= dep - 400", "REGEXP_LIKE(code, '^[A0-9]{6}$')"],
+    "source": "x", "key": ["id"], "time": "at", "fresh": "4w", "rows": "1..", "checks": ["arr >= dep - 400"],
     "columns": {
-        "id": "int", "at": "time", "code": "str", "carrier": "str in AA UA DL WN B6 EV", "plane": "int 0..4999", "dep": "float",
-        "arr": "float", "dist": "float 0..6000", "temp": "float? -100..150", "wind": "float 0..", "seats": "int", "note": "str",
+        "id": "int", "at": "time rising", "code": "str matches '^[A0-9]{6}$'", "carrier": "str in AA UA DL WN B6 EV", "plane": "int 0..4999 of planes.number",
+        "dep": "float", "arr": "float", "dist": "float 0..6000", "temp": {"type": "float? -100..150", "nulls": "..10%", "mean": "40..60", "quantiles": {"p50": "40..60"}},
+        "wind": "float 0..", "seats": "int", "note": "str",
     },
 })
 with open(sys.argv[1], "rb") as file:
     twice = keys_twice([key_hashes(rows, contract) for rows in keys_alone(file, ".parquet", contract)])
     file.seek(0)
-    judge = Judge(contract, twice=twice)
+    judge = Judge(contract, twice=twice, known={"planes.number": pl.Series(range(5000))}, now=datetime(2021, 1, 1, tzinfo=UTC))
     bad = [judge.take(batch)[1] for batch in batches(file, ".parquet", contract)]
 bad.append(judge.settle()[0])
 found = sum(rows.height for rows in bad)
-assert found == judge.verdict(0).bad
+verdict = judge.verdict(0)
+assert found == verdict.bad
+assert [rule.rule for rule in verdict.table if rule.holds] == ["rows", "nulls of temp", "mean of temp", "p50 of temp", *(["fresh"] if judge.rows > 9_500_000 else [])], verdict.table
 """
 
 BY_HAND = """
@@ -47,13 +51,16 @@ rules = {
     "code": ~pl.col("code").str.contains("^[A0-9]{6}$"), "carrier": ~pl.col("carrier").is_in(["AA", "UA", "DL", "WN", "B6", "EV"]),
     "plane": ~pl.col("plane").is_between(0, 4999), "dist": ~pl.col("dist").is_between(0, 6000), "temp": ~pl.col("temp").is_between(-100, 150),
     "wind": pl.col("wind") < 0, "arr": pl.col("arr") < pl.col("dep") - 400, "key": pl.col("id").is_in(twice.implode()),
+    "known plane": ~pl.col("plane").is_in(list(range(5000))), "rising": pl.col("at") < pl.col("at").shift(1),
     **{f"{name} missing": pl.col(name).is_null() for name in ("id", "at", "seats", "note")},
 }
 flagged = rows.with_columns(rule.fill_null(False).alias("rule " + name) for name, rule in rules.items())
 names = ["rule " + name for name in rules]
 why = pl.concat_list(pl.when(pl.col(name)).then(pl.lit(name)) for name in names).list.drop_nulls()
 bad = flagged.filter(pl.any_horizontal(names)).with_columns(why.alias("why"))
-bad, counts = pl.collect_all([bad, flagged.select(pl.col(names).sum())], engine="streaming")
+temp = pl.col("temp")
+bands = [pl.len().alias("rows"), temp.mean().alias("mean"), temp.null_count().alias("nulls"), (temp < 40).sum().alias("below"), (temp <= 60).sum().alias("up to"), pl.col("at").max().alias("newest")]
+bad, counts = pl.collect_all([bad, flagged.select(pl.col(names).sum(), *bands)], engine="streaming")
 found = bad.height
 """
 
@@ -168,7 +175,7 @@ wall, cpu = time.perf_counter(), time.process_time()
 peak = next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, peak, found]))
 """
-IMPORTS = "from palan.data.contract import parse\nfrom palan.data.reading import batches, keys_alone\nfrom palan.data.verdict import Judge, key_hashes, keys_twice"
+IMPORTS = "from datetime import UTC, datetime\nfrom palan.data.contract import parse\nfrom palan.data.reading import batches, keys_alone\nfrom palan.data.verdict import Judge, key_hashes, keys_twice"
 
 
 def make(path: Path) -> int:

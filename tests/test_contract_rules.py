@@ -83,6 +83,7 @@ class TestDeclaring:
             ("bool unique", "says nothing", "int, str"),
             ("str rising", "says nothing", "time"),
             ("str of planes", "no column of a table", "planes.tailnum"),
+            ("str of trips.y", "the same table", "planes.tailnum"),
             ("str matches 'A' in A B", "lists its values", "take one"),
             ({"type": "float", "rang": "1..2"}, 'no setting "rang"', '"range"'),
             ({"range": "1..2"}, "needs a text", "float"),

@@ -126,6 +126,9 @@ def parse(name: str, table: Mapping[str, Any]) -> Contract:
         raise PalanError(f"{where} columns must be a table", f'[data.{name}.columns] with lines such as temp = "float? -30..120 °F"')
     read = [_column(name, column, said) for column, said in columns.items()]
     fields = tuple(field for field, _ in read)
+    for _, more in read:
+        if more.of.partition(".")[0] == name:
+            raise PalanError(f'column "{more.name}" of data "{name}" is of {more.of}, a column of the same table', "a reference asks another table, such as planes.tailnum")
     names = [field.name for field in fields]
     key_columns = _texts(where, table, "key")
     time = _text(where, table, "time")
