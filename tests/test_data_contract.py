@@ -322,7 +322,7 @@ class TestInferring:
                 "id": list(range(300)),
                 "count": [number * 7 % 300 for number in range(300)],
                 "origin": ["EWR", "JFK", "LGA"] * 100,
-                "temp": [11.0 + number / 10 for number in range(299)] + [None],
+                "temp": [11.0 + number * 7 % 299 / 10 for number in range(299)] + [None],
                 "late": [True, False] * 150,
                 "time_hour": ["2013-01-01T06:00:00Z"] * 300,
                 "seat no": [f"s{number}" for number in range(300)],
