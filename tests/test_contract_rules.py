@@ -81,6 +81,7 @@ class TestDeclaring:
             ("str length long", "band of counts", "2..5"),
             ("str uniqe", '"uniqe" after the type str', '"unique"'),
             ("bool unique", "says nothing", "int, str"),
+            ("float °F -30..120", '"-30..120" after the unit', "last"),
             ("str rising", "says nothing", "time"),
             ("str of planes", "no column of a table", "planes.tailnum"),
             ("str of trips.y", "the same table", "planes.tailnum"),

@@ -270,6 +270,9 @@ def _field(where: str, name: str, text: str, pieces: Mapping[str, Any]) -> Field
     if unit and re.fullmatch(_NUMBER, unit.split()[0]):
         lone = unit.split()[0]
         raise PalanError(f'{where}: {text} has a lone number "{lone}"', f"a range is written {lone}.. or ..{lone} or {lone}..{lone}")
+    late = next((each for each in unit.split() if ".." in each or each in _WORDS), "")
+    if late:
+        raise PalanError(f'{where}: {text} has "{late}" after the unit', "the unit comes last: float? -30..120 °F")
     for key in ("matches", "length"):
         if key in pieces and kind != "str":
             raise PalanError(f"{where}: {text} has {key}, which is about text, and is a {kind}", f'{name} = "str {key} ..."')

@@ -68,6 +68,8 @@ def _identifies(column: pl.Series) -> bool:
 def _rows(counts: Sequence[int]) -> list[tuple[str, str]]:
     if len(counts) > 2:
         low, high = _interval([math.log(count) for count in counts])
+        # that all were alike may be the supplier's setting: half as many or twice as many are no fault yet
+        low, high = min(low, math.log(min(counts) / 2)), max(high, math.log(max(counts) * 2))
         wide, why = (math.exp(max(low, -1.0)), math.exp(min(high, 30.0))), f"{len(counts)} batches of {min(counts):,} to {max(counts):,}"
     else:
         wide, why = (min(counts) / 5, max(counts) * 5), f"{' and '.join(f'{each:,}' for each in counts)} seen: a fifth to five times of that"
