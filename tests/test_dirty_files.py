@@ -196,6 +196,10 @@ price = "float?"
     assert second["rows"] == 1 and second["waiting"] == 0
     config()
     (tmp_path / "feed" / "b.csv.gz").write_bytes(gzip.compress("id;price\n3;1.234,50\n4;NA\n".encode("utf-16")))
+    with pytest.raises(PalanError, match="leads out of the project"):
+        (tmp_path / "palan.toml").write_text((tmp_path / "palan.toml").read_text().replace("feed/", "feed/../../"))
+        take()
+    config()
     third = take()
     assert third["rows"] == 2 and third["read"]["feed/b.csv.gz"]["encoding"] == "utf-16"
     (tmp_path / "feed" / "c.csv").write_text("id;price\n5;1,234.5\n")

@@ -155,7 +155,8 @@ def report(layout: Layout, found: Mapping[str, Written]) -> dict[str, Any]:
 
 def history_of(reports: Iterable[Mapping[str, Any]]) -> dict[str, Written]:
     """Return how columns were written in the deliveries before, of which the last one counts."""
-    return {name: msgspec.convert(each, Written) for told in reports for name, each in told.get("columns", {}).items()}
+    columns = [(name, msgspec.convert(each, Written)) for told in reports for name, each in told.get("columns", {}).items()]
+    return {name: each for name, each in columns if "?" not in (each.decimal, each.dates)}
 
 
 def _nulls(contract: Contract, nullable: bool, kind: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ OBJECTS = 4 << 20
 LONGEST = 256 << 20
 """Bytes that one row of text may have: beyond, the file is no table, or a quote in it never ends."""
 
-EXPANSION = 200
+EXPANSION = 100
 """How many times its size a compressed file may expand."""
 
 LEAST = 1 << 30

@@ -81,6 +81,8 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
     config = project.data(name)
     if not config.source:
         raise PalanError(f'data "{name}" is made by {config.transform}, not ingested', "palan build makes it when it is needed")
+    if ".." in Path(config.source).parts:
+        raise PalanError(f'source = "{config.source}" of data "{name}" leads out of the project', 'source = "feed/*.csv", with a link to the folder where the files lie: ln -s')
     try:
         files = sorted(path for path in project.root.glob(config.source) if not path.name.startswith("."))
     except (NotImplementedError, ValueError) as error:
@@ -439,7 +441,7 @@ def _written_before(project: Project, name: str) -> dict[str, Written]:
     """Return how the columns of a table were written in the deliveries that it was made from."""
     from palan.data import formats
 
-    versions = project.store.records.find(DataVersion, data=name)
+    versions = reversed(project.store.records.find(DataVersion, order="-number", limit=50, data=name))
     told = [each["read"] for version in versions for each in version.verdict.get("files", []) if "read" in each]
     return formats.history_of(told)
 
