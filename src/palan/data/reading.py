@@ -313,7 +313,7 @@ def _no_header(rows: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """Mark the lines that say the names of the columns again, as files put together have them."""
     names = [name for name in rows.columns if name not in (LINE, BROKEN)]
     said = {new: old for old, new in layout.renamed.items()}
-    again = rows[names[0]].str.strip_chars() == said.get(names[0], names[0])
+    again = rows[names[0]] == said.get(names[0], names[0])
     if not again.any():
         return rows
     header = pl.all_horizontal(pl.col(name).str.strip_chars() == said.get(name, name) for name in names)
