@@ -315,6 +315,11 @@ class TestReadingFiles:
         assert checked.bad[REASONS].to_list() == [["line is not valid JSON"], ["line is not a JSON object"], ["x is not an int"]]
 
 
+def test_an_inch_is_a_unit_and_no_list_of_values() -> None:
+    found = parse_column("weather", "precip", "float 0..10 in")
+    assert (found.unit, found.values, found.maximum) == ("in", (), 10.0) and parse_column("weather", "precip", column_text(found)) == found
+
+
 class TestInferring:
     def test_what_is_inferred_accepts_what_it_saw_and_a_little_more(self) -> None:
         seen = pl.DataFrame(

@@ -232,7 +232,7 @@ def _pieces(where: str, name: str, text: object) -> dict[str, Any]:
                 raise PalanError(f'{where}: "{text}" ends after "{word}"', "str matches '^[A-Z]{3}$', str length 2..5, str of TABLE.COLUMN")
             pieces[word] = words[1] if _WORDS[word] else True
             words = words[1 + _WORDS[word] :]
-        elif word == "in":
+        elif word == "in" and (len(words) > 1 or "range" not in pieces):  # else it is an inch
             pieces["in"], words = words[1:], []
         elif ".." in word and "range" not in pieces:
             pieces["range"] = words.pop(0)

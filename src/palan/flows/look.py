@@ -133,21 +133,27 @@ def header(data: bytes) -> list[str]:
 def column_of(column: pl.Series) -> Column:
     import polars as pl
 
+    from palan.data.formats import NULLS
     from palan.data.verdict import read_as
 
     cells = column.cast(pl.String, strict=False).replace("", None) if column.dtype == pl.String else column
     if column.dtype == pl.String:
         cells = pl.select(pl.when(cells.str.strip_chars() != "").then(cells)).to_series()
-    known, empty = cells.drop_nulls(), cells.null_count()
+    words, empty = cells.drop_nulls(), cells.null_count()
+    known = words.filter(~words.str.strip_chars().is_in(NULLS)) if words.dtype == pl.String else words
     read = {kind: read_as(kind, known) for kind in ("int", "float", "bool", "date", "time")} if len(known) else {}
     good = {kind: len(values) - values.null_count() for kind, values in read.items()}
     kind: FieldType = "str"
     for each in ("int", "float", "bool", "date", "time"):
         if good.get(each, 0) > (good[kind] if kind != "str" else 0) and good[each] >= MOSTLY * len(known):
             kind = each
+    if kind == "str":  # there it may be a word as any other
+        known = words
+    missing = words.filter(words.str.strip_chars().is_in(NULLS)).unique(maintain_order=True).to_list() if len(known) < len(words) else []
     odd = len(known) - good[kind] if kind != "str" else 0
     values = read[kind].drop_nulls() if kind != "str" else known.cast(pl.String, strict=False)
-    notes = [f"{empty:,} of {len(cells):,} empty" if empty else "never empty"]
+    empty += len(words) - len(known)
+    notes = [f"{empty:,} of {len(cells):,} empty{_listed(missing)}" if empty else "never empty"]
     if kind in ("int", "float", "date", "time") and len(values):
         ends: tuple[Any, Any] = (values.min(), values.max())
         low, high = (str(each)[:10] if kind in ("date", "time") else f"{each:.6g}" for each in ends)
@@ -157,13 +163,17 @@ def column_of(column: pl.Series) -> Column:
         notes += _almost(values)
     if odd:
         strange = known.filter(read[kind].is_null()).cast(pl.String, strict=False).unique(maintain_order=True).head(3).to_list()
-        notes.append(f"{odd:,} cells are none: their rows will wait in quarantine ({', '.join(json.dumps(str(each)[:20], ensure_ascii=False) for each in strange)})")
+        notes.append(f"{odd:,} cells are none: their rows will wait in quarantine{_listed(strange)}")
     return Column(Field(column.name, kind, bool(empty) or not len(known)), ", ".join(notes), values.n_unique(), odd)
+
+
+def _listed(cells: Sequence[object]) -> str:
+    return f" ({', '.join(json.dumps(str(each)[:20], ensure_ascii=False) for each in cells[:3])})" if cells else ""
 
 
 def _almost(words: pl.Series) -> list[str]:
     """Say of text that it would be something else, written otherwise."""
-    for pattern, said in ((r"^-?\d+,\d+$", "numbers are read as 12.5, not 12,5"), (r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}", "dates are read as 2025-12-31")):
+    for pattern, said in ((r"^-?\d+,\d+$", "numbers with a decimal comma: float would read them"), (r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}", "dates: date would read them")):
         if words.str.contains(pattern).sum() >= MOSTLY * len(words):
             return [said]
     return []
