@@ -15,10 +15,11 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from palan.core import Field, FieldType, Schema
+from palan.data import sources
 from palan.errors import NotFound, PalanError, nearest
 
 TYPES: tuple[FieldType, ...] = ("int", "float", "bool", "str", "time", "date")
-KEYS = ("source", "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns", "encoding", "decimal", "dates", "nulls")
+KEYS = ("source", *sources.KEYS, "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns", "encoding", "decimal", "dates", "nulls")
 RESERVED = "palan_"  # columns that palan adds to a quarantined row
 
 Severity = Literal["quarantine", "stop", "warn"]

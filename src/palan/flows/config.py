@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from palan.errors import PalanError, nearest
+from palan.data import sources
+from palan.errors import Invalid, PalanError, nearest
 from palan.flows.root import FILE
 from palan.models.contract import KINDS
 from palan.stores import BUCKET, password_in, shown
@@ -239,7 +240,17 @@ class DataConfig(msgspec.Struct, frozen=True):
 
     name: str
     table: Mapping[str, Any]
-    source: Annotated[str, Option(_text, "glob of files, relative to the project")] = ""
+    source: Annotated[str, Option(_text, 'where the rows are: "feed/*.csv", "s3://bucket/*.csv", "https://...", "postgresql://...", "sqlite:FILE" or "file.py:function"')] = ""
+    query: Annotated[str, Option(_text, "SQL that asks a database for the rows; {since} is where the cursor has come to")] = ""
+    cursor: Annotated[str, Option(_text, "the column that grows from row to row: only new rows are fetched")] = ""
+    start: Annotated[str, Option(_text, 'where the cursor begins: "2024-01-01"')] = ""
+    lateness: Annotated[str, Option(_text, 'how far back from where the cursor has come rows are asked for again: "2h", or "1000" of a number')] = ""
+    format: Annotated[str, Option(_text, "what the files are, where their names do not tell: csv, parquet, ndjson, json, xlsx, arrow")] = ""
+    headers: Annotated[Mapping[str, Any], Option(_table, 'sent to a web server: `{ Authorization = "Bearer $API_TOKEN" }`')] = {}
+    params: Annotated[Mapping[str, Any], Option(_table, 'added to a web address: `{ from = "{since}", limit = 500 }`')] = {}
+    records: Annotated[str, Option(_text, 'where in a page of JSON the list of rows is: "data.items"; else found out')] = ""
+    next: Annotated[str, Option(_text, 'where in a page of JSON the next one is named, by its address or a token: "paging.next"')] = ""
+    page: Annotated[str, Option(_text, 'the parameter that turns pages: "page" counts them from 1, "offset" counts rows; with next, what takes the token')] = ""
     transform: Annotated[str, Option(_text, "file.py:function whose arguments are named as data")] = ""
     time: Annotated[str, Option(_text, "the column that says when a row happened")] = ""
     key: Annotated[tuple[str, ...], Option(_names, "the columns that identify a row")] = ()
@@ -338,6 +349,8 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
             raise reader.wrong(
                 where, "", "has to name either a source or a transform", 'source = "feed/*.csv", or transform = "features.py:function"'
             )
+        if table.get("source"):
+            _check_source(reader, name, table)
     models = {}
     for name, table in reader.table(raw, ("models",)).items():
         reader.name(("models", name))
@@ -366,6 +379,15 @@ def _notify(reader: "_Reader", project: Mapping[str, Any]) -> str:
     if address and not re.fullmatch(r"https?://[^\s/@]+(/\S*)?|\$[A-Za-z_]\w*", address):  # not shown: it may hold a secret
         raise reader.wrong(("project",), "notify", "is no address", 'notify = "https://host/path", or "$NAME" of the variable that holds it')
     return address
+
+
+def _check_source(reader: "_Reader", name: str, table: Mapping[str, Any]) -> None:
+    try:
+        source = sources.parse(name, table)
+    except Invalid as error:
+        raise reader.wrong(("data", name), error.field, error.what, error.hint) from error
+    if source.kind == "files" and ".." in Path(source.address).parts:
+        raise reader.wrong(("data", name), "source", f"{source.address} leads out of the project", 'source = "feed/*.csv", with a link to the folder where the files lie: ln -s')
 
 
 def _check_references(reader: "_Reader", data: Mapping[str, DataConfig], models: Mapping[str, ModelConfig]) -> None:

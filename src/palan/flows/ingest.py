@@ -81,8 +81,6 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
     config = project.data(name)
     if not config.source:
         raise PalanError(f'data "{name}" is made by {config.transform}, not ingested', "palan build makes it when it is needed")
-    if ".." in Path(config.source).parts:
-        raise PalanError(f'source = "{config.source}" of data "{name}" leads out of the project', 'source = "feed/*.csv", with a link to the folder where the files lie: ln -s')
     try:
         files = sorted(path for path in project.root.glob(config.source) if not path.name.startswith("."))
     except (NotImplementedError, ValueError) as error:

@@ -14,6 +14,7 @@ import msgspec
 from palan.core import digest_of, is_whole, utc
 from palan.data import contract as contracts
 from palan.data.nouns import DataVersion, Repair
+from palan.data.sources import SECRET
 from palan.errors import NotFound, PalanError, nearest
 from palan.flows import packages
 from palan.flows.project import Project
@@ -336,7 +337,7 @@ def add_version(
         added,
         run,
         dict(sources),
-        {JUDGED: {key: value for key, value in project.data(data).table.items() if key in contracts.KEYS}, **verdict},
+        {JUDGED: {key: value for key, value in project.data(data).table.items() if key in contracts.KEYS and key not in SECRET}, **verdict},
         dict(masks),
     )
     project.store.records.add(version)
