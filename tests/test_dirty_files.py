@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from palan.data import formats, reading
+from palan.data import compressed, formats, reading
 from palan.data.contract import Contract, parse
 from palan.data.formats import Written
 from palan.data.reading import BROKEN, Layout, batches
@@ -136,16 +136,16 @@ def test_text_that_is_not_utf8_is_cp1252_where_all_of_it_is(monkeypatch: pytest.
 def test_a_compressed_file_is_read_as_it_expands_and_within_bounds(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(b"id,shop\n1,a\n"))
-    with path.open("rb") as raw, reading.expanded(raw, path.name, path.stat().st_size) as file:
-        assert pl.concat(batches(file, reading.suffix_of(path.name), table()))["shop"].to_list() == ["a"]
+    with path.open("rb") as raw, compressed.expanded(raw, path.name, path.stat().st_size) as file:
+        assert pl.concat(batches(file, compressed.suffix_of(path.name), table()))["shop"].to_list() == ["a"]
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
-    with pytest.raises(PalanError, match="cut off or damaged"), path.open("rb") as raw, reading.expanded(raw, path.name, path.stat().st_size) as file:
+    with pytest.raises(PalanError, match="cut off or damaged"), path.open("rb") as raw, compressed.expanded(raw, path.name, path.stat().st_size) as file:
         list(batches(file, ".csv", table()))
-    monkeypatch.setattr(reading, "LEAST", 1 << 20)
+    monkeypatch.setattr(compressed, "LEAST", 1 << 20)
     path.write_bytes(gzip.compress(b"id,shop\n" + b"1,a\n" * 4_000_000))
     monkeypatch.setattr(reading, "PIECE", 1 << 20)
-    with pytest.raises(PalanError, match="expands to more than"), path.open("rb") as raw, reading.expanded(raw, path.name, path.stat().st_size) as file:
+    with pytest.raises(PalanError, match="expands to more than"), path.open("rb") as raw, compressed.expanded(raw, path.name, path.stat().st_size) as file:
         list(batches(file, ".csv", table()))
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import PurePath
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -38,14 +35,8 @@ PIECE = 32 << 20
 OBJECTS = 4 << 20
 """Bytes of JSON that are read at a time: as objects they take many times the room."""
 
-LONGEST = 256 << 20
+LONGEST = 64 << 20
 """Bytes that one row of text may have: beyond, the file is no table, or a quote in it never ends."""
-
-EXPANSION = 100
-"""How many times its size a compressed file may expand."""
-
-LEAST = 1 << 30
-"""Bytes to which any compressed file may expand."""
 
 ROWS = 500_000
 """Rows of a Parquet file that are read at a time."""
@@ -57,39 +48,9 @@ _BOM = b"\xef\xbb\xbf"
 def keys_alone(file: IO[bytes], suffix: str, contract: Contract) -> Iterator[pl.DataFrame]:
     """Read nothing but the key columns of a file, where that costs little; yield nothing where it would not, or a column is not there."""
     if suffix.lower() == ".parquet" and contract.key:
-        with suppress(pl.exceptions.PolarsError, OSError):  # what is wrong with the file is said when it is read
+        with suppress(pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):  # what is wrong with the file is said when it is read
             file.seek(0)
             yield from pl.scan_parquet(file).select(contract.key).collect_batches(chunk_size=ROWS, maintain_order=True)
-
-
-def suffix_of(name: str) -> str:
-    """Return what a file is by its name: of a compressed one, what lies within."""
-    return PurePath(name.lower().removesuffix(".gz")).suffix
-
-
-def expanded(file: IO[bytes], name: str, size: int) -> IO[bytes]:
-    """Return a file of this name and size as it is to be read: a compressed one expands while it is read, within bounds."""
-    return cast(IO[bytes], _Expanded(file, name, size)) if name.lower().endswith(".gz") else file
-
-
-class _Expanded(gzip.GzipFile):
-    """A .gz file that is refused where it expands beyond all measure."""
-
-    def __init__(self, file: IO[bytes], name: str, size: int) -> None:
-        super().__init__(fileobj=file, mode="rb")
-        self._most = max(size * EXPANSION, LEAST)
-        self._called = name
-
-    def read(self, size: int | None = -1) -> bytes:
-        try:
-            text = super().read(size)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as problem:
-            raise PalanError(f"{self._called} is cut off or damaged: {first_line(problem)}", "deliver it again, whole; nothing was taken in") from problem
-        if self.tell() > self._most:
-            raise PalanError(
-                f"{self._called} expands to more than {self._most >> 20:,} MB, {EXPANSION} times its size", "if it is no mistake, deliver it expanded: gunzip"
-            )
-        return text
 
 
 class Layout(msgspec.Struct, omit_defaults=True):
@@ -112,7 +73,7 @@ def batches(file: IO[bytes], suffix: str, contract: Contract, layout: Layout | N
     Raises:
         PalanError: another suffix, an empty file, bytes that are not such a file, or more than 10,000 columns.
     """
-    readers = {".csv": _csv, ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson}
+    readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson}
     where = f'data "{contract.name}"'
     reader = readers.get(suffix.lower())
     if reader is None:
@@ -143,8 +104,7 @@ def _csv(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> Ite
     """
     header: _Header | None = None
     line = 1
-    for piece in _pieces(_as_utf8(file, contract, layout, where), where):
-        _no_binary(piece, where)
+    for piece in _pieces(_as_utf8(file, contract, layout, where), where, contract.name):
         if b"\r" in piece and b'"' not in piece:
             piece = piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         piece = _as_text(piece, line, layout, where, asked=bool(contract.encoding))
@@ -192,7 +152,7 @@ def _as_utf8(file: IO[bytes], contract: Contract, layout: Layout, where: str) ->
     return read
 
 
-def _pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:
+def _pieces(read: Callable[[int], bytes], where: str, name: str) -> Iterator[bytes]:
     """Yield the text in pieces that end where a row ends."""
     rest, first = b"", True
     while block := read(PIECE):
@@ -200,6 +160,8 @@ def _pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:
             block += read(1)
         if first:
             block, first = block.removeprefix(_BOM), False
+            _no_other_kind(block, "CSV", where)
+        _no_binary(block, where, name)
         if b"\n" not in block:  # as an old Mac ends its lines
             block = block.replace(b"\r", b"\n")
         rest += block
@@ -218,19 +180,18 @@ def _pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:
 def _last_row_end(text: bytes) -> int:
     """Return where the last whole row ends, 0 where none does: a line end between quotes belongs to its field."""
     end = text.rfind(b"\n") + 1
-    if not end or b'"' not in text:
+    if not end or text.count(b'"', 0, end) % 2 == 0:
         return end
-    odd = text.count(b'"', 0, end) % 2
-    while end and odd:
-        before = text.rfind(b"\n", 0, end - 1) + 1
-        odd = (odd + text.count(b'"', before, end)) % 2
-        end = before
-    return end
+    codes = np.frombuffer(text, np.uint8)
+    quotes, ends = np.flatnonzero(codes == ord('"')), np.flatnonzero(codes == ord("\n"))
+    whole = ends[np.searchsorted(quotes, ends) % 2 == 0]
+    return int(whole[-1]) + 1 if len(whole) else 0
 
 
 def _last_row_end_by_csv(text: bytes) -> int:
     """Return the same for text in which quotes stand within fields."""
     read = whole = 0
+    csv.field_size_limit(LONGEST)
 
     def lines() -> Iterator[str]:
         nonlocal read
@@ -246,9 +207,34 @@ def _last_row_end_by_csv(text: bytes) -> int:
     return whole
 
 
-def _no_binary(piece: bytes, where: str) -> None:
-    if b"\0" in piece:
-        raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes", "deliver .csv, .parquet or .ndjson under their own names")
+_OTHER_KINDS = {
+    b"PAR1": ("Parquet", "give it its name: mv FILE FILE.parquet"),
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "deliver what lies within: unzip -p FILE > NAME.csv, or save the sheet as CSV"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV"),
+    b"SQLite format 3": ("an SQLite database", 'source = "sqlite:FILE", and a query'),
+    b"ARROW1": ("an Arrow file", "give it its name: mv FILE FILE.arrow"),
+    b"%PDF": ("a PDF", "deliver .csv, .parquet or .ndjson"),
+    b"<!doctype html": ("a web page, perhaps one that asks for a log-in or tells an error", "look at it, and deliver .csv, .parquet or .ndjson"),
+    b"<html": ("a web page, perhaps one that asks for a log-in or tells an error", "look at it, and deliver .csv, .parquet or .ndjson"),
+}
+
+
+def _no_other_kind(begins: bytes, kind: str, where: str) -> None:
+    """Refuse a file that says by its first bytes that it is something else than its name."""
+    begins = begins[:100].lstrip()
+    for mark, (what, hint) in _OTHER_KINDS.items():
+        if begins.startswith(mark) or (mark.startswith(b"<") and begins.lower().startswith(mark)):
+            raise PalanError(f"{where}: the file is no {kind} but {what}", hint)
+
+
+def _no_binary(block: bytes, where: str, name: str) -> None:
+    place = block.find(b"\0")
+    if place < 0:
+        return
+    sixteen = next((each for each, at in (("utf-16-le", 1), ("utf-16-be", 0)) if block[at:200:2].count(0) > len(block[at:200:2]) * 0.9), "")
+    if sixteen:
+        raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes, as UTF-16 without its mark does", f'encoding = "{sixteen}" in [data.{name}]')
+    raise PalanError(f"{where}: the file is not CSV text: it holds zero bytes", "deliver .csv, .parquet or .ndjson under their own names")
 
 
 def _as_text(piece: bytes, line: int, layout: Layout, where: str, *, asked: bool) -> bytes:
@@ -433,6 +419,7 @@ def _quotes_enclose(text: Any, separators: str) -> bool:
 
 def _by_csv(text: str, separator: str, line: int, where: str) -> tuple[list[int], list[list[str]]]:
     """Return the line and the cells of each row: slowly, and whatever lies in the quotes."""
+    csv.field_size_limit(LONGEST)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -483,14 +470,17 @@ def _parquet(file: IO[bytes], contract: Contract, where: str, layout: Layout) ->
         schema = pl.read_parquet_schema(file)
         not_too_wide(len(schema), where)
         file.seek(0)
-        first = 1
+        said, first = pl.scan_parquet(file).select(pl.len()).collect().item(), 1
+        file.seek(0)
         for batch in pl.scan_parquet(file).collect_batches(chunk_size=ROWS, maintain_order=True):
             if batch.height:
                 yield batch.with_columns(pl.int_range(first, first + batch.height, dtype=pl.Int64, eager=True).alias(LINE)) if LINE not in schema else batch
                 first += batch.height
+        if first - 1 != said:  # what fails within Polars ends the rows without a word
+            raise PalanError(f"{where}: the Parquet file is damaged: it says that it has {said:,} rows, and {first - 1:,} can be read", "deliver it again; nothing was taken in")
         if first == 1:
             yield pl.DataFrame(schema=schema)
-    except (pl.exceptions.PolarsError, OSError) as problem:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as problem:
         raise PalanError(f"{where}: the Parquet file is damaged: {first_line(problem)}", "deliver it again; nothing was taken in") from problem
 
 
@@ -501,7 +491,7 @@ def _ndjson(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> 
     """Read one JSON object a line. A line that is no object is kept and marked."""
     last, objects, empty = 0, 0, True
     names: dict[str, None] = {}
-    for text in _json_pieces(file, where):
+    for text in _json_pieces(_as_utf8(file, contract, layout, where), where):
         records: list[dict[str, Any]] = []
         lines: list[int] = []
         broken: list[str | None] = []
@@ -514,6 +504,8 @@ def _ndjson(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> 
                 problem = None if isinstance(record, dict) else "line is not a JSON object"
             except (msgspec.DecodeError, UnicodeDecodeError):
                 record, problem = None, "line is not valid JSON"
+            except RecursionError:
+                record, problem = None, "line is nested too deep"
             records.append(record if isinstance(record, dict) else {})
             lines.append(number)
             broken.append(problem)
@@ -531,20 +523,23 @@ def _ndjson(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> 
         raise PalanError(f"{where}: no line of the file is a JSON object", 'one object a line: {"temp": 39.0, ...}')
 
 
-def _json_pieces(file: IO[bytes], where: str) -> Iterator[bytes]:
-    rest, first = b"", True
-    while block := file.read(OBJECTS):
+def _json_pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:
+    rest, first = [b""], True
+    while block := read(OBJECTS):
         if first:
             block, first = block.removeprefix(_BOM), False
-        rest += block
-        cut = rest.rfind(b"\n") + 1
+            _no_other_kind(block, "JSON", where)
+            if re.match(rb"\s*\[\s*\n|\s*\[.*,\s*\n", block[:10_000]):
+                raise PalanError(f"{where}: the file is one JSON array, not one object a line", "jq -c '.[]' FILE > NAME.ndjson")
+        cut = block.rfind(b"\n") + 1
         if cut:
-            yield rest[:cut]
-            rest = rest[cut:]
-        elif len(rest) > LONGEST:
+            yield b"".join([*rest, block[:cut]])
+            rest, block = [], block[cut:]
+        rest.append(block)
+        if sum(map(len, rest)) > LONGEST:
             raise PalanError(f"{where}: a line of the file is longer than {LONGEST >> 20} MB", "write one object a line")
-    if rest:
-        yield rest
+    if any(rest):
+        yield b"".join(rest)
 
 
 def _column(values: list[Any]) -> pl.Series:

@@ -397,7 +397,8 @@ def _verify(
 ) -> dict[str, Any]:
     """Judge a file in bounded memory, store its rows, and find out which stored rows they correct."""
     from palan.data import formats
-    from palan.data.reading import Layout, expanded
+    from palan.data.compressed import expanded
+    from palan.data.reading import Layout
 
     told = quarantine.told(project, contract, decided)
     history = _written_before(project, contract.name)
@@ -461,7 +462,8 @@ def _judge(
     import polars as pl
 
     from palan.data import formats
-    from palan.data.reading import LINE, batches, keys_alone, suffix_of
+    from palan.data.compressed import suffix_of
+    from palan.data.reading import LINE, batches, keys_alone
     from palan.data.verdict import Before, Judge, key_hashes, keys_twice
 
     suffix = suffix_of(path.name)
