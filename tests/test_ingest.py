@@ -198,7 +198,7 @@ def whole_parquet() -> bytes:
         pytest.param("new.parquet", whole_parquet()[:-9], "cut off", id="a truncated Parquet file"),
         pytest.param("new.parquet", b"PAR1" + bytes(60) + b"PAR1", "damaged", id="a damaged Parquet file"),
         pytest.param("new.parquet", HEAD.encode(), "not Parquet", id="CSV called Parquet"),
-        pytest.param("new.ndjson", b"<html>\n", "no line of the file is a JSON object", id="HTML called NDJSON"),
+        pytest.param("new.ndjson", b"<html>\n", "is no JSON but a web page", id="HTML called NDJSON"),
         pytest.param("new.xlsx", b"PK\x03\x04", "cannot be read", id="a kind that is not known"),
     ],
 )

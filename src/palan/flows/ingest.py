@@ -265,16 +265,18 @@ def _take_file(
 ) -> tuple[str, str, dict[str, Any] | None]:
     """Return a file's name, its digest, and what was found in it; None for one that was taken in as it is."""
     name, source = contract.name, _source(project, path)
-    if not path.is_file():
-        raise PalanError(f'{path} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
     try:
         now = deliveries.look(path)
+        if not path.is_file():
+            raise PalanError(f'{source} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
         if source in known and deliveries.unchanged(seen.get(source), now, known[source]):
             return source, known[source], None
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return source, known.get(source, ""), None  # it went while the others were read: what it said before stays
+        raise _unreadable(source, path, error) from error
     seen[source] = replace(now, content=content)
     if known.get(source) == content:
         return source, content, None
@@ -287,7 +289,8 @@ def _take_file(
 
     def verify() -> dict[str, Any]:
         found = _verify(project, contract, path, parts, masks, earlier, decided)
-        if deliveries.look(path).changed != now.changed:
+        later = deliveries.look(path)
+        if (later.size, later.changed) != (now.size, now.changed):
             raise PalanError(f"{source} was written while it was read", f"when it is whole: palan ingest {name}")
         return found
 
@@ -297,12 +300,18 @@ def _take_file(
 def _source(project: Project, path: Path) -> str:
     """Return what a file is called in the records."""
     source = path.relative_to(project.root).as_posix()
-    try:
-        source.encode()
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(source).decode(errors="backslashreplace")
-        raise PalanError(f"the name of {shown} is not UTF-8 text", "rename the file") from error
+    if not source.isprintable():  # a line end in it would forge the next line of a log
+        text = os.fsencode(source).decode(errors="backslashreplace")
+        shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        raise PalanError(f"the name of {shown} is not UTF-8 text that can be printed", "rename the file")
     return source
+
+
+def _unreadable(source: str, path: Path, error: OSError) -> PalanError:
+    if isinstance(error, FileNotFoundError):
+        return PalanError(f"{source} {'is a link to nothing' if path.is_symlink() else 'went while it was read'}", f"ls -l {path}")
+    denied = isinstance(error, PermissionError)
+    return PalanError(f"{source} cannot be read: {error.strerror}", f"{'chmod u+r' if denied else 'see what it is: ls -l'} {path}")
 
 
 def _judge_again(project: Project, contract: Contract, newest: DataVersion, said: str, journal: Journal) -> str:
@@ -414,6 +423,8 @@ def _verify(
         raise
     except PalanError as error:
         raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
+    except OSError as error:
+        raise _unreadable(path.relative_to(project.root).as_posix(), path, error) from error
     if verdict.stops:
         said = "; ".join(verdict.stops)
         raise PalanError(f"{path.relative_to(project.root)} is refused, and nothing of it is taken in: {said}", f"have it delivered corrected, or change that rule in [data.{contract.name}]; then: palan ingest {contract.name}")
