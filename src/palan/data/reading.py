@@ -11,7 +11,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -41,6 +41,8 @@ LONGEST = 64 << 20
 ROWS = 500_000
 """Rows of a Parquet file that are read at a time."""
 
+CONTAINERS = (".json", ".xlsx", ".arrow", ".feather", ".ipc")
+
 _MARKS = ",;\t|"
 _BOM = b"\xef\xbb\xbf"
 
@@ -64,7 +66,7 @@ class Layout(msgspec.Struct, omit_defaults=True):
 
 
 def batches(file: IO[bytes], suffix: str, contract: Contract, layout: Layout | None = None) -> Iterator[pl.DataFrame]:
-    """Read a delivered file, open at its start: `suffix` is .csv, .parquet, .ndjson or .jsonl; `layout` is told how it is written.
+    """Read a delivered file, open at its start: `suffix` is .csv, .parquet, .ndjson, .jsonl or one of CONTAINERS; `layout` is told how it is written.
 
     A batch has the columns as they came (text from a CSV), `palan_line` (the line of each row in the file, counted from 1;
     of Parquet its row) and, of text, `palan_broken`. There is one batch at least, and the first one has every column of a
@@ -76,9 +78,13 @@ def batches(file: IO[bytes], suffix: str, contract: Contract, layout: Layout | N
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson}
     where = f'data "{contract.name}"'
     reader = readers.get(suffix.lower())
+    if reader is None and suffix.lower() in CONTAINERS:
+        from palan.data import containers
+
+        reader = containers.readers()[suffix.lower()]
     if reader is None:
         which = f'files that end in "{suffix}"' if suffix else "files whose name has no ending"
-        raise PalanError(f"{where}: {which} cannot be read", "deliver .csv, .parquet or .ndjson")
+        raise PalanError(f"{where}: {which} cannot be read", "deliver .csv, .parquet, .ndjson, .json, .xlsx or .arrow")
     yield from reader(file, contract, where, layout or Layout())
 
 
@@ -314,9 +320,15 @@ def _header(body: bytes, line: int, contract: Contract, where: str, layout: Layo
     end = next((place for place in _line_ends(body) if body.count(b'"', 0, place) % 2 == 0), len(body))
     (cells,) = _by_csv(body[:end].decode(), mark, line, where)[1] or [[""]]
     came = [name.strip() for name in cells]
-    names = _as_contract(came, contract)
+    names = as_contract(came, contract)
     layout.delimiter = mark
     layout.renamed = {old: new for old, new in zip(came, names, strict=True) if old != new}
+    names_of(names, where)
+    return _Header(names, mark), end
+
+
+def names_of(names: Sequence[str], where: str) -> None:
+    """Refuse names of columns under which nobody could find them."""
     if "" in names:
         raise PalanError(f"{where}: column {names.index('') + 1} of the file has no name", "give each column a name in the first line")
     if len(set(names)) < len(names):
@@ -325,10 +337,9 @@ def _header(body: bytes, line: int, contract: Contract, where: str, layout: Layo
     reserved = next((name for name in names if name in (LINE, BROKEN, REASONS)), None)
     if reserved is not None:
         raise PalanError(f'{where}: the file has a column "{reserved}", a name that palan uses itself', "leave that column out of the delivery")
-    return _Header(names, mark), end
 
 
-def _as_contract(names: Sequence[str], contract: Contract) -> list[str]:
+def as_contract(names: Sequence[str], contract: Contract) -> list[str]:
     """Return the names, as the contract has them where they differ in case or blanks alone and nothing else has that name."""
     missing = {_bare(name): name for name in contract.names if name not in names}
     asked = Counter(_bare(name) for name in names)
@@ -492,35 +503,40 @@ def _ndjson(file: IO[bytes], contract: Contract, where: str, layout: Layout) -> 
     last, objects, empty = 0, 0, True
     names: dict[str, None] = {}
     for text in _json_pieces(_as_utf8(file, contract, layout, where), where):
-        records: list[dict[str, Any]] = []
-        lines: list[int] = []
-        broken: list[str | None] = []
-        for number, line in enumerate(text.removesuffix(b"\n").split(b"\n"), start=last + 1):
-            last = number
-            if not line.strip():
-                continue
-            try:
-                record = msgspec.json.decode(line)
-                problem = None if isinstance(record, dict) else "line is not a JSON object"
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                record, problem = None, "line is not valid JSON"
-            except RecursionError:
-                record, problem = None, "line is nested too deep"
-            records.append(record if isinstance(record, dict) else {})
-            lines.append(number)
-            broken.append(problem)
-        empty = empty and not records
-        objects += sum(problem is None for problem in broken)
-        here = dict.fromkeys(name for record in records for name in record)
-        names.update(here)
-        not_too_wide(len(names), where)
-        if records:
-            columns = {name: _column([record.get(name) for record in records]) for name in here if name not in (LINE, BROKEN)}
-            yield pl.DataFrame({**columns, LINE: pl.Series(lines, dtype=pl.Int64), BROKEN: pl.Series(broken, dtype=pl.String)})
+        lines = text.removesuffix(b"\n").split(b"\n")
+        rows = json_rows(((number, line) for number, line in enumerate(lines, start=last + 1) if line.strip()), names, where)
+        last += len(lines)
+        empty = empty and not rows.height
+        objects += rows[BROKEN].null_count()
+        if rows.height:
+            yield rows
     if empty:
         raise PalanError(f"{where}: the file is empty", "check the delivery and send it again; nothing was taken in")
     if not objects:
         raise PalanError(f"{where}: no line of the file is a JSON object", 'one object a line: {"temp": 39.0, ...}')
+
+
+def json_rows(lines: Iterable[tuple[int, bytes]], names: dict[str, None], where: str) -> pl.DataFrame:
+    """Return the rows that these texts are, each with its number; `names` has the columns that came before, and is told of these."""
+    records: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    broken: list[str | None] = []
+    for number, line in lines:
+        try:
+            record = msgspec.json.decode(line)
+            problem = None if isinstance(record, dict) else "line is not a JSON object"
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            record, problem = None, "line is not valid JSON"
+        except RecursionError:
+            record, problem = None, "line is nested too deep"
+        records.append(record if isinstance(record, dict) else {})
+        numbers.append(number)
+        broken.append(problem)
+    here = dict.fromkeys(name for record in records for name in record)
+    names.update(here)
+    not_too_wide(len(names), where)
+    columns = {name: _column([record.get(name) for record in records]) for name in here if name not in (LINE, BROKEN)}
+    return pl.DataFrame({**columns, LINE: pl.Series(numbers, dtype=pl.Int64), BROKEN: pl.Series(broken, dtype=pl.String)})
 
 
 def _json_pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:

@@ -7,11 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from palan.core import Field, counted
-from palan.data.contract import Contract
+from palan.core import counted
 from palan.errors import Conflict, Invalid, MissingExtra, NotFound, PalanError
 from palan.flows import tables
-from palan.flows.look import column_of, header
+from palan.flows.look import bare, column_of
 from palan.flows.project import Project
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def _texts(project: Project, path: Path) -> pl.DataFrame:
         data = path.read_bytes()
     except OSError as error:
         raise PalanError(f"{path} cannot be read: {error.strerror}", "give a file that is there") from error
-    frame = parse_file(data, path.suffix, Contract(path.stem, tuple(Field(each, "str", True) for each in header(data))))
+    frame = parse_file(data, path.suffix, bare(path, data))
     frame = frame.filter(frame[BROKEN].is_null()) if BROKEN in frame.columns else frame
     return frame.drop([each for each in (LINE, BROKEN) if each in frame.columns])
 

@@ -17,7 +17,8 @@ from palan.errors import PalanError
 if TYPE_CHECKING:
     import polars as pl
 
-ENDINGS = (".csv", ".parquet", ".ndjson", ".jsonl")
+LINES = (".csv", ".ndjson", ".jsonl")
+ENDINGS = (*LINES, ".parquet", ".json", ".xlsx", ".arrow", ".feather")
 MOST = 8_000_000
 """Bytes of a text file that are looked at."""
 
@@ -88,11 +89,11 @@ def look(path: Path, shown: str) -> Looked:
     from palan.data.reading import BROKEN, LINE, parse_file
 
     data, whole = path.read_bytes(), True
-    if path.suffix.lower() != ".parquet" and len(data) > MOST:
+    if path.suffix.lower() in LINES and len(data) > MOST:
         data, whole = data[: data.rindex(b"\n", 0, MOST) + 1], False
     name = "".join(each if each.isalnum() and each.isascii() else "_" for each in path.stem).strip("_") or "table"
     try:
-        frame = parse_file(data, path.suffix, Contract(name, tuple(Field(each, "str", True) for each in header(data))))
+        frame = parse_file(data, path.suffix, bare(path, data))
     except PalanError as error:
         what = error.what.removeprefix(f'data "{name}": ')
         raise PalanError(f"{shown}: {what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
@@ -121,6 +122,11 @@ def data_part(table: Looked, name: str) -> str:
 
 def toml_key(name: str) -> str:
     return name if name.isidentifier() and name.isascii() else json.dumps(name, ensure_ascii=False)
+
+
+def bare(path: Path, data: bytes) -> Contract:
+    """Return a contract that asks nothing of a file but the columns that its text begins with."""
+    return Contract(path.stem, tuple(Field(each, "str", True) for each in header(data)) if path.suffix.lower() in LINES else ())
 
 
 def header(data: bytes) -> list[str]:
