@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import Answer, palan
 from palan.flows.build import build
 from palan.flows.ingest import ingest
 from palan.flows.log import log
@@ -98,21 +99,27 @@ def start(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environ
 
 def refused(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> str:
     """Run a command that is a mistake; check the manners of the answer, and return it."""
-    process = start(folder, *arguments, before=before, **environment)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 2, (arguments, process.returncode, errors)
-    lines = [line for line in errors.splitlines() if line.strip()]
-    assert "Traceback" not in out + errors, errors
-    assert out == "", (arguments, out)
-    assert 2 <= len(lines) <= 3, (arguments, errors)
-    assert lines[-1].startswith("hint: ") and len(lines[-1]) > 8, (arguments, errors)
+    told = asked(folder, *arguments, before=before, **environment)
+    assert told.code == 2, (arguments, told)
+    lines = [line for line in told.errors.splitlines() if line.strip()]
+    assert "Traceback" not in told.out + told.errors, told.errors
+    assert told.out == "", (arguments, told.out)
+    assert 2 <= len(lines) <= 3, (arguments, told.errors)
+    assert lines[-1].startswith("hint: ") and len(lines[-1]) > 8, (arguments, told.errors)
     return "\n".join(lines)
 
 
+def asked(folder: Path, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> Answer:
+    """Run a command: in a process of its own where something goes before it, or where Python is to find other libraries."""
+    if not before and "PYTHONPATH" not in environment:
+        return palan(folder, *arguments, **environment)
+    process = start(folder, *arguments, before=before, **environment)
+    out, errors = process.communicate(timeout=60)
+    return Answer(process.returncode, out, errors)
+
+
 def exit_code(folder: Path, *arguments: str) -> int:
-    process = start(folder, *arguments)
-    process.communicate(timeout=60)
-    return process.returncode
+    return palan(folder, *arguments).code
 
 
 def content(folder: Path) -> dict[str, bytes]:
