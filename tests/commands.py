@@ -23,7 +23,7 @@ class Answer:
 def palan(folder: Path, *arguments: str, **environment: str) -> Answer:
     """Run a command in a folder, with nothing to read and nobody who watches, until it exits."""
     with contextlib.ExitStack() as stack:
-        stdin = stack.enter_context(open(os.devnull, encoding="utf-8"))
+        stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
         # As an interpreter opens them: what cannot be said in UTF-8 fails on the one and is escaped on the other.
         out = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
         errors = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace"))
