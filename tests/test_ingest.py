@@ -199,7 +199,7 @@ def whole_parquet() -> bytes:
         pytest.param("new.parquet", b"PAR1" + bytes(60) + b"PAR1", "damaged", id="a damaged Parquet file"),
         pytest.param("new.parquet", HEAD.encode(), "not Parquet", id="CSV called Parquet"),
         pytest.param("new.ndjson", b"<html>\n", "is no JSON but a web page", id="HTML called NDJSON"),
-        pytest.param("new.xlsx", b"PK\x03\x04", "cannot be read", id="a kind that is not known"),
+        pytest.param("new.pdf", b"PK\x03\x04", "cannot be read", id="a kind that is not known"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_and_keeps_no_other_out(project: Project, name: str, content: bytes, what: str) -> None:

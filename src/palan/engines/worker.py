@@ -130,6 +130,8 @@ class Served:
             return reads.unknown(Path(request["root"]), [Path(each) for each in request["known"]])
         if op == "transform":
             return self.transform(request)
+        if op == "fetch":
+            return self.fetch(request)
         model = self.model
         if model is None:
             raise PalanError("no model is open in this worker", "open one first")
@@ -217,6 +219,34 @@ class Served:
         if not isinstance(made, pl.DataFrame):
             raise PalanError(f"a transformation returns a Polars DataFrame, not a {type(made).__name__}", "return one frame of rows")
         return pack(made)
+
+    def fetch(self, request: Mapping[str, Any]) -> int:
+        """Spool the rows that a function gives, or that its connection answers a query with; return how many."""
+        import inspect
+
+        from palan.data import sources
+        from palan.engines import queries
+        from palan.engines.spool import Spool, spooled
+
+        function = self.transformation
+        if function is None:
+            raise PalanError("no function is open in this worker", "open one first")
+        since = sources.mark(request["since"], request["kind"]) if request["since"] else None
+        spool = Spool(Path(request["to"]))
+        try:
+            with guarded(function, getattr(function, "__name__", "fetch")):
+                made = function(**({"since": since} if "since" in inspect.signature(function).parameters else {}))
+                if not (hasattr(made, "cursor") and hasattr(made, "close")):
+                    spooled(made, spool)
+                    return spool.close()
+            if not request["query"]:
+                raise PalanError("the function gives a connection, of which query says what to take", 'query = "SELECT * FROM orders"')
+            with guarded(function, "query"):
+                for rows in queries.of_connection(made, request["query"], request["cursor"], since):
+                    spool.add(rows)
+            return spool.close()
+        finally:
+            spool.drop()
 
     def solve(self, model: adapt.Adapter, request: Mapping[str, Any]) -> Any:
         if not isinstance(model, adapt.Program | adapt.Heuristic):

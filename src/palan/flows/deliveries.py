@@ -40,12 +40,14 @@ SETTLED = 3_000_000_000
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A delivered file as it was when its content was read: bytes, time of its last change, time of the look, digest."""
+    """A delivered file as it was when its content was read: bytes, time of its last change, time of the look, digest, and
+    what its server calls this state of it."""
 
     size: int
     changed: int
     looked: int
     content: str = ""
+    etag: str = ""
 
 
 def look(path: Path) -> Seen:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -14,8 +11,9 @@ from palan.core import Version, counted, digest_of
 from palan.data.contract import Contract
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
-from palan.flows import deliveries, quarantine, tables
+from palan.flows import deliveries, fetch, quarantine, tables
 from palan.flows.deliveries import REFUSED, failure
+from palan.flows.fetch import Arrival, Delivery
 from palan.flows.journal import Journal, recorded, running
 from palan.flows.project import Project, record
 from palan.runs.run import Step
@@ -81,13 +79,7 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
     config = project.data(name)
     if not config.source:
         raise PalanError(f'data "{name}" is made by {config.transform}, not ingested', "palan build makes it when it is needed")
-    try:
-        files = sorted(path for path in project.root.glob(config.source) if not path.name.startswith("."))
-    except (NotImplementedError, ValueError) as error:
-        raise PalanError(
-            f'source = "{config.source}" of data "{name}" is no pattern within the project', 'source = "feed/*.csv"'
-        ) from error
-    if not files:
+    if fetch.source_of(project, name).kind == "files" and not fetch.files(project, name):
         if named:
             raise NotFound(f"nothing matches {config.source} in {project.root}", f"put files there, or change source in [data.{name}]")
         newest = tables.latest(project, name)
@@ -95,7 +87,7 @@ def _ingest(project: Project, name: str, *, named: bool) -> dict[str, Any]:
         return {"data": name, "files": [], "rows": 0, "total": newest.rows if newest else 0, "quarantined": 0, "version": newest.ref if newest else None, "text": text, "next": ""}
     with running(project, "ingest", name, wait=30) as journal:
         try:
-            report, errors = _take_in(project, name, files, journal)
+            report, errors = _take_in(project, name, journal)
         except (Busy, Conflict):
             raise  # nothing is wrong with the delivery
         except PalanError as error:
@@ -120,8 +112,8 @@ def _refused(project: Project, name: str, errors: Sequence[PalanError], journal:
     return PalanError(what, first.hint) if more else first
 
 
-def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -> tuple[dict[str, Any], list[PalanError]]:
-    """Take in the files that can be; return the report on them, and why each other one cannot."""
+def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, Any], list[PalanError]]:
+    """Take in the deliveries that can be; return the report on them, and why each other one cannot."""
     records = project.store.records
     newest = tables.latest(project, name)
     known = dict(newest.sources) if newest else {}
@@ -139,27 +131,28 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
     total, reports, quarantines = newest.rows if newest else 0, [], []
     errors: list[PalanError] = []
     seen = deliveries.seen(project, name)
-    for path in files:
+    arrivals = fetch.arrivals(project, contract, newest)
+    for arrival in arrivals:
         try:
             # the files before the last are history, whose age says nothing
-            asked = contract if path == files[-1] else replace(contract, fresh=None)
-            source, content, report = _take_file(project, asked, path, known, seen, parts, masks, journal)
+            asked = contract if arrival is arrivals[-1] else replace(contract, fresh=None)
+            delivery, report = _take_one(project, asked, arrival, known, seen, parts, masks, newest, journal)
         except (Busy, Conflict, Corrupt):
             raise  # it is the store that is in the way, not the file
         except PalanError as error:
             errors.append(error)
             continue
-        if report is None:
+        if delivery is None or report is None:
             continue
+        source, content = delivery.source, delivery.content
         project.tell(f"{source}: {report['text']}")
-        known[source] = content
+        known[delivery.place] = report.get("mark", content)
         parts += report["parts"]
         masks = tables.with_masks(masks, report["masks"])
         for number, kept in enumerate(report["quarantine"]):
             id = digest_of([name, source, content, *([number] if number else [])])[:26]
             quarantines.append(Quarantine(id, name, project.clock(), source, kept["blob"], kept["rows"], kept["reasons"]))
         reports.append({**report, "source": source})
-    deliveries.keep(project, name, seen)
     settled = quarantine.delivered(project, contract, reports)
     if changed:
         gone = {each.quarantine.id for each in settled}
@@ -201,6 +194,8 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
             text = "; ".join([f"{counted(added, 'row')} from {counted(len(reports), 'file')}, {bad:,} in quarantine", *resolved, *warnings])
             changes = [{"source": each.quarantine.source, "status": each.status, "rows": each.rows, "reasons": dict(each.reasons)} for each in settled if each.rows]
             record(project, "ingested", version.ref, text, rows=added, quarantined=bad, **({"resolved": changes} if changes else {}))
+    deliveries.keep(project, name, seen)
+    fetch.swept(project, name)
     waiting = sum(each.rows for each in quarantine.waiting(project, name))
     return {
         "data": name,
@@ -208,6 +203,7 @@ def _take_in(project: Project, name: str, files: list[Path], journal: Journal) -
         "rows": added,
         "total": version.rows if version else 0,
         "corrections": sum(each["corrections"] for each in (*reports, *taken)),
+        "late": sum(each.get("late", 0) for each in reports),
         "quarantined": bad,
         "waiting": waiting,
         "resolved": resolved,
@@ -253,65 +249,43 @@ def _feeds(project: Project, name: str, data: str) -> bool:
     return data == name or (bool(data) and bool(project.config.data[data].transform))
 
 
-def _take_file(
+def _take_one(
     project: Project,
     contract: Contract,
-    path: Path,
+    arrival: Arrival,
     known: Mapping[str, str],
     seen: dict[str, deliveries.Seen],
     parts: Sequence[str],
     masks: Mapping[str, tuple[str, ...]],
+    newest: DataVersion | None,
     journal: Journal,
-) -> tuple[str, str, dict[str, Any] | None]:
-    """Return a file's name, its digest, and what was found in it; None for one that was taken in as it is."""
-    name, source = contract.name, _source(project, path)
-    try:
-        now = deliveries.look(path)
-        if not path.is_file():
-            raise PalanError(f'{source} is not a file, but matches source of data "{name}"', "move it, or make the source narrower")
-        if source in known and deliveries.unchanged(seen.get(source), now, known[source]):
-            return source, known[source], None
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            return source, known.get(source, ""), None  # it went while the others were read: what it said before stays
-        raise _unreadable(source, path, error) from error
-    seen[source] = replace(now, content=content)
-    if known.get(source) == content:
-        return source, content, None
+) -> tuple[Delivery | None, dict[str, Any] | None]:
+    """Return what was delivered and what was found in it; None for what was taken in as it is."""
+    name, came = contract.name, arrival.come(known, seen)
+    if came is None:
+        return None, None
     table = digest_of(project.config.data[name].table)
-    before: dict[str, Any] = {"source": source, "content": content, "contract": table, "after": list(parts), "masks": dict(masks)}
-    earlier = _delivered_before(project, source, parts) if source in known else []
-    decided = quarantine.decided(project, name, source) if source in known else []
+    before: dict[str, Any] = {"source": came.place, "content": came.content, "contract": table, "after": list(parts), "masks": dict(masks)}
+    if came.rows:
+        decided = [*quarantine.decided(project, name), *quarantine.waiting(project, name)]
+    else:
+        decided = quarantine.decided(project, name, came.source) if came.source in known else []
     if decided:
         before["decided"] = [each.id for each in decided]
 
     def verify() -> dict[str, Any]:
-        found = _verify(project, contract, path, parts, masks, earlier, decided)
-        later = deliveries.look(path)
-        if (later.size, later.changed) != (now.size, now.changed):
-            raise PalanError(f"{source} was written while it was read", f"when it is whole: palan ingest {name}")
+        found = _verify(project, contract, came, parts, masks, newest, known.get(came.place, ""), decided)
+        if came.looked is not None:
+            later = deliveries.look(came.path)
+            if (later.size, later.changed) == (came.looked.size, came.looked.changed):
+                return found
+            raise PalanError(f"{came.source} was written while it was read", f"when it is whole: palan ingest {name}")
         return found
 
-    return source, content, journal.step(f"verify {source}", before, verify)
-
-
-def _source(project: Project, path: Path) -> str:
-    """Return what a file is called in the records."""
-    source = path.relative_to(project.root).as_posix()
-    if not source.isprintable():  # a line end in it would forge the next line of a log
-        text = os.fsencode(source).decode(errors="backslashreplace")
-        shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-        raise PalanError(f"the name of {shown} is not UTF-8 text that can be printed", "rename the file")
-    return source
-
-
-def _unreadable(source: str, path: Path, error: OSError) -> PalanError:
-    if isinstance(error, FileNotFoundError):
-        return PalanError(f"{source} {'is a link to nothing' if path.is_symlink() else 'went while it was read'}", f"ls -l {path}")
-    denied = isinstance(error, PermissionError)
-    return PalanError(f"{source} cannot be read: {error.strerror}", f"{'chmod u+r' if denied else 'see what it is: ls -l'} {path}")
+    report = journal.step(f"verify {came.place}", before, verify)
+    if came.rows and not (report["parts"] or report["bad"]):  # nothing that was asked for is new
+        return None, None
+    return came, report
 
 
 def _judge_again(project: Project, contract: Contract, newest: DataVersion, said: str, journal: Journal) -> str:
@@ -398,40 +372,47 @@ def _sum(counts: Any) -> dict[str, int]:
 def _verify(
     project: Project,
     contract: Contract,
-    path: Path,
+    came: Delivery,
     parts: Sequence[str],
     masks: Mapping[str, tuple[str, ...]],
-    earlier: Sequence[tuple[str, tuple[str, ...]]],
+    newest: DataVersion | None,
+    mark: str,
     decided: Sequence[Quarantine],
 ) -> dict[str, Any]:
-    """Judge a file in bounded memory, store its rows, and find out which stored rows they correct."""
+    """Judge a delivery in bounded memory, store its rows, and find out which stored rows they correct."""
     from palan.data import formats
     from palan.data.compressed import expanded
     from palan.data.reading import Layout
 
     told = quarantine.told(project, contract, decided)
+    stored = _stored_before(project, contract, came, parts, newest, mark)
     history = _written_before(project, contract.name)
     layout = Layout()
     try:
-        with path.open("rb") as raw:
-            file = expanded(raw, path.name, path.stat().st_size)
-            judge, good, rejected, repeated, written = _judge(project, contract, path, file, len(parts), earlier, told, history, layout)
+        with came.path.open("rb") as raw:
+            file = expanded(raw, came.path.name, came.path.stat().st_size)
+            judge, good, rejected, repeated, written = _judge(project, contract, came, file, len(parts), stored, told, history, layout)
         hidden = tables.overtaken(project, contract, parts, masks, {part: (repeated[part],) if part in repeated else () for part, _ in good.parts})
         judge.rows += told.met
         verdict = judge.verdict(sum(len(rows) for rows in hidden.values()))
     except (Busy, Conflict, Corrupt):
         raise
     except PalanError as error:
-        raise PalanError(f"{path.relative_to(project.root)}: {error.what}", error.hint) from error
+        raise PalanError(f"{came.source}: {error.what}", error.hint) from error
     except OSError as error:
-        raise _unreadable(path.relative_to(project.root).as_posix(), path, error) from error
+        raise fetch.unreadable(came.source, came.path, error) from error
     if verdict.stops:
         said = "; ".join(verdict.stops)
-        raise PalanError(f"{path.relative_to(project.root)} is refused, and nothing of it is taken in: {said}", f"have it delivered corrected, or change that rule in [data.{contract.name}]; then: palan ingest {contract.name}")
+        raise PalanError(f"{came.source} is refused, and nothing of it is taken in: {said}", f"have it delivered corrected, or change that rule in [data.{contract.name}]; then: palan ingest {contract.name}")
     read, odd = formats.report(layout, written), formats.changed(written, history)
-    missed, gone, fewer = quarantine.missed(project, contract, decided, told)
+    # what was not asked for is not missing
+    missed, gone, fewer = ({}, {}, 0) if came.rows else quarantine.missed(project, contract, decided, told)
+    met = [f"{counted(told.met, 'row')} {'known from quarantine' if came.rows else 'as decided before'}"] if told.met else []
+    come = _marked(project, contract, [part for part, _ in good.parts], mark) if came.rows else {}
+    late = [f"{counted(come['late'], 'row')} from before {mark}"] if come.get("late") else []
     return {
-        "source": path.name,
+        "source": came.source,
+        **come,
         "parts": [part for part, _ in good.parts],
         "masks": {**repeated, **{part: tables.store_mask(project, rows) for part, rows in hidden.items()}, **gone},
         **({"missed": missed} if missed else {}),
@@ -442,7 +423,7 @@ def _verify(
         "reasons": {rule.rule: rule.count for rule in verdict.broken if rule.severity != "warn"},
         "read": read,
         "warnings": [*verdict.warnings, *odd],
-        "text": "; ".join([verdict.text, *odd]) + (f"; {counted(told.met, 'row')} as decided before" if told.met else ""),
+        "text": "; ".join([verdict.text, *odd, *late, *met]),
         "verdict": {**verdict.to_dict(), "read": read},
     }
 
@@ -456,13 +437,29 @@ def _written_before(project: Project, name: str) -> dict[str, Written]:
     return formats.history_of(told)
 
 
+def _stored_before(
+    project: Project, contract: Contract, came: Delivery, parts: Sequence[str], newest: DataVersion | None, mark: str
+) -> Callable[[], Iterator[pl.DataFrame]] | None:
+    """Return what yields the rows that are known: of a file, what it delivered before; of rows that are asked for, what is stored from there on."""
+    if came.rows:
+        return (lambda: fetch.stored(project, contract, newest, came)) if newest is not None and newest.rows else None
+    earlier = _delivered_before(project, came.source, parts) if mark else []
+    return (lambda: tables.told(project, contract, earlier)) if earlier else None
+
+
+def _marked(project: Project, contract: Contract, parts: Sequence[str], mark: str) -> dict[str, Any]:
+    """Return how far the cursor has come with these rows, and how many of them came late; nothing where there is no cursor."""
+    source = fetch.source_of(project, contract.name)
+    return fetch.marked(project, contract, source, parts, mark) if source.cursor else {}
+
+
 def _judge(
     project: Project,
     contract: Contract,
-    path: Path,
+    came: Delivery,
     file: IO[bytes],
     parts: int,
-    earlier: Sequence[tuple[str, tuple[str, ...]]],
+    stored: Callable[[], Iterator[pl.DataFrame]] | None,
     told: Told,
     history: Mapping[str, Written],
     layout: Layout,
@@ -477,7 +474,7 @@ def _judge(
     from palan.data.reading import LINE, batches, keys_alone
     from palan.data.verdict import Before, Judge, key_hashes, keys_twice
 
-    suffix = suffix_of(path.name)
+    suffix = suffix_of(came.path.name)
     open_columns = suffix in (".ndjson", ".jsonl")
 
     def as_it_came() -> Iterator[pl.DataFrame]:
@@ -485,13 +482,13 @@ def _judge(
         return batches(file, suffix, contract, layout)
 
     def read() -> Iterator[pl.DataFrame]:
-        return told.over(formats.plainly(as_it_came(), contract, written or {}))
+        return told.over(fetch.asked_for(formats.plainly(as_it_came(), contract, written or {}), contract, came))
 
     if written is None and formats.settled(contract, history):
         written = formats.survey(as_it_came(), contract, history)
 
     known = tables.known(project, contract)
-    before = Before(contract, lambda: tables.told(project, contract, earlier)) if earlier else None
+    before = Before(contract, stored) if stored else None
     if before is not None and not contract.key:
         first = Judge(contract, open_columns=open_columns, known=known)
         for batch in read():
@@ -504,7 +501,7 @@ def _judge(
         rows, bad = judge.take(batch)
         if written is None and (judge.unread or formats.doubtful(batch, contract)):
             written = formats.survey(as_it_came(), contract, history)
-            return _judge(project, contract, path, file, parts, earlier, told, history, layout, written)
+            return _judge(project, contract, came, file, parts, stored, told, history, layout, written)
         good.add(rows)
         rejected.add(bad)
     good.flush()

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from palan.core import digest_of, stamp, unstamp
 from palan.drift.nouns import Alarm
 from palan.errors import Conflict, PalanError
+from palan.flows.fetch import delivers
 from palan.flows.journal import MOST, Journal, running
 from palan.flows.project import Project
 from palan.flows.windows import ANCHOR
@@ -43,7 +44,7 @@ def _due(project: Project, journal: Journal) -> list[dict[str, Any]]:
     from palan.flows.gc import tidy
 
     duties: list[dict[str, Any] | None] = []
-    duties += [_ingest(project, name) for name, config in project.config.data.items() if config.source and _delivered(project, name)]
+    duties += [_ingest(project, name) for name, config in project.config.data.items() if config.source and delivers(project, name)]
     for name in project.config.models:
         if project.store.records.get(Release, name) is not None:
             duties += [*_watch(project, journal, name), _react(project, name)]
@@ -107,10 +108,6 @@ def slots(now: datetime, every: timedelta, at: timedelta, done: datetime | None,
 def _news(report: dict[str, Any]) -> str:
     """Return the sentence of a window that was judged for the first time, or an empty text."""
     return str(report["text"]) if any(each["first"] for each in report["windows"]) else ""
-
-
-def _delivered(project: Project, name: str) -> bool:
-    return any(project.root.glob(project.config.data[name].source))
 
 
 def _react(project: Project, name: str) -> dict[str, Any] | None:
