@@ -216,17 +216,15 @@ def asked_for(batches: Iterator[pl.DataFrame], contract: Contract, came: Deliver
         yield batch.filter((read_as(contract.field(cursor).type, batch[cursor]) >= came.since).fill_null(True)) if batch.height else batch
 
 
-def stored(project: Project, contract: Contract, newest: DataVersion | None, came: Delivery) -> Iterator[pl.DataFrame]:
-    """Yield the stored rows from where rows were asked for."""
+def stored(project: Project, contract: Contract, parts: Sequence[str], masks: Mapping[str, Sequence[str]], came: Delivery) -> Iterator[pl.DataFrame]:
+    """Yield the stored rows, those of these parts, from where rows were asked for."""
     import polars as pl
 
     from palan.flows import tables
 
-    if newest is None:
-        return
-    rows, cursor = tables.scan(project, newest), came.cursor
+    rows = tables.scan_parts(project, parts, masks, contract)
     if came.since is not None:
-        rows = rows.filter(pl.col(cursor) >= pl.lit(came.since))
+        rows = rows.filter(pl.col(came.cursor) >= pl.lit(came.since))
     yield from rows.collect_batches(chunk_size=tables.PART_ROWS)
 
 

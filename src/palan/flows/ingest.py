@@ -136,7 +136,7 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
         try:
             # the files before the last are history, whose age says nothing
             asked = contract if arrival is arrivals[-1] else replace(contract, fresh=None)
-            delivery, report = _take_one(project, asked, arrival, known, seen, parts, masks, newest, journal)
+            delivery, report = _take_one(project, asked, arrival, known, seen, parts, masks, journal)
         except (Busy, Conflict, Corrupt):
             raise  # it is the store that is in the way, not the file
         except PalanError as error:
@@ -257,7 +257,6 @@ def _take_one(
     seen: dict[str, deliveries.Seen],
     parts: Sequence[str],
     masks: Mapping[str, tuple[str, ...]],
-    newest: DataVersion | None,
     journal: Journal,
 ) -> tuple[Delivery | None, dict[str, Any] | None]:
     """Return what was delivered and what was found in it; None for what was taken in as it is."""
@@ -274,7 +273,7 @@ def _take_one(
         before["decided"] = [each.id for each in decided]
 
     def verify() -> dict[str, Any]:
-        found = _verify(project, contract, came, parts, masks, newest, known.get(came.place, ""), decided)
+        found = _verify(project, contract, came, parts, masks, known.get(came.place, ""), decided)
         if came.looked is not None:
             later = deliveries.look(came.path)
             if (later.size, later.changed) == (came.looked.size, came.looked.changed):
@@ -375,7 +374,6 @@ def _verify(
     came: Delivery,
     parts: Sequence[str],
     masks: Mapping[str, tuple[str, ...]],
-    newest: DataVersion | None,
     mark: str,
     decided: Sequence[Quarantine],
 ) -> dict[str, Any]:
@@ -385,7 +383,7 @@ def _verify(
     from palan.data.reading import Layout
 
     told = quarantine.told(project, contract, decided)
-    stored = _stored_before(project, contract, came, parts, newest, mark)
+    stored = _stored_before(project, contract, came, parts, masks, mark)
     history = _written_before(project, contract.name)
     layout = Layout()
     try:
@@ -438,11 +436,11 @@ def _written_before(project: Project, name: str) -> dict[str, Written]:
 
 
 def _stored_before(
-    project: Project, contract: Contract, came: Delivery, parts: Sequence[str], newest: DataVersion | None, mark: str
+    project: Project, contract: Contract, came: Delivery, parts: Sequence[str], masks: Mapping[str, tuple[str, ...]], mark: str
 ) -> Callable[[], Iterator[pl.DataFrame]] | None:
     """Return what yields the rows that are known: of a file, what it delivered before; of rows that are asked for, what is stored from there on."""
     if came.rows:
-        return (lambda: fetch.stored(project, contract, newest, came)) if newest is not None and newest.rows else None
+        return (lambda: fetch.stored(project, contract, parts, masks, came)) if parts else None
     earlier = _delivered_before(project, came.source, parts) if mark else []
     return (lambda: tables.told(project, contract, earlier)) if earlier else None
 
