@@ -20,6 +20,8 @@ import click
 import msgspec
 import pytest
 
+from commands import is_typed, typed
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 SOURCE = ROOT / "src" / "palan"
@@ -281,16 +283,25 @@ def as_shown(shown: list[str]) -> re.Pattern[str]:
     return re.compile("".join(lines))
 
 
-def run_console(block: Block, folder: Path) -> None:
+def run_line(line: str, folder: Path) -> tuple[int, str]:
+    """Type a line, in a real shell if it asks for more than palan; return the exit code and what is printed."""
+    if is_typed(line):
+        told = typed(folder, line, one_place=True, COLUMNS="100")
+        return told.code, told.out
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=folder, env={**os.environ, "PATH": path, "COLUMNS": "100"}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, stdin=subprocess.DEVNULL
+    )
+    return done.returncode, done.stdout
+
+
+def run_console(block: Block, folder: Path) -> None:
     for command, shown in console_steps(block.text):
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=folder, env={**os.environ, "PATH": path, "COLUMNS": "100"}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, stdin=subprocess.DEVNULL
-        )
+        code, printed = run_line(command, folder)
         # A page may show a mistake and what palan says of it; a command without its output has to work.
-        assert done.returncode in ((0, 1, 2) if shown else (0, 1)), f"line {block.line}: {command}\n{done.stdout}"
+        assert code in ((0, 1, 2) if shown else (0, 1)), f"line {block.line}: {command}\n{printed}"
         if shown:
-            assert as_shown(shown).fullmatch(done.stdout), f"line {block.line}: {command}\nshown:\n" + "\n".join(shown) + f"\nprinted:\n{done.stdout}"
+            assert as_shown(shown).fullmatch(printed), f"line {block.line}: {command}\nshown:\n" + "\n".join(shown) + f"\nprinted:\n{printed}"
 
 
 RUNNABLE = [path for path in PAGES if any(block.mark == "run" for block in marked_blocks(path.read_text(encoding="utf-8")))]

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from commands import typed
 from palan.errors import NotFound, PalanError
 from palan.flows.config import load
 from palan.flows.init import TEMPLATES, found_in, init
 from palan.models.contract import KINDS
-
-BIN = Path(sys.executable).parent
-
-
-def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Type a line into a shell, with this palan first on the path."""
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def needs(kind: str) -> None:
@@ -32,23 +23,23 @@ def needs(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_template_runs_as_its_own_last_line_says(kind: str, tmp_path: Path) -> None:
     needs(kind)
-    made = run(f"palan init --kind {kind} --into shop", tmp_path)
-    assert made.returncode == 0, made.stderr
-    line = made.stdout.splitlines()[-1].removeprefix("next: ")
+    made = typed(tmp_path, f"palan init --kind {kind} --into shop")
+    assert made.code == 0, made.errors
+    line = made.out.splitlines()[-1].removeprefix("next: ")
     assert line.startswith("cd shop && palan ingest && palan build ")
     assert [part.split()[1] for part in line.split(" && ")[1:]] == ["ingest", "build", "check", "release", "decide"]
-    done = run(line, tmp_path)
-    assert done.returncode == 0, done.stderr
-    verdicts = [part.split()[0] for part in done.stdout.splitlines() if part.startswith("  ") and part.split()[:1] in (["pass"], ["fail"])]
+    done = typed(tmp_path, line)
+    assert done.code == 0, done.errors
+    verdicts = [part.split()[0] for part in done.out.splitlines() if part.startswith("  ") and part.split()[:1] in (["pass"], ["fail"])]
     assert "fail" not in verdicts
-    assert verdicts.count("pass") >= 2, done.stdout
-    open_questions = [part for part in done.stdout.splitlines() if part.startswith("  cannot tell")]
+    assert verdicts.count("pass") >= 2, done.out
+    open_questions = [part for part in done.out.splitlines() if part.startswith("  cannot tell")]
     assert all("there is no champion" in part for part in open_questions), open_questions
-    answered = done.stdout[done.stdout.rindex("next: palan status") :].partition("\n")[2]
+    answered = done.out[done.out.rindex("next: palan status") :].partition("\n")[2]
     assert json.loads(answered), answered
-    status = run("palan status --json", tmp_path / "shop")
-    assert status.returncode == 0, status.stderr
-    model = json.loads(status.stdout)["models"][0]
+    status = typed(tmp_path / "shop", "palan status --json")
+    assert status.code == 0, status.errors
+    model = json.loads(status.out)["models"][0]
     assert (model["kind"], model["verdict"], model["decisions"] >= 1) == (kind, "learning", True)
 
 
@@ -86,8 +77,8 @@ def test_existing_project_is_refused_and_untouched(tmp_path: Path) -> None:
         init(tmp_path)
     assert "palan init --into" in refused.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["palan.toml"]
-    done = run("palan init", tmp_path)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2)
+    done = typed(tmp_path, "palan init")
+    assert (done.code, len(done.errors.splitlines())) == (2, 2)
 
 
 def test_a_file_in_the_way_is_kept_and_nothing_is_written(tmp_path: Path) -> None:
@@ -171,9 +162,9 @@ SALES = "Order Id;day;shop;temp;member;note;price;sold\n" + "".join(
 def test_a_table_that_lies_there_becomes_the_data_and_a_model_of_it_runs(tmp_path: Path) -> None:
     (tmp_path / "my sales.csv").write_text(SALES)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    made = run("palan init", tmp_path)
-    assert made.returncode == 0, made.stderr
-    assert "my sales.csv was taken, other.csv was not; to take another: palan init other.csv --into ANOTHER-FOLDER" in made.stdout
+    made = typed(tmp_path, "palan init")
+    assert made.code == 0, made.errors
+    assert "my sales.csv was taken, other.csv was not; to take another: palan init other.csv --into ANOTHER-FOLDER" in made.out
     config = load(tmp_path / "palan.toml")
     data, model = config.data["my_sales"], config.models["sold"]
     assert (data.source, data.key, data.time) == ("my sales.csv", ("Order Id",), "day")
@@ -181,9 +172,9 @@ def test_a_table_that_lies_there_becomes_the_data_and_a_model_of_it_runs(tmp_pat
     assert (model.inputs, model.outcome, model.key) == (("shop", "temp", "member", "price"), "sold", "Order Id")
     text = (tmp_path / "palan.toml").read_text()
     assert '8 of 200 empty ("n/a")' in text and "numbers with a decimal comma: float would read them" in text and "TODO: guessed" in text
-    done = run(made.stdout.splitlines()[-1].removeprefix("next: "), tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "my_sales@1: 200 new rows, 0 in quarantine" in done.stdout and "sold@1: pass" in done.stdout
+    done = typed(tmp_path, made.out.splitlines()[-1].removeprefix("next: "))
+    assert done.code == 0, done.out + done.errors
+    assert "my_sales@1: 200 new rows, 0 in quarantine" in done.out and "sold@1: pass" in done.out
 
 
 def test_another_table_is_taken_by_its_name(tmp_path: Path) -> None:
@@ -228,8 +219,8 @@ def test_code_and_the_table_beside_it_come_together(tmp_path: Path) -> None:
     config = load(tmp_path / "palan.toml")
     model = config.models["demand"]
     assert (model.data, model.inputs, model.outcome, model.key) == ("bakery", ("weekday", "fair"), "sold", "day")
-    done = run("palan ingest && palan build demand", tmp_path)
-    assert done.returncode == 0 and "demand@1 (estimator)" in done.stdout, done.stderr
+    done = typed(tmp_path, "palan ingest && palan build demand")
+    assert done.code == 0 and "demand@1 (estimator)" in done.out, done.errors
 
 
 # -- around Python ---------------------------------------------------------------------------------------------------
@@ -272,12 +263,12 @@ def test_python_file_is_read_not_run_and_its_columns_are_found(tmp_path: Path) -
 def test_project_around_code_runs_once_the_gaps_are_filled(tmp_path: Path) -> None:
     """The file that init wrote is right as it stands but for the data: with data it builds."""
     (tmp_path / "notebook.py").write_text(NOTEBOOK.replace('raise SystemExit("this file must be read, never run")', "").replace(' + rows.select("fair")', ' + rows["fair"]'))
-    run("palan init notebook.py", tmp_path)
+    typed(tmp_path, "palan init notebook.py")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sold.csv").write_text("weekday,fair,sold\n" + "".join(f"{day % 7},{day % 2},{80 + day}\n" for day in range(40)))
-    done = run("palan ingest && palan build demand", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "demand@1 (estimator)" in done.stdout
+    done = typed(tmp_path, "palan ingest && palan build demand")
+    assert done.code == 0, done.errors
+    assert "demand@1 (estimator)" in done.out
 
 
 def test_source_elsewhere_is_copied_in(tmp_path: Path) -> None:
@@ -335,10 +326,10 @@ def test_a_plain_function_of_one_instance_decides_as_it_is(name: str, argument: 
     assert any(each.startswith("objective:") for each in made["missing"])
     (tmp_path / "instances").mkdir()
     (tmp_path / "instances" / "one.json").write_text('{"paint": 3, "saw": 1}')
-    done = run(f"palan build {name} && palan check {name} && palan release {name} && palan decide {name} --input instances/one.json", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"{name}@1 (heuristic)" in done.stdout
-    assert json.loads(done.stdout[done.stdout.rindex("next: palan status") :].partition("\n")[2]) == {"order": ["saw", "paint"], "late": 4}
+    done = typed(tmp_path, f"palan build {name} && palan check {name} && palan release {name} && palan decide {name} --input instances/one.json")
+    assert done.code == 0, done.errors
+    assert f"{name}@1 (heuristic)" in done.out
+    assert json.loads(done.out[done.out.rindex("next: palan status") :].partition("\n")[2]) == {"order": ["saw", "paint"], "late": 4}
 
 
 def test_a_script_that_reads_its_file_is_told_what_to_move(tmp_path: Path) -> None:
@@ -417,10 +408,10 @@ def test_decision_table_becomes_a_project_that_runs(tmp_path: Path) -> None:
         {"offer": "nothing", "amount": 0},
     ]
     assert made["missing"]
-    done = run(made["next"], tmp_path.parent)
-    assert done.returncode == 0, done.stderr
-    assert "pass  table_checks" in done.stdout
-    assert '"offer": "hotel"' in done.stdout
+    done = typed(tmp_path.parent, made["next"])
+    assert done.code == 0, done.errors
+    assert "pass  table_checks" in done.out
+    assert '"offer": "hotel"' in done.out
 
 
 def test_golden_cases_of_odd_cells_are_answers_of_the_table(tmp_path: Path) -> None:
