@@ -15,6 +15,7 @@ import polars as pl
 from palan.core import digest_of
 from palan.data.past import Past
 from palan.data.scalar import FALLBACK, Scalar, compile_rows, with_features
+from palan.data.sql import Sql, with_floats
 from palan.errors import PalanError, nearest
 
 FeatureFunction = Callable[..., pl.Expr]
@@ -44,16 +45,23 @@ class Opaque(msgspec.Struct, frozen=True):
     step: Any
     digest: str
     outputs: tuple[str, ...]
+    about: str = ""
 
     def apply(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Return the outputs for the frame's rows."""
-        given = frame.select(self.inputs)
-        found = self.step.transform(given) if hasattr(self.step, "transform") else self.step(given)
-        found = found.toarray() if hasattr(found, "toarray") else found
-        made = found if isinstance(found, pl.DataFrame) else found.to_frame() if isinstance(found, pl.Series) else pl.DataFrame(found)
+        made = transformed(self.step, frame.select(self.inputs))
         if made.shape != (frame.height, len(self.outputs)):
             raise PalanError(f"an opaque step gave {made.height} rows of {made.width} columns", f"{frame.height} rows of {', '.join(self.outputs)}")
         return made.rename(dict(zip(made.columns, self.outputs, strict=True)))
+
+
+def transformed(step: Any, rows: pl.DataFrame) -> pl.DataFrame:
+    """Return what a function of a frame, or an object with `transform`, makes of rows."""
+    found = step.transform(rows) if hasattr(step, "transform") else step(rows)
+    found = found.toarray() if hasattr(found, "toarray") else found
+    if hasattr(found, "iloc"):  # of pandas, which Polars reads with a library more
+        found = found.to_numpy()
+    return found if isinstance(found, pl.DataFrame) else found.to_frame() if isinstance(found, pl.Series) else pl.DataFrame(found)
 
 
 class Features(msgspec.Struct, frozen=True):
@@ -108,18 +116,22 @@ class Features(msgspec.Struct, frozen=True):
 
         costs = {"one row": least(lambda: self.scalar.row(row))}
         if self.opaque:
-            frame = self.batch(pl.DataFrame({name: [row[name]] for name in self.scalar.columns}, schema={name: self.schema[name] for name in self.scalar.columns}))
+            frame = self.batch(pl.DataFrame({name: [row[name]] for name in self.schema if name in row}, schema={name: dtype for name, dtype in self.schema.items() if name in row}))
             costs.update({name: least(partial(step.apply, frame)) for name, step in self.opaque.items()})
         return costs
 
-    def told(self) -> list[str]:
-        """Say what makes a row slow: one line for each feature that has no compiled form, and for each opaque step."""
-        slow = [f"{name}: {why}; through Polars, some {FALLBACK:.0f} µs a row for all such features together" for name, why in self.scalar.refused.items()]
-        return [*slow, *(f"{name}: an opaque step, a frame is made for each row" for name in self.opaque)]
+    def told(self, costs: Mapping[str, float] | None = None) -> list[str]:
+        """Say what makes a row slow: one line for each feature that has no compiled form, and for each opaque step.
+
+        With what `costs` measured these figures are told, else what it costs about.
+        """
+        row = costs["one row"] if costs else FALLBACK
+        slow = [f"{name}: {why}; through Polars, some {row:,.0f} µs a row for all such features together" for name, why in self.scalar.refused.items()]
+        return [*slow, *(f"{name}: an opaque step, a frame is made for each row" + (f": {costs[name]:,.0f} µs" if costs else "") for name in self.opaque)]
 
 
 def features(
-    functions: Mapping[str, FeatureFunction | str],
+    functions: Mapping[str, FeatureFunction | Sql | str],
     schema: Mapping[str, pl.DataType],
     *,
     constants: Mapping[str, Constant] | None = None,
@@ -139,28 +151,62 @@ def features(
         PalanError: an argument that is none of these, a circle, a name given twice, a function that makes no expression.
     """
     fitted = dict(constants or {})
-    for name in functions:
+    said = {name: Sql(each) if isinstance(each, str) else each for name, each in functions.items()}
+    for name in [*said, *(opaque or {})]:
         if name in schema or name in fitted:
             raise PalanError(f'"{name}" is a feature and a {"column" if name in schema else "constant"}', "give the feature another name")
-    inputs = {name: _inputs(name, function) for name, function in functions.items()}
+    inputs = {name: _inputs(name, function) for name, function in said.items()}
     ordered = _ordered(inputs, {*schema, *fitted})
     expressions: dict[str, pl.Expr] = {}
     lineage: dict[str, Feature] = {}
     for name in ordered:
-        expressions[name] = _made(name, functions[name], inputs[name], fitted)
-        lineage[name] = _feature(name, functions[name], inputs[name], expressions[name], lineage, schema, fitted)
+        expressions[name] = _made(name, said[name], inputs[name], fitted)
+        lineage[name] = _feature(name, said[name], inputs[name], expressions[name], lineage, schema, fitted)
     for name, step in (opaque or {}).items():
-        _known(name, step.inputs, {*schema, *expressions})
+        _known(name, step.inputs, {*schema, *expressions}, what="step")
         taken = [output for output in step.outputs if output in schema or output in expressions]
         if taken:
             raise PalanError(f'the step "{name}" gives "{taken[0]}", which is there already', "give its output another name")
-        lineage[name] = _traced(name, (inspect.getdoc(step.step) or "").partition("\n")[0], step.inputs, lineage, schema, fitted, step.digest)
+        lineage[name] = _traced(name, step.about, step.inputs, lineage, schema, fitted, step.digest)
     return Features(dict(schema), expressions, lineage, fitted, dict(opaque or {}), compile_rows(expressions, schema, required=required))
 
 
 def functions_of(module: ModuleType) -> dict[str, FeatureFunction]:
     """Return the feature functions of a user's file: public, made there, and said to return a `pl.Expr`."""
-    return {name: function for name, function in _public(module) if function.__annotations__.get("return") in (pl.Expr, "pl.Expr", "Expr", "polars.Expr")}
+    return {name: function for name, function in _public(module) if returns(module, function) is pl.Expr}
+
+
+def steps_of(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    """Return the functions of a user's file that make a step: said to return a `pl.Series`, or what has `fit` and `transform`.
+
+    The first is the step itself, the second makes one that is to be fitted.
+    """
+    return {name: function for name, function in _public(module) if (kind := returns(module, function)) is pl.Series or (hasattr(kind, "fit") and hasattr(kind, "transform"))}
+
+
+def inputs_of(name: str, function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the columns, features and constants that a function names as its arguments.
+
+    Raises:
+        PalanError: an argument that names nothing, such as `*columns`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    odd = [each.name for each in parameters if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY)]
+    if odd:
+        raise PalanError(f'the feature "{name}" takes "{odd[0]}", which names no column', "name each column, feature or constant as an argument")
+    return tuple(each.name for each in parameters)
+
+
+def returns(module: ModuleType, function: Callable[..., Any]) -> Any:
+    """Return what a function is said to return; an annotation that is kept as text is looked up in its file."""
+    said = function.__annotations__.get("return")
+    if not isinstance(said, str):
+        return said
+    found: Any = module
+    for part in said.split("."):
+        found = getattr(found, part, None)
+    # Polars may be imported for type checkers alone.
+    return getattr(pl, said.rpartition(".")[2], None) if found is None and said.startswith(("pl.", "polars.")) else found
 
 
 def pasts_of(module: ModuleType) -> dict[str, Past]:
@@ -171,7 +217,7 @@ def pasts_of(module: ModuleType) -> dict[str, Past]:
     """
     found: dict[str, Past] = {}
     for name, function in _public(module):
-        if str(getattr(function.__annotations__.get("return"), "__name__", function.__annotations__.get("return"))).rpartition(".")[2] == "Past":
+        if returns(module, function) is Past:
             if inspect.signature(function).parameters:
                 raise PalanError(f'"{name}" looks up the past, and takes an argument', f"def {name}() -> Past")
             found[name] = function()
@@ -210,27 +256,23 @@ def _infinite(value: Constant) -> bool:
     return any(_infinite(part) for part in parts)
 
 
-def _inputs(name: str, function: FeatureFunction | str) -> tuple[str, ...]:
-    if isinstance(function, str):
-        return tuple(dict.fromkeys(_sql(name, function).meta.root_names()))
-    parameters = inspect.signature(function).parameters.values()
-    odd = [each.name for each in parameters if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD, each.POSITIONAL_ONLY)]
-    if odd:
-        raise PalanError(f'the feature "{name}" takes "{odd[0]}", which names no column', "name each column, feature or constant as an argument")
-    return tuple(each.name for each in parameters)
+def _inputs(name: str, function: FeatureFunction | Sql) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_sql(name, function).meta.root_names())) if isinstance(function, Sql) else inputs_of(name, function)
 
 
-def _sql(name: str, text: str) -> pl.Expr:
+def _sql(name: str, sql: Sql) -> pl.Expr:
     try:
-        return pl.sql_expr(text)
-    except pl.exceptions.PolarsError as error:
-        raise PalanError(f'the feature "{name}" is no SQL expression: {str(error).splitlines()[0]}', 'such as "delay > 15 AND origin = \'JFK\'"') from None
+        return pl.sql_expr(with_floats(sql.text))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        where = f"{sql.place}: " if sql.place else ""
+        raise PalanError(f'{where}the feature "{name}" is no SQL expression: {str(error).splitlines()[0].partition(" at Line:")[0].removeprefix("sql parser error: ")}', 'such as "delay > 15 AND origin = \'JFK\'"') from None
 
 
-def _known(name: str, inputs: Iterable[str], known: set[str]) -> None:
+def _known(name: str, inputs: Iterable[str], known: set[str], *, what: str = "feature") -> None:
     for one in inputs:
         if one not in known:
-            raise PalanError(f'the feature "{name}" reads "{one}", which is no column, feature or constant', nearest(one, known) or f"known: {', '.join(sorted(known))}")
+            kinds = "column, feature or constant" if what == "feature" else "column or feature"
+            raise PalanError(f'the {what} "{name}" reads "{one}", which is no {kinds}', nearest(one, known) or f"known: {', '.join(sorted(known))}")
 
 
 def _ordered(inputs: Mapping[str, tuple[str, ...]], given: set[str]) -> list[str]:
@@ -252,8 +294,8 @@ def _ordered(inputs: Mapping[str, tuple[str, ...]], given: set[str]) -> list[str
     return list(done)
 
 
-def _made(name: str, function: FeatureFunction | str, inputs: tuple[str, ...], constants: Mapping[str, Constant]) -> pl.Expr:
-    if isinstance(function, str):
+def _made(name: str, function: FeatureFunction | Sql, inputs: tuple[str, ...], constants: Mapping[str, Constant]) -> pl.Expr:
+    if isinstance(function, Sql):
         clash = [one for one in inputs if one in constants]
         if clash:
             raise PalanError(f'the feature "{name}" reads the constant "{clash[0]}" in SQL, which has columns and features alone', "write it as a function")
@@ -264,11 +306,11 @@ def _made(name: str, function: FeatureFunction | str, inputs: tuple[str, ...], c
     return found
 
 
-def _feature(name: str, function: FeatureFunction | str, inputs: tuple[str, ...], expression: pl.Expr, lineage: Mapping[str, Feature], schema: Mapping[str, pl.DataType], constants: Mapping[str, Constant]) -> Feature:
+def _feature(name: str, function: FeatureFunction | Sql, inputs: tuple[str, ...], expression: pl.Expr, lineage: Mapping[str, Feature], schema: Mapping[str, pl.DataType], constants: Mapping[str, Constant]) -> Feature:
     hidden = [root for root in expression.meta.root_names() if root not in inputs]
     if hidden:
         raise PalanError(f'the feature "{name}" reads "{hidden[0]}" without naming it', f"make {hidden[0]} an argument of {name}()")
-    about = function if isinstance(function, str) else inspect.getdoc(function) or ""
+    about = function.about or function.text if isinstance(function, Sql) else inspect.getdoc(function) or ""
     # JSON has no NaN, the text leaves out long lists: together they say all. Another Polars gives another digest.
     parts = [expression.meta.serialize(format="json"), str(expression), pl.__version__, {one: constants[one] for one in inputs if one in constants}]
     parts.append({one: lineage[one].digest if one in lineage else str(schema[one]) for one in inputs if one not in constants})

@@ -488,6 +488,8 @@ class _Compiler:
             name, option = _function(option)
         else:
             name, family = family, ""
+        if name == "Sql":
+            return self.sql(node, [self.value(each) for each in body["input"]], option)
         whole = f"{family}.{name}" if family else name
         make = _FUNCTIONS.get(whole)
         if make is None:
@@ -496,6 +498,25 @@ class _Compiler:
         if inputs and inputs[0].constant and name not in {"Coalesce", "MaxHorizontal", "MinHorizontal", "SumHorizontal", "ConcatHorizontal", "AllHorizontal", "AnyHorizontal"}:
             raise Refused(whole, "of a constant has no compiled form")
         return make(self, node, inputs, option)
+
+    def sql(self, node: Node, inputs: list[_Value], option: Node) -> _Value:
+        """What SQL computes by rules of its own: the rest of a division has the sign of what is divided."""
+        name, what = _function(option)
+        if name == "Round":
+            return _rounds(self, node, inputs, {**what, "mode": "HalfToEven"})
+        if name != "Binary" or what not in ("Mul", "Div", "Rem"):
+            raise Refused(f"Sql.{name}")
+        folded, dtype = self.folded(node, inputs), self.dtype(node)
+        if folded is not None or not dtype.is_numeric():
+            return folded or self.binary(node, what, *inputs)
+        if what != "Rem":
+            return self.binary(node, {"Mul": "Multiply", "Div": "TrueDivide"}[what], *inputs)
+        left, right = (self.fit(each, dtype) for each in inputs)
+        if dtype == pl.Float64:
+            return self.map(dtype, f"_fmod({left.code}, {right.code})", left, right)
+        if not dtype.is_integer():
+            raise Refused("Sql.Rem", f"of {dtype} has no compiled form")
+        return self.map(dtype, f"_rest({left.code}, {right.code}) if {right.code} else None", left, right, nulls=True)
 
     def text(self, value: _Value) -> _Value:
         if value.dtype != pl.String:
@@ -951,6 +972,11 @@ def _deviate() -> NoReturn:
     raise Deviates
 
 
+def _rest(left: int, right: int) -> int:
+    rest = abs(left) % abs(right)
+    return rest if left >= 0 else -rest
+
+
 def _single(value: float) -> float:
     return c_float(value).value
 
@@ -1107,7 +1133,7 @@ def _raised(base: float, exponent: float) -> float:
 _HELPERS: dict[str, Any] = {
     "Deviates": Deviates, "_deviate": _deviate, "_inf": math.inf, "_int": int, "_float": float, "_bool": bool, "_str": str,
     "_single": _single, "_single_int": _single_int, "_divide": _divide, "_floor": _floor, "_zero": _zero, "_ceil": _ceil, "_rint": _rint, "_round": _round,
-    "_ln": _ln, "_log1p": _log1p, "_exp": _exp, "_sqrt": _sqrt, "_sin": _sin, "_cos": _cos, "_tanh": math.tanh, "_pow": _raised,
+    "_ln": _ln, "_log1p": _log1p, "_exp": _exp, "_sqrt": _sqrt, "_sin": _sin, "_cos": _cos, "_tanh": math.tanh, "_fmod": math.fmod, "_rest": _rest, "_pow": _raised,
     "_cased": _cased, "_ascii": _ascii, "_not_below_0": _not_below_0, "_parsed": _parsed, "_decimal": _decimal,
     "_days": _days, "_micros": _micros, "_micros_aware": _micros_aware, "_micros_of": _micros_of,
     "_date": date.fromordinal, "_time": _time, "_delta": _delta, "_long": _long, "_toward_0": _toward_0, "_wall": _wall,

@@ -174,9 +174,9 @@ class Worker:
             raise ModelFailed(f"{self.entry} answered no columns", "build this version again")
         return answer
 
-    def features(self) -> dict[str, Any]:
-        """Return the lineage of the model's features, their constants, and what is slow about them."""
-        told: dict[str, Any] = self._call({"op": "features"}, 10.0)
+    def features(self, rows: pl.DataFrame | None = None) -> dict[str, Any]:
+        """Return the lineage of the model's features, their constants, and what is slow about them: by how much on these rows."""
+        told: dict[str, Any] = self._call({"op": "features", "rows": pack(rows)}, 30.0)
         return told
 
     def parity(self, rows: pl.DataFrame, *, time_limit: float | None = None) -> dict[str, Any]:
@@ -184,12 +184,14 @@ class Worker:
         found: dict[str, Any] = self._call({"op": "parity", "rows": pack(rows)}, time_limit)
         return found
 
-    def transform(self, tables: Mapping[str, pl.DataFrame], *, time_limit: float | None = None) -> pl.DataFrame:
-        """Return what a transformation (opened with kind `TRANSFORMATION`) makes of the named tables."""
-        made = unpack(self._call({"op": "transform", "tables": {name: pack(table) for name, table in tables.items()}}, time_limit))
+    def transform(self, tables: Mapping[str, pl.DataFrame], *, time_limit: float | None = None) -> tuple[pl.DataFrame, dict[str, Any] | None]:
+        """Return what a transformation (opened with kind `TRANSFORMATION`) makes of the named tables, and which of their columns
+        each of its columns comes from: None where that cannot be known."""
+        found = self._call({"op": "transform", "tables": {name: pack(table) for name, table in tables.items()}}, time_limit)
+        made = unpack(found["made"])
         if not isinstance(made, pl.DataFrame):
             raise ModelFailed(f"{self.entry} made no table", "return a Polars DataFrame")
-        return made
+        return made, found["lineage"]
 
     def fetch(self, to: Path, *, since: str = "", kind: str = "", query: str = "", cursor: str = "") -> int:
         """Spool what a function (opened with kind `TRANSFORMATION`) gives from where a cursor of this type has come to; return the rows.

@@ -15,9 +15,10 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from time import monotonic
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ import numpy as np
 import polars as pl
 
 from palan.core import Schema
+from palan.data.sql import expressions
 from palan.errors import Invalid, ModelFailed, NotFound, PalanError, nearest
 from palan.models import adapt
 from palan.models.contract import Context, Incumbent
@@ -59,6 +61,38 @@ def load(folder: Path, entry: str) -> Any:
         public = [key for key, value in vars(module).items() if not key.startswith("_") and getattr(value, "__module__", "") == module.__name__]
         raise NotFound(f"no {name!r} in {file}", nearest(name, public) or f"it has {', '.join(public) or 'nothing public'}")
     return getattr(module, name)
+
+
+def text_of(folder: Path, file: str) -> str:
+    try:
+        return (folder / file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PalanError(f"{file} is not UTF-8 text: {error.reason}", "save it as UTF-8") from None
+
+
+def transformation(folder: Path, entry: str) -> Callable[[Mapping[str, pl.DataFrame]], tuple[pl.DataFrame, Any]]:
+    """Return what makes a table of tables, and tells which columns come from which: a function "file.py:name" or a query "file.sql"."""
+    from palan.engines import sql
+
+    file, _, name = entry.partition(":")
+    if file.endswith(".sql"):
+        query = text_of(folder, file)
+        return lambda tables: sql.made(query, file, name or "polars", tables)
+    function = load(folder, entry)
+
+    def run(tables: Mapping[str, pl.DataFrame]) -> tuple[pl.DataFrame, Any]:
+        with guarded(function, name):
+            made = function(**tables)
+        if isinstance(made, pl.LazyFrame):
+            made = made.collect()
+        if not isinstance(made, pl.DataFrame):
+            raise PalanError(f"a transformation returns a Polars DataFrame, not a {type(made).__name__}", "return one frame of rows")
+        lineage = None
+        with suppress(ModelFailed), guarded(function, name), redirect_stdout(sys.stderr):
+            lineage = sql.of_function(function, tables)  # what needs rows in hand cannot be followed
+        return made, lineage
+
+    return run
 
 
 def load_module(folder: Path, file: str) -> ModuleType:
@@ -116,7 +150,7 @@ class Served:
         self.model: adapt.Adapter | None = None
         self.opened: Mapping[str, Any] = {}
         self.prepared: Prepared | None = None
-        self.transformation: Callable[..., Any] | None = None
+        self.transformation: Callable[..., tuple[pl.DataFrame, Any]] | None = None
 
     def answer(self, request: Mapping[str, Any]) -> Any:
         op = request["op"]
@@ -146,17 +180,20 @@ class Served:
                 data = unpack(request["data"])
                 if prepared is not None:
                     data = prepared.learn(data)
+                    if isinstance(model, adapt.Estimator):
+                        model.inputs = prepared.names  # X of an object in scikit-learn's style is the features alone
                 if prepared is None or "fit" in model.verbs:
                     model.fit(data)
                 self.model, self.prepared = model, prepared
-                return {**model.state(), **({prepared.FILE: prepared.state()} if prepared is not None and prepared.fit is not None else {})}
+                return {**model.state(), **(prepared.state() if prepared is not None else {})}
             case "decide":
                 rows = unpack(request["rows"])
                 return pack(self._rows(model).decide(rows if self.prepared is None else self.prepared.rows(rows)))
             case "features" | "parity":
                 if self.prepared is None:
                     raise PalanError(f"{model.name} has no features", 'in palan.toml: [models.NAME] features = "features.py"')
-                return self.prepared.told() if op == "features" else self.prepared.parity(unpack(request["rows"]))
+                rows = unpack(request["rows"])
+                return self.prepared.told(rows, time.perf_counter) if op == "features" else self.prepared.parity(rows)
             case "solve":
                 return self.solve(model, request)
             case "check":
@@ -180,17 +217,20 @@ class Served:
 
             reads.watch()
         if request["kind"] == TRANSFORMATION:
-            self.transformation = load(Path(request["folder"]), request["entry"])
+            self.transformation = transformation(Path(request["folder"]), request["entry"])
             return {"kind": TRANSFORMATION, "name": request["entry"], "verbs": [], "params": {}}
         model, prepared = self.fresh(request)
         state = dict(request["state"])
-        if prepared is not None and prepared.FILE in state:
-            prepared.restore(state.pop(prepared.FILE))
+        if prepared is not None and prepared.learns:
+            own = [name for name in state if name == prepared.FILE or name.startswith(prepared.STEPS)]
+            fitted = {name: state.pop(name) for name in own}
+            if fitted:
+                prepared.restore(fitted)
         if state:
             model.restore(state)
         self.model, self.prepared, self.opened = model, prepared, request
         verbs = model.verbs
-        if prepared is not None and prepared.fit is not None and "fit" not in verbs:
+        if prepared is not None and prepared.learns and "fit" not in verbs:
             verbs = ["fit", *verbs]
         told = {"kind": model.kind, "name": model.name, "verbs": verbs, "params": {} if model.name == "the decision table" else model.params}
         return told if prepared is None else {**told, "pasts": prepared.pasts}
@@ -203,8 +243,9 @@ class Served:
         if features:
             from palan.models.prepared import Prepared  # what compiles expressions is loaded where there are any
 
-            prepared = Prepared(load_module(folder, features["file"]), features["columns"], features["tables"])
-            inputs = [*(each["name"] for each in prepared.pasts), *prepared.functions]  # X of an object in scikit-learn's style is the features alone
+            file = features["file"]
+            source = expressions(text_of(folder, file), file) if file.endswith(".sql") else load_module(folder, file)
+            prepared = Prepared(file, source, features["columns"], features["tables"])
         model = adapt.adapter(load(folder, request["entry"]), request["kind"], request["params"], inputs=inputs, outcome=request["outcome"])
         if prepared is not None and not isinstance(model, adapt.RowsAdapter):
             raise PalanError(f"{model.name} is of kind {model.kind}: features are made of rows, and it solves an instance", "leave features out")
@@ -214,11 +255,8 @@ class Served:
         function = self.transformation
         if function is None:
             raise PalanError("no transformation is open in this worker", "open one first")
-        with guarded(function, getattr(function, "__name__", "transformation")):
-            made = function(**{name: unpack(table) for name, table in request["tables"].items()})
-        if not isinstance(made, pl.DataFrame):
-            raise PalanError(f"a transformation returns a Polars DataFrame, not a {type(made).__name__}", "return one frame of rows")
-        return pack(made)
+        made, lineage = function({name: unpack(table) for name, table in request["tables"].items()})
+        return {"made": pack(made), "lineage": lineage}
 
     def fetch(self, request: Mapping[str, Any]) -> int:
         """Spool the rows that a function gives, or that its connection answers a query with; return how many."""
@@ -347,7 +385,7 @@ def main(parent: int) -> None:
 
     def is_cancelled() -> bool:
         # while a request is worked on, the only thing that can come in is the wish to stop it
-        now = monotonic()
+        now = time.monotonic()
         if not asked["cancel"] and now - asked["at"] > 0.005:
             asked["at"] = now
             asked["cancel"] = bool(poll.poll(0))

@@ -120,10 +120,17 @@ def make(
         with lend(watched=True) as worker:
             return {**fit(project, model, worker, data, repairs, known, since=since, seed=seed), "reads": packages.undeclared(project, worker)}
 
+    def sample() -> pl.DataFrame | None:
+        """Return a row as callers send it, to measure on what features cost."""
+        if data is None:
+            return None
+        rows = tables.training(project, model, data, repairs=repairs, since=since).head(1)
+        return pasts.with_pasts(project, rows, tables.contract_of(project, data.data).time, looked, known)
+
     def described(state: Mapping[str, str]) -> dict[str, Any]:
         with lend() as worker:
             worker.restore({name: project.store.blobs.get(blob) for name, blob in state.items()})
-            told = worker.features()
+            told = worker.features(sample())
         for slow in told.pop("slow"):
             project.tell(f"{config.features}: {slow}")
         used = {each.past.table for each in pasts.looked_of(told["pasts"])}

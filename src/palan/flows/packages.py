@@ -84,20 +84,46 @@ def code_of(project: Project, entry: str, features: str = "") -> Closure:
     Raises:
         NotFound: there is no such file or name.
     """
+    from msgspec import structs
+
+    from palan.data import sql
     from palan.runs.closure import Closure, closure
 
-    file = entry.partition(":")[0]
+    file, _, name = entry.partition(":")
     path = project.root / file
     if file.endswith(".py"):
         if ":" not in entry:
             raise PalanError(f'"{entry}" does not name what decides', f'model = "{entry}:Class"')
-        return closure(entry, sources(project.root), version_of, whole=[features] if features else [])
+        in_sql = features.endswith(".sql")
+        found = closure(entry, sources(project.root), version_of, whole=[features] if features and not in_sql else [])
+        if in_sql:
+            made = {f"{features}:{each}": sql.meaning(one.text) for each, one in sql.expressions(text_of(project, features), features).items()}
+            found = structs.replace(found, parts={**found.parts, **made}, files=(*found.files, features))
+        return found
+    if file.endswith(".sql"):
+        installed = version_of(name) if name else None
+        return Closure(entry, {file: sql.meaning(text_of(project, file))}, (file,), dict([installed]) if installed else {})
     if features:
         raise PalanError(f"{file} is a table, which has no features", "make them in a transformation: [data.NAME] transform, or let a model in Python read the table")
     if not path.is_file():
         near = nearest(file, (each.name for each in project.root.iterdir()))
         raise NotFound(f"there is no {path}", near or "check `model =` in palan.toml")
     return Closure(entry, {file: hashlib.sha256(path.read_bytes()).hexdigest()}, (file,), {})
+
+
+def text_of(project: Project, file: str) -> str:
+    """Return the text of a file of the project.
+
+    Raises:
+        NotFound: there is no such file.
+        PalanError: it is no text.
+    """
+    try:
+        return (project.root / file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PalanError(f"{file} is not UTF-8 text: {error.reason}", "save it as UTF-8") from None
+    except OSError:
+        raise NotFound(f"there is no {file} in the project", nearest(file, (each.name for each in project.root.iterdir())) or "check palan.toml") from None
 
 
 def closure_of(version: Version) -> Closure:

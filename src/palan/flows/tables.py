@@ -46,6 +46,9 @@ JUDGED = "judged by"
 SUSPECT = "suspect"
 """Where a data version keeps what the data doctor suspects, in its verdict."""
 
+LINEAGE = "lineage"
+"""Where a table that is made keeps which columns each of its columns comes from, in its verdict."""
+
 ACCEPTED = "accepted"
 """Where a suspicion that somebody took for no fault keeps the reason, in its evidence."""
 
@@ -389,7 +392,7 @@ def _transform(project: Project, name: str, versions: Mapping[str, DataVersion])
     config = project.data(name)
     folder, _ = packages.stage(project, packages.code_of(project, config.transform))
     with Worker(folder, config.transform, kind=TRANSFORMATION, watched=True) as worker:
-        frame = worker.transform({each: read(project, version) for each, version in versions.items()})
+        frame, lineage = worker.transform({each: read(project, version) for each, version in versions.items()})
         for path in packages.undeclared(project, worker):
             project.tell(packages.unnoticed(config.transform, path))
     contract = contract_of(project, name)
@@ -401,13 +404,23 @@ def _transform(project: Project, name: str, versions: Mapping[str, DataVersion])
         )
     told = [f"{checked.good.height:,} rows made by {config.transform}", *checked.verdict.warnings]
     project.tell(f"{name}: {'; '.join(told)}")
-    return {"blob": store_frame(project, checked.good), "rows": checked.good.height, "verdict": checked.verdict.to_dict()}
+    verdict = checked.verdict.to_dict() | ({LINEAGE: lineage} if lineage else {})
+    return {"blob": store_frame(project, checked.good), "rows": checked.good.height, "verdict": verdict}
 
 
 def _arguments(project: Project, entry: str) -> list[str]:
+    """Return the tables that a transformation reads: the arguments of a function, or the tables that a query names."""
     import ast
 
+    from palan.data.sql import relations
+
     file, _, name = entry.partition(":")
+    if file.endswith(".sql"):
+        named = relations(packages.text_of(project, file))
+        for table, line in named.items():
+            if table not in project.config.data:
+                raise PalanError(f'{file} line {line} reads "{table}", which is no data of this project', nearest(table, project.config.data) or "name each table as a [data.NAME]")
+        return list(named)
     for node in ast.parse(packages.sources(project.root)[file]).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             names = [each.arg for each in node.args.args]
