@@ -19,7 +19,7 @@ import pytest
 
 from palan.data.nouns import DataVersion
 from palan.errors import ModelFailed, NotFound, PalanError
-from palan.flows import quarantine, tables
+from palan.flows import contracts, quarantine, tables
 from palan.flows.ingest import ingest
 from palan.flows.project import Project, open_project
 from palan.flows.tick import tick
@@ -294,6 +294,49 @@ def test_a_function_may_give_a_connection_that_the_query_is_asked_of(tmp_path: P
     _put(shop, (3, "2024-03-01 10:00:00", 3.0))
     assert ingest(project, "orders")[0]["total"] == 2
     project.store.records.close()
+
+
+# --- palan data add ------------------------------------------------------------------------------------------------
+
+
+def test_a_source_is_looked_at_and_written_into_palan_toml(tmp_path: Path, shop: sqlite3.Connection) -> None:
+    (tmp_path / "palan.toml").write_text('# ours\n[project]\nname = "shop"')
+    _put(shop, *((id, f"2024-03-{1 + id // 24:02d} {id % 24:02d}:00:00", id % 7) for id in range(200)))
+    project = open_project(tmp_path)
+    said = {"source": "sqlite:shop.db", "query": 'SELECT id, at, price * 1.0 AS price, "so" AS note FROM orders', "cursor": "id", "key": ["id"]}
+    tried = contracts.add(project, "orders", said, dry_run=True)
+    assert not tried["written"] and (tmp_path / "palan.toml").read_text().endswith('name = "shop"')
+    added = contracts.add(project, "orders", said)
+    text = (tmp_path / "palan.toml").read_text()
+    assert text.startswith('# ours\n[project]\nname = "shop"\n\n[data.orders]\nsource = "sqlite:shop.db"\n') and text.endswith(added["lines"])
+    assert added["rows"] == 200 and 'time = "at"' in text and "rows =" not in text
+    project.store.records.close()
+    again = open_project(tmp_path)
+    _put(shop, (1000, "2024-03-31 00:00:00", 3))
+    report = ingest(again, "orders")[0]
+    assert (report["total"], report["waiting"]) == (201, 0)
+    assert contracts.infer(again, "orders")["rows"] == 201
+    again.store.records.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "what"),
+    [
+        ("orders", {"source": "sqlite:shop.db", "query": "SELECT 1"}, "already"),
+        ("two words", {"source": "feed/*.csv"}, "no name of a table"),
+        ("more", {"source": "feed/*.csv"}, "nothing matches"),
+        ("more", {"source": "sqlite:shop.db", "query": "SELECT * FROM orders"}, "gives no rows"),
+        ("more", {"source": "sqlite:shop.db", "query": "SELECT * FROM orders", "cursor": "changed", "start": "2024-01-01"}, "no such column"),
+        ("more", {"source": "feed/../../*.csv"}, "leads out of the project"),
+        ("more", {"source": "sqlite:shop.db"}, "query says what to take"),
+        ("more", {"source": "palan.toml.py:X"}, "no file"),
+    ],
+)
+def test_what_cannot_be_added_changes_nothing(project: Project, name: str, said: dict[str, Any], what: str) -> None:
+    before = (project.root / "palan.toml").read_text()
+    with pytest.raises(PalanError, match=what) as error:
+        contracts.add(project, name, said)
+    assert error.value.hint and (project.root / "palan.toml").read_text() == before
 
 
 # --- PostgreSQL ----------------------------------------------------------------------------------------------------

@@ -896,6 +896,40 @@ def data_infer(ctx: click.Context, name: str, files: tuple[str, ...], as_json: b
     _print(verb(_open(ctx, quiet=True), name, files), as_json, show)
 
 
+@data.command("add")
+@click.argument("name")
+@click.argument("source")
+@click.option("--query", default="", metavar="SQL", help="What a database is asked, or a .sql file that has it.")
+@click.option("--cursor", default="", metavar="COLUMN", help="The column that grows from row to row: only new rows are fetched.")
+@click.option("--lateness", default="", metavar="2h", help="How far back rows may still come late or change.")
+@click.option("--start", default="", metavar="VALUE", help="Where the cursor begins.")
+@click.option("--key", multiple=True, metavar="COLUMN", help="A column that identifies a row; several times for several.")
+@click.option("--time", default="", metavar="COLUMN", help="The column that says when a row happened; else the first of times or dates.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be written.")
+@_json
+@click.pass_context
+def data_add(ctx: click.Context, /, name: str, source: str, dry_run: bool, as_json: bool, **more: Any) -> None:
+    """Look at a source, and write it into palan.toml with the contract that its rows keep.
+
+    SOURCE is what palan.toml says: files such as "feed/*.csv", an address that begins with https://, s3://, postgresql:// or
+    sqlite:, or file.py:function. Other settings, such as headers, are added to palan.toml by hand.
+
+    \b
+    Example:  palan data add weather "feed/weather-*.csv"
+              palan data add orders sqlite:shop.db --query "SELECT * FROM orders" --cursor changed --key id
+    """
+    from palan.flows.contracts import add as verb
+
+    said = {"source": source, **{what: list(value) if isinstance(value, tuple) else value for what, value in more.items() if value}}
+
+    def show(found: dict[str, Any]) -> None:
+        click.echo(found["lines"], nl=False)
+        click.echo(f"# {'would be written' if dry_run else 'written'} at the end of palan.toml, from {found['rows']:,} rows")
+        click.echo(f"next: {found['next']}")
+
+    _print(verb(_open(ctx, quiet=True), name, said, dry_run=dry_run), as_json, show)
+
+
 @data.group("contract")
 def data_contract() -> None:
     """A table's contract: what a change of it breaks; as a document of the Open Data Contract Standard, and from one.

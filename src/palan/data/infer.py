@@ -41,8 +41,10 @@ class Inferred(msgspec.Struct, frozen=True):
         return _lined(self.settings) + f"[data.{name}.columns]\n" + _lined(self.columns)
 
 
-def infer(batches: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str = "") -> Inferred:
+def infer(batches: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str = "", cursor: str = "") -> Inferred:
     """Return what these batches, and batches much like them, keep. Columns are in their types; a text stays one.
+
+    Of rows that are asked for by a `cursor`, a delivery has few or many: nothing is said of it as a whole.
 
     Raises:
         PalanError: there are no rows, or a column holds what no contract describes.
@@ -53,8 +55,8 @@ def infer(batches: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str
     if time and all(time in batch.columns for batch in batches):
         batches = sorted((batch.sort(time) for batch in batches), key=lambda batch: str(batch[time][0]))
     names = list(dict.fromkeys(name for batch in batches for name in batch.columns))
-    columns = [_column([batch[name] for batch in batches if name in batch.columns], sum(batch.height for batch in batches if name not in batch.columns), name in (*key, time)) for name in names]
-    settings = _rows([batch.height for batch in batches])
+    columns = [_column([batch[name] for batch in batches if name in batch.columns], sum(batch.height for batch in batches if name not in batch.columns), name in (*key, time, cursor), not cursor) for name in names]
+    settings = [] if cursor else _rows([batch.height for batch in batches])
     alone = [] if key else [name for name in names if all(name in batch.columns for batch in batches) and _identifies(pl.concat([batch[name] for batch in batches], rechunk=False))]
     if alone:
         settings.insert(0, (f'key = ["{alone[0]}"]', "no value of it came twice; the same key again is a correction"))
@@ -81,7 +83,7 @@ def _round_up(number: float) -> int:
     return int(math.ceil(number / step) * step)
 
 
-def _column(parts: Sequence[pl.Series], absent: int, needed: bool) -> tuple[str, str]:
+def _column(parts: Sequence[pl.Series], absent: int, needed: bool, bands: bool) -> tuple[str, str]:
     """Return the line of one column, and what it rests on."""
     name = parts[0].name
     kind, parts = _kind(parts)
@@ -94,10 +96,12 @@ def _column(parts: Sequence[pl.Series], absent: int, needed: bool) -> tuple[str,
     field, more = Field(name, kind, nullable), Column(name)
     if kind in ("int", "float") and len(present):
         numbers = present.cast(pl.Float64).filter(present.cast(pl.Float64).is_finite())
-        if len(numbers) and _varies(parts, numbers):
+        if needed:
+            why.append("identifies: no range")
+        elif len(numbers) and _varies(parts, numbers):
             field = msgspec.structs.replace(field, **dict(zip(("minimum", "maximum"), _range(numbers, whole=kind == "int"), strict=True)))
             why.append(f"{_short(numbers.min())} to {_short(numbers.max())}, widened")
-            mean = _band(_means(_pieces(parts)), _means(_cut(parts)))
+            mean = _band(_means(_pieces(parts)), _means(_cut(parts))) if bands else OPEN
             if mean != OPEN and (field.minimum is None or field.maximum is None or _narrower(mean, (field.minimum, field.maximum))):
                 more = msgspec.structs.replace(more, mean=mean)
                 why.append(f"means of {'batches' if several else 'pieces'} lie close")
@@ -106,12 +110,12 @@ def _column(parts: Sequence[pl.Series], absent: int, needed: bool) -> tuple[str,
     elif kind == "str" and len(present):
         field, said = _words(field, present)
         why.append(said)
-    if nulls and not absent:
+    if bands and nulls and not absent:
         shares = [(piece.null_count() + 0.5, len(piece) + 1) for piece in _pieces(parts)]
         band = _share_band(shares)
         if band[1] is not None and band[1] < 0.9:
             more = msgspec.structs.replace(more, nulls=band)
-    elif nullable and rows >= 100:
+    elif bands and nullable and rows >= 100:
         more = msgspec.structs.replace(more, nulls=(None, _percent(min(1.0, 30 / rows + 0.02))))
     why.append(f"{nulls:,} of {rows:,} missing" if nulls else "never missing" if needed else f"none of {rows:,} missing; take the ? away where none may be")
     return f"{_key(name)} = {_checked(field, more)}", ", ".join(why)

@@ -193,13 +193,14 @@ class Worker:
             raise ModelFailed(f"{self.entry} made no table", "return a Polars DataFrame")
         return made, found["lineage"]
 
-    def fetch(self, to: Path, *, since: str = "", kind: str = "", query: str = "", cursor: str = "") -> int:
-        """Spool what a function (opened with kind `TRANSFORMATION`) gives from where a cursor of this type has come to; return the rows.
+    def fetch(self, to: Path, *, since: str = "", kind: str = "", query: str = "", cursor: str = "", most: int | None = None) -> int:
+        """Spool what a function (opened with kind `SOURCE`) gives from where a cursor of this type has come to, about so many
+        rows at most; return how many.
 
         Raises:
             ModelFailed: its code raised, or it gave something that is no rows.
         """
-        return int(self._call({"op": "fetch", "to": str(to), "since": since, "kind": kind, "query": query, "cursor": cursor}, None))
+        return int(self._call({"op": "fetch", "to": str(to), "since": since, "kind": kind, "query": query, "cursor": cursor, "most": most}, None))
 
     def check(self, input: Any, output: Any, *, time_limit: float | None = None) -> list[Violation]:
         """Return what must hold and does not; `input` and `output` are frames of rows, or instance and plan."""

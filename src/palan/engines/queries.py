@@ -6,7 +6,7 @@ import importlib.util
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from datetime import date, datetime
 from pathlib import Path
@@ -50,7 +50,7 @@ def _around(query: str, rest: str, what: str = "*") -> str:
     return "\n".join(["SELECT", what, "FROM (", query, rest])
 
 
-def sqlite(path: Path, query: str, cursor: str, since: Mark | None) -> Iterator[pl.DataFrame]:
+def sqlite(path: Path, query: str, cursor: str, since: Mark | None) -> Generator[pl.DataFrame]:
     """Yield the rows of a query, read from a database file that is not written to.
 
     Raises:
@@ -85,7 +85,7 @@ def _bound(db: sqlite3.Connection, query: str, cursor: str, since: Mark | None) 
     return since.isoformat(), f"{early} OR julianday({column}) IS NULL"
 
 
-def postgresql(address: str, query: str, cursor: str, since: Mark | None) -> Iterator[pl.DataFrame]:
+def postgresql(address: str, query: str, cursor: str, since: Mark | None) -> Generator[pl.DataFrame]:
     """Yield the rows of a query, asked in a read-only transaction whose times are in UTC.
 
     Raises:
@@ -111,7 +111,7 @@ def postgresql(address: str, query: str, cursor: str, since: Mark | None) -> Ite
         raise PalanError(f"PostgreSQL: {said[0]}", "put source or query right; psql shows what the server has") from error
 
 
-def of_connection(connection: Any, query: str, cursor: str, since: Mark | None) -> Iterator[pl.DataFrame]:
+def of_connection(connection: Any, query: str, cursor: str, since: Mark | None) -> Generator[pl.DataFrame]:
     """Yield the rows of a query on a connection as PEP 249 or ADBC has it, and close it."""
     style = _style(connection)
     marker = _MARKERS[style]

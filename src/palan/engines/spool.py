@@ -96,8 +96,9 @@ def _as(here: pl.DataType | None, dtype: pl.DataType, name: str) -> pl.Expr:
     return pl.col(name) if here == dtype else pl.col(name).cast(dtype)
 
 
-def spooled(made: object, spool: Spool) -> None:
-    """Take whatever a function gave: a frame (of Polars, pandas, Arrow), a table of columns, rows as mappings, or batches of these.
+def spooled(made: object, spool: Spool, most: int | None = None) -> None:
+    """Take whatever a function gave: a frame (of Polars, pandas, Arrow), a table of columns, rows as mappings, or batches of these;
+    about so many rows at most.
 
     Raises:
         PalanError: something else is among it.
@@ -114,6 +115,8 @@ def spooled(made: object, spool: Spool) -> None:
         if len(rows) >= ROWS:
             _add_rows(rows, spool)
             rows = []
+        if most and spool.rows + len(rows) >= most:
+            break
     _add_rows(rows, spool)
 
 

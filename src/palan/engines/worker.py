@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 TRANSFORMATION = "transformation"  # not a kind of model: a function from tables to a table
+SOURCE = "source"  # nor this: a function that gives rows, or a connection to ask for them
 TOP_LEVEL = 'palan imports the file in another folder, and learns by itself: put reading and fitting below if __name__ == "__main__":, and declare the file that it reads as [data.NAME] in palan.toml'
 
 
@@ -151,6 +152,7 @@ class Served:
         self.opened: Mapping[str, Any] = {}
         self.prepared: Prepared | None = None
         self.transformation: Callable[..., tuple[pl.DataFrame, Any]] | None = None
+        self.source: Callable[..., object] | None = None
 
     def answer(self, request: Mapping[str, Any]) -> Any:
         op = request["op"]
@@ -216,6 +218,11 @@ class Served:
             from palan.engines import reads  # a worker that serves watches nothing
 
             reads.watch()
+        if request["kind"] == SOURCE:
+            self.source = load(Path(request["folder"]), request["entry"])
+            if not callable(self.source):
+                raise PalanError(f"{request['entry']} is {self.source!r:.40}, not a function", "name a function that returns rows, or a connection to a database")
+            return {"kind": SOURCE, "name": request["entry"], "verbs": [], "params": {}}
         if request["kind"] == TRANSFORMATION:
             self.transformation = transformation(Path(request["folder"]), request["entry"])
             return {"kind": TRANSFORMATION, "name": request["entry"], "verbs": [], "params": {}}
@@ -261,27 +268,30 @@ class Served:
     def fetch(self, request: Mapping[str, Any]) -> int:
         """Spool the rows that a function gives, or that its connection answers a query with; return how many."""
         import inspect
+        from contextlib import closing
 
         from palan.data import sources
         from palan.engines import queries
         from palan.engines.spool import Spool, spooled
 
-        function = self.transformation
+        function = self.source
         if function is None:
-            raise PalanError("no function is open in this worker", "open one first")
+            raise PalanError("no source is open in this worker", "open one first")
         since = sources.mark(request["since"], request["kind"]) if request["since"] else None
         spool = Spool(Path(request["to"]))
         try:
             with guarded(function, getattr(function, "__name__", "fetch")):
                 made = function(**({"since": since} if "since" in inspect.signature(function).parameters else {}))
                 if not (hasattr(made, "cursor") and hasattr(made, "close")):
-                    spooled(made, spool)
+                    spooled(made, spool, request["most"])
                     return spool.close()
             if not request["query"]:
                 raise PalanError("the function gives a connection, of which query says what to take", 'query = "SELECT * FROM orders"')
-            with guarded(function, "query"):
-                for rows in queries.of_connection(made, request["query"], request["cursor"], since):
+            with guarded(function, "query"), closing(queries.of_connection(made, request["query"], request["cursor"], since)) as batches:
+                for rows in batches:
                     spool.add(rows)
+                    if request["most"] and spool.rows >= request["most"]:
+                        break
             return spool.close()
         finally:
             spool.drop()

@@ -29,7 +29,7 @@ SHORTEST = timedelta(hours=1)
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 LONGEST = 1000 * 366 * 86400.0
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 
 
 class Wrong(Exception):
@@ -317,16 +317,25 @@ def load(path: Path, environment: Mapping[str, str] | None = None) -> Config:
     Raises:
         PalanError: no such file, no TOML, an unknown key or a wrong value; with its line and the nearest valid name.
     """
-    environment = os.environ if environment is None else environment
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = tomllib.loads(text)
+        return read(path, path.read_text(encoding="utf-8"), environment)
     except FileNotFoundError as error:
         raise PalanError(f"there is no {path}", "palan init") from error
     except OSError as error:
         raise PalanError(f"{path} cannot be read: {error.strerror}", f"chmod u+r {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PalanError(f"{path} is not TOML: {error}", "put that line right; https://toml.io shows the syntax") from error
+
+
+def read(path: Path, text: str, environment: Mapping[str, str] | None = None) -> Config:
+    """Read and check the text of a project file.
+
+    Raises:
+        PalanError: an unknown key or a wrong value.
+        TOMLDecodeError: it is no TOML.
+    """
+    environment = os.environ if environment is None else environment
+    raw = tomllib.loads(text)
     reader = _Reader(path, text)
     reader.known(raw, (), ["project", "data", "models"])
     project = reader.table(raw, ("project",))
@@ -469,7 +478,7 @@ class _Reader:
 
     def name(self, where: tuple[str, ...]) -> None:
         """Refuse a name that could not stand in `name@3`, in an address or in a file name."""
-        if not _NAME.fullmatch(where[-1]):
+        if not NAME.fullmatch(where[-1]):
             raise self.wrong(where, "", f'"{where[-1]}" is no name', "letters, digits, _ and -")
 
     def wrong(self, where: tuple[str, ...], key: str, what: str, hint: str) -> PalanError:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palan.core import counted
 from palan.errors import Conflict, Invalid, MissingExtra, NotFound, PalanError
-from palan.flows import tables
+from palan.flows import fetch, tables
 from palan.flows.look import bare, column_of
 from palan.flows.project import Project
+from palan.flows.root import FILE
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from palan.data.infer import Inferred
 
 NEWEST = 24
 """Files from which a contract is inferred at most."""
@@ -29,37 +33,119 @@ def infer(project: Project, name: str, files: Sequence[str] = ()) -> dict[str, A
         NotFound: no such table, or no file matches.
         PalanError: a file that cannot be read, or holds no rows.
     """
-    from palan.data.infer import infer as verb
-    from palan.data.verdict import read_as
-
     config = project.data(name)
     if not files and not config.source:
         raise PalanError(f'data "{name}" is made by {config.transform}, not delivered', f"palan data infer {name} --from FILE")
-    wanted = list(files) or [config.source]
-    paths = sorted({path for each in wanted for path in project.root.glob(each) if path.is_file()}) if not files else [Path(each) for each in files]
-    if not paths:
-        raise NotFound(f"nothing matches {wanted[0]} in {project.root}", f"palan data infer {name} --from FILE")
-    frames = [_texts(project, path) for path in paths[-NEWEST:]]
-    batches: list[dict[str, pl.Series]] = [{} for _ in frames]
+    source = fetch.source_of(project, name) if config.source else None
+    if files or source is None or source.kind == "files":
+        pattern = config.source if source else ""
+        paths = [Path(each) for each in files] if files else sorted(path for path in project.root.glob(pattern) if path.is_file())
+        if not paths:
+            raise NotFound(f"nothing matches {pattern} in {project.root}", f"palan data infer {name} --from FILE")
+        names, cursor = [str(path) for path in paths[-NEWEST:]], ""
+        frames = [_texts(project, path) for path in paths[-NEWEST:]]
+    else:
+        names, cursor = [source.shown], source.cursor
+        frames = fetch.sample(project, tables.contract_of(project, name), source)
+    found = seen(frames, key=config.key, time=config.time, cursor=cursor)
+    rows = sum(frame.height for frame in frames)
+    return {
+        "data": name,
+        "files": names,
+        "rows": rows,
+        "settings": [{"line": line, "why": why} for line, why in found.settings],
+        "columns": [{"line": line, "why": why} for line, why in found.columns],
+        "toml": found.text(name),
+        "text": f"{counted(rows, 'row')} of {counted(len(frames), 'file') if names != [source.shown if source else ''] else names[0]}",
+    }
+
+
+def seen(frames: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str = "", cursor: str = "") -> Inferred:
+    """Return what frames of cells as they came hold, each column read as what most of its cells are."""
     import polars as pl
 
+    from palan.data.infer import infer as verb
+    from palan.data.verdict import read_as
+
+    batches: list[dict[str, pl.Series]] = [{} for _ in frames]
     for column in dict.fromkeys(column for frame in frames for column in frame.columns):
         here = [(batch, frame[column]) for batch, frame in zip(batches, frames, strict=True) if column in frame.columns]
         told = pl.concat([each.cast(pl.String, strict=False) for _, each in here]) if len({each.dtype for _, each in here}) > 1 else pl.concat([each for _, each in here])
         kind = column_of(told).field.type
         for batch, each in here:
             batch[column] = read_as(kind, each)
-    found = verb([pl.DataFrame(batch) for batch in batches], key=config.key, time=config.time)
-    rows = sum(frame.height for frame in frames)
-    return {
-        "data": name,
-        "files": [str(path) for path in paths[-NEWEST:]],
-        "rows": rows,
-        "settings": [{"line": line, "why": why} for line, why in found.settings],
-        "columns": [{"line": line, "why": why} for line, why in found.columns],
-        "toml": found.text(name),
-        "text": f"{counted(rows, 'row')} of {counted(len(frames), 'file')}",
-    }
+    return verb([pl.DataFrame(batch) for batch in batches], key=key, time=time, cursor=cursor)
+
+
+def add(project: Project, name: str, said: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+    """Look at a source, and write its `[data.NAME]` table at the end of palan.toml.
+
+    Args:
+        said: what is known of it: `source`, and `query`, `cursor`, `key`, `time` and so on as palan.toml has them.
+
+    Returns the `lines` that were written, how many `rows` were looked at, and what to do `next`.
+
+    Raises:
+        Conflict: palan.toml has such a table.
+        PalanError: the source cannot be read as what it is, or has no rows.
+    """
+    from palan.data import sources
+    from palan.data.contract import Contract
+    from palan.flows import config
+    from palan.stores.files import write_atomically
+
+    if name in project.config.data:
+        raise Conflict(f'palan.toml has [data.{name}] already', f"palan data infer {name}; or choose another name")
+    if not config.NAME.fullmatch(name):
+        raise Invalid(f'"{name}" is no name of a table', "letters, digits, _ and -", field="name", value=name)
+    source = sources.parse(name, said)
+    path = project.root / FILE
+    text = path.read_text(encoding="utf-8")
+    _checked(path, text, _data_lines(name, said))  # what cannot stand there is said before anything is asked for
+    if source.kind == "files":
+        paths = sorted(each for each in project.root.glob(source.address) if each.is_file() and not each.name.startswith("."))
+        if not paths:
+            raise NotFound(f"nothing matches {source.address} in {project.root}", f"put files there, then: palan data add {name} ...")
+        frames = [_texts(project, each) for each in paths[-NEWEST:]]
+    else:
+        frames = fetch.sample(project, Contract(name, source=source.address), source)
+    times = [] if said.get("time") else [column for column in _named(frames) if _is_time(frames, column)]
+    whole: dict[str, Any] = {**said, **({"time": times[0]} if times else {})}
+    found = seen(frames, key=list(said.get("key", ())), time=str(whole.get("time", "")), cursor=source.cursor)
+    lines = _data_lines(name, whole) + found.text(name)
+    _checked(path, text, lines)
+    if not dry_run:
+        write_atomically(path, _with(text, lines).encode())
+    return {"data": name, "rows": sum(frame.height for frame in frames), "lines": lines, "written": not dry_run, "next": f"palan data add {name} ... without --dry-run" if dry_run else f"palan ingest {name}"}
+
+
+def _named(frames: Sequence[pl.DataFrame]) -> list[str]:
+    return list(dict.fromkeys(column for frame in frames for column in frame.columns))
+
+
+def _is_time(frames: Sequence[pl.DataFrame], column: str) -> bool:
+    return all(column_of(frame[column]).field.type in ("time", "date") for frame in frames if column in frame.columns)
+
+
+def _data_lines(name: str, said: Mapping[str, Any]) -> str:
+    return "\n".join([f"[data.{name}]", *(f"{key} = {_toml(value)}" for key, value in said.items() if value)]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+    return "[" + ", ".join(_toml(each) for each in value) + "]" if isinstance(value, list | tuple) else json.dumps(value, ensure_ascii=False)
+
+
+def _with(text: str, lines: str) -> str:
+    return f"{text.rstrip()}\n\n{lines}" if text.strip() else lines
+
+
+def _checked(path: Path, text: str, lines: str) -> None:
+    """Refuse what palan.toml could not be read with."""
+    from palan.flows import config
+
+    config.read(path, _with(text, lines))
 
 
 def _texts(project: Project, path: Path) -> pl.DataFrame:

@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,10 @@ from palan.flows.project import Project
 
 if TYPE_CHECKING:
     import polars as pl
+
+SAMPLE = 100_000
+"""Rows of a source that are looked at."""
+
 
 class Delivery(msgspec.Struct, frozen=True):
     """A delivery on this machine. `source` is what it is called, `place` what the version knows it by. Of `rows` that were asked for,
@@ -138,26 +143,62 @@ class _Rows(msgspec.Struct, frozen=True):
         return Delivery(f"{source.shown} {stamp(self.project.clock())}", source.place, path, content, cursor=source.cursor, since=since, rows=True)
 
 
-def _asked(project: Project, contract: Contract, source: Source, since: Mark | None, to: Path) -> int:
-    """Fetch rows into a file, and return how many."""
+def sample(project: Project, contract: Contract, source: Source) -> list[pl.DataFrame]:
+    """Return rows to look at as they came, from where the cursor begins: SAMPLE of them at most.
+
+    Raises:
+        PalanError: they cannot be had, or there are none.
+    """
+    from palan.data.reading import BROKEN, LINE, batches
+
+    since = sources.since(source, _kind_of(source.start), "") if source.start else None
+    spool = project.folder / "spool" / f"{contract.name} looked at"
+    path = _place(spool, [source.place], "parquet")
+    try:
+        _whole(path, lambda temp: _asked(project, contract, source, since, temp, most=SAMPLE))
+        with path.open("rb") as file:
+            frames = [rows.drop([each for each in (LINE, BROKEN) if each in rows.columns]) for rows in batches(file, path.suffix, contract)]
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+    if not any(frame.height for frame in frames):
+        raise NotFound(f"{source.shown} gives no rows", "look at it again when there are some")
+    import polars as pl
+
+    return [pl.concat(frames, how="diagonal_relaxed")]
+
+
+def _kind_of(text: str) -> str:
+    """Guess the type of a cursor from where it begins."""
+    for kind in ("int", "date", "time"):
+        with suppress(Invalid):
+            sources.mark(text, kind)
+            return kind
+    return "str"
+
+
+def _asked(project: Project, contract: Contract, source: Source, since: Mark | None, to: Path, *, most: int | None = None) -> int:
+    """Fetch rows into a file, about so many at most, and return how many."""
     if source.kind == "function":
         from palan.engines.lanes import Worker
-        from palan.engines.worker import TRANSFORMATION
+        from palan.engines.worker import SOURCE
 
-        with Worker(project.root, source.address, kind=TRANSFORMATION) as worker:
-            return worker.fetch(to, since="" if since is None else sources.mark_text(since), kind=_cursor_type(contract, source) if source.cursor else "", query=_query(project, source), cursor=source.cursor)
+        with Worker(project.root, source.address, kind=SOURCE) as worker:
+            return worker.fetch(to, since="" if since is None else sources.mark_text(since), kind=_kind(contract, source), query=_query(project, source), cursor=source.cursor, most=most)
     from palan.engines.spool import Spool
 
     spool = Spool(to)
     try:
-        for rows in _of_database(project, source, since):
-            spool.add(_told_times(rows, contract))
+        with closing(_of_database(project, source, since)) as batches:
+            for rows in batches:
+                spool.add(_told_times(rows, contract))
+                if most and spool.rows >= most:
+                    break
         return spool.close()
     finally:
         spool.drop()
 
 
-def _of_database(project: Project, source: Source, since: Mark | None) -> Iterator[pl.DataFrame]:
+def _of_database(project: Project, source: Source, since: Mark | None) -> Generator[pl.DataFrame]:
     from palan.engines import queries
 
     query = _query(project, source)
@@ -185,6 +226,13 @@ def _told_times(rows: pl.DataFrame, contract: Contract) -> pl.DataFrame:
 
     times = [field.name for field in contract.columns if field.type in ("time", "date") and field.name in rows.columns and rows.schema[field.name].is_numeric()]
     return rows.with_columns(pl.col(times).cast(pl.String))
+
+
+def _kind(contract: Contract, source: Source) -> str:
+    """Return the type of the cursor; of a source that is only looked at, as it seems."""
+    if not source.cursor:
+        return ""
+    return _cursor_type(contract, source) if contract.columns else _kind_of(source.start)
 
 
 def _cursor_type(contract: Contract, source: Source) -> str:
