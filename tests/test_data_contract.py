@@ -298,7 +298,8 @@ class TestReadingFiles:
             (".parquet", b"PAR1 and then the line went dead", "cut off"),
             (".parquet", b"PAR1 damaged in the middle PAR1", "damaged"),
             (".ndjson", b"origin,temp\n", "no line of the file"),
-            (".xlsx", b"PK", '".xlsx" cannot be read'),
+            (".xlsx", b"PK", "no Excel workbook"),
+            (".docx", b"PK", '".docx" cannot be read'),
         ],
     )
     def test_a_file_that_cannot_be_read_says_why(self, suffix: str, data: bytes, said: str) -> None:

@@ -390,7 +390,7 @@ def test_killed_at_any_instant_the_next_ingest_has_each_row_once(tmp_path: Path,
         _put(shop, *rows)
         truth |= {id: price for id, _, price in rows}
         child = subprocess.Popen([sys.executable, "-c", "from palan.cli import main; main()", "ingest", "orders"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SOURCES)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.5, 1.5))
+        time.sleep(rng.uniform(0.1, 0.2) if round_ else rng.uniform(0.3, 1.2))
         child.send_signal(signal.SIGKILL)
         kills += child.wait() == -signal.SIGKILL
     project = open_project(tmp_path)

@@ -159,11 +159,13 @@ def ingest(ctx: click.Context, data: str | None, as_json: bool) -> None:
     \b
     Example:  palan ingest weather
     """
+    from palan.core import counted
     from palan.flows.ingest import ingest as verb
 
     def show(reports: list[dict[str, Any]]) -> None:
         for each in reports:
-            text = f"{each['rows']:,} new rows, {each['quarantined']:,} in quarantine" if each["files"] else each["text"]
+            corrected = f", {each['corrections']:,} corrected" if each.get("corrections") else ""
+            text = f"{counted(each['rows'], 'new row')}{corrected}, {each['quarantined']:,} in quarantine" if each["files"] else each["text"]
             click.echo(f"{each['version'] or each['data']}: {text}")
             reasons = sorted(each.get("reasons", {}).items(), key=lambda each: -each[1])
             for reason, count in reasons[:REASONS]:

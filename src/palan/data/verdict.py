@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from palan.core import Field, FieldType
+from palan.core import Field, FieldType, counted
 from palan.data.bands import Bands, TableRule
 from palan.data.contract import OPEN, Contract, Severity, band_text, row_rules
 from palan.data.reading import BROKEN, LINE, REASONS, first_line
@@ -77,7 +77,7 @@ class Verdict(msgspec.Struct, frozen=True):
         if self.unchanged:
             parts[0] += f", {self.unchanged} as before"
         if self.corrections:
-            parts[0] += f", {self.corrections} corrections"
+            parts[0] += f", {counted(self.corrections, 'correction')}"
         parts += [f"{rule.count} x {rule.rule}" for rule in self.broken if rule.severity == "quarantine"]
         return "; ".join(parts + [f"stop: {each}" for each in self.stops] + self.warnings)
 

@@ -407,7 +407,7 @@ def _verify(
     missed, gone, fewer = ({}, {}, 0) if came.rows else quarantine.missed(project, contract, decided, told)
     met = [f"{counted(told.met, 'row')} {'known from quarantine' if came.rows else 'as decided before'}"] if told.met else []
     come = _marked(project, contract, [part for part, _ in good.parts], mark) if came.rows else {}
-    late = [f"{counted(come['late'], 'row')} from before {mark}"] if come.get("late") else []
+    late = [f"{counted(come['late'], 'late row')}, from before {mark}"] if come.get("late") else []
     return {
         "source": came.source,
         **come,

@@ -147,10 +147,13 @@ def column_of(column: pl.Series) -> Column:
         cells = pl.select(pl.when(cells.str.strip_chars() != "").then(cells)).to_series()
     words, empty = cells.drop_nulls(), cells.null_count()
     known = words.filter(~words.str.strip_chars().is_in(NULLS)) if words.dtype == pl.String else words
-    read = {kind: read_as(kind, known) for kind in ("int", "float", "bool", "date", "time")} if len(known) else {}
+    kinds: tuple[FieldType, ...] = ("int", "float", "bool", "date", "time")
+    if words.dtype.is_float() or words.dtype.is_decimal():
+        kinds = ("float",)  # whole numbers as yet
+    read = {kind: read_as(kind, known) for kind in kinds} if len(known) else {}
     good = {kind: len(values) - values.null_count() for kind, values in read.items()}
     kind: FieldType = "str"
-    for each in ("int", "float", "bool", "date", "time"):
+    for each in kinds:
         if good.get(each, 0) > (good[kind] if kind != "str" else 0) and good[each] >= MOSTLY * len(known):
             kind = each
     if kind == "str":  # there it may be a word as any other
