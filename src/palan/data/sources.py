@@ -207,6 +207,11 @@ def environment(text: str, variables: Mapping[str, str], where: str) -> str:
     return _VARIABLE.sub(value, text)
 
 
+def variables_in(text: str) -> list[str]:
+    """Return the names of the variables that `environment` would put in."""
+    return [found.strip("${}") for found in _VARIABLE.findall(text)]
+
+
 def mark(text: str, kind: str, where: str = "start") -> Mark:
     """Read how far a cursor has come, as `mark_text` wrote it or a person did. Times without a zone are in UTC.
 

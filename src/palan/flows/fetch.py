@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 SAMPLE = 100_000
 """Rows of a source that are looked at."""
 
+FILES = 4
+"""Files elsewhere that are looked at, the last ones by name."""
+
 
 class Delivery(msgspec.Struct, frozen=True):
     """A delivery on this machine. `source` is what it is called, `place` what the version knows it by. Of `rows` that were asked for,
@@ -70,9 +73,16 @@ def arrivals(project: Project, contract: Contract, newest: DataVersion | None) -
     spool = project.folder / "spool" / contract.name
     if source.kind == "files":
         return [_File(project, path, contract.name) for path in files(project, contract.name)]
-    if source.kind in ("bucket", "web", "api"):
-        raise PalanError(f"{source.shown} cannot be fetched by this palan", "have it delivered as files")
+    if source.kind in ("web", "bucket"):
+        return _elsewhere(source, spool, contract.name)
     return [_Rows(project, contract, source, spool, newest)]
+
+
+def _elsewhere(source: Source, spool: Path, name: str) -> Sequence[Arrival]:
+    """Return the files that lie on a web server or in a bucket."""
+    if source.kind == "bucket":
+        raise PalanError(f"{source.shown} cannot be fetched by this palan", "have it delivered as files")
+    return [_Web(source, spool, name)]
 
 
 def files(project: Project, name: str) -> list[Path]:
@@ -118,6 +128,27 @@ class _File(msgspec.Struct, frozen=True):
         return None if known.get(source) == content else Delivery(source, source, path, content, now)
 
 
+class _Web(msgspec.Struct, frozen=True):
+    """A file on a web server."""
+
+    source: Source
+    spool: Path
+    data: str
+
+    def come(self, known: Mapping[str, str], seen: dict[str, Seen]) -> Delivery | None:
+        from palan.flows import web
+
+        name = self.source.place
+        before = seen.get(name)
+        path = _place(self.spool, [name], _ending(name, self.source.format))
+        taken = before if before is not None and before.content == known.get(name) else None
+        found = _whole(path, lambda temp: web.download(self.source, temp, taken, self.data))
+        if found is None:
+            return None
+        seen[name] = found
+        return None if known.get(name) == found.content else Delivery(name, name, path, found.content)
+
+
 class _Rows(msgspec.Struct, frozen=True):
     """Rows that are asked for, from where the cursor has come to."""
 
@@ -131,9 +162,11 @@ class _Rows(msgspec.Struct, frozen=True):
         source, name = self.source, self.contract.name
         since = sources.since(source, _cursor_type(self.contract, source), known.get(source.place, "")) if source.cursor else None
         now = time.time_ns()
-        path = _place(self.spool, [source.place], "parquet")
+        path = _place(self.spool, [source.place], "ndjson" if source.kind == "api" else "parquet")
         self.project.tell(f"{name}: asking {source.shown}{'' if since is None else f' from {sources.mark_text(since)}'}")
-        _whole(path, lambda temp: _asked(self.project, self.contract, source, since, temp))
+        rows = _whole(path, lambda temp: _asked(self.project, self.contract, source, since, temp))
+        if source.kind == "api" and not rows:
+            return None
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         before, version = seen.get(source.place), self.newest.id if self.newest else ""
@@ -149,15 +182,17 @@ def sample(project: Project, contract: Contract, source: Source) -> list[pl.Data
     Raises:
         PalanError: they cannot be had, or there are none.
     """
-    from palan.data.reading import BROKEN, LINE, batches
-
-    since = sources.since(source, _kind_of(source.start), "") if source.start else None
     spool = project.folder / "spool" / f"{contract.name} looked at"
-    path = _place(spool, [source.place], "parquet")
     try:
-        _whole(path, lambda temp: _asked(project, contract, source, since, temp, most=SAMPLE))
-        with path.open("rb") as file:
-            frames = [rows.drop([each for each in (LINE, BROKEN) if each in rows.columns]) for rows in batches(file, path.suffix, contract)]
+        if source.kind in ("web", "bucket"):
+            came = [each.come({}, {}) for each in _elsewhere(source, spool, contract.name)[-FILES:]]
+            paths = [each.path for each in came if each is not None]
+        else:
+            since = sources.since(source, _kind_of(source.start), "") if source.start else None
+            paths = [_place(spool, [source.place], "ndjson" if source.kind == "api" else "parquet")]
+            if not _whole(paths[0], lambda temp: _asked(project, contract, source, since, temp, most=SAMPLE)):
+                paths = []
+        frames = [frame for path in paths for frame in _looked_at(path, contract)]
     finally:
         shutil.rmtree(spool, ignore_errors=True)
     if not any(frame.height for frame in frames):
@@ -165,6 +200,21 @@ def sample(project: Project, contract: Contract, source: Source) -> list[pl.Data
     import polars as pl
 
     return [pl.concat(frames, how="diagonal_relaxed")]
+
+
+def _looked_at(path: Path, contract: Contract) -> list[pl.DataFrame]:
+    """Return the first rows of a file as they came."""
+    from palan.data.compressed import expanded, suffix_of
+    from palan.data.reading import BROKEN, LINE, batches
+
+    frames, rows = [], 0
+    with path.open("rb") as file:
+        for frame in batches(expanded(file, path.name, path.stat().st_size), suffix_of(path.name), contract):
+            frames.append(frame.drop([each for each in (LINE, BROKEN) if each in frame.columns]))
+            rows += frame.height
+            if rows >= SAMPLE:
+                break
+    return frames
 
 
 def _kind_of(text: str) -> str:
@@ -184,6 +234,10 @@ def _asked(project: Project, contract: Contract, source: Source, since: Mark | N
 
         with Worker(project.root, source.address, kind=SOURCE) as worker:
             return worker.fetch(to, since="" if since is None else sources.mark_text(since), kind=_kind(contract, source), query=_query(project, source), cursor=source.cursor, most=most)
+    if source.kind == "api":
+        from palan.flows import web
+
+        return web.pages(source, since, to, contract.name, most)
     from palan.engines.spool import Spool
 
     spool = Spool(to)
@@ -305,6 +359,10 @@ def swept(project: Project, name: str) -> None:
 def _place(spool: Path, what: object, ending: str) -> Path:
     spool.mkdir(parents=True, exist_ok=True)
     return spool / f"{digest_of(what)[:26]}.{ending}"
+
+
+def _ending(name: str, format: str) -> str:
+    return format or ".".join(name.rpartition("/")[2].split(".")[1:])
 
 
 def _whole(path: Path, fetch: Any) -> Any:
