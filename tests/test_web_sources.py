@@ -5,10 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,8 +25,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from palan.errors import PalanError
-from palan.flows import tables
+from palan.data import paged, sources
+from palan.data.sources import Source
+from palan.errors import Invalid, PalanError
+from palan.flows import contracts, fetch, tables
+from palan.flows import web as flow
+from palan.flows.fetch import _whole
 from palan.flows.ingest import ingest
 from palan.flows.project import Project, open_project
 
@@ -62,6 +71,7 @@ class Web:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
                 request = Request(self)
@@ -153,6 +163,10 @@ def shop(root: Path, web: Web, path: str, more: str = "", columns: str = "") -> 
         project.store.records.close()
 
 
+def source(web: Web, path: str, more: str = "") -> Source:
+    return sources.parse("orders", tomllib.loads(TOML.format(port=web.port, path=path, more=more))["data"]["orders"])
+
+
 def taken(project: Project) -> list[tuple[Any, ...]]:
     version = tables.latest(project, "orders")
     return sorted(tables.read(project, version).select("id", "price").rows()) if version else []
@@ -166,9 +180,9 @@ def given(rows: int, begin: int = 0) -> list[tuple[int, float]]:
     return [(id, id / 4) for id in range(begin, begin + rows)]
 
 
-def refused(project: Project, what: str) -> PalanError:
+def refused(asked: Project | Callable[[], object], what: str) -> PalanError:
     with pytest.raises(PalanError) as caught:
-        ingest(project, "orders")
+        ingest(asked, "orders") if isinstance(asked, Project) else asked()
     error = caught.value
     assert re.search(what, str(error)), str(error)
     assert error.hint and "\n" not in error.what and TOKEN not in str(error) and "horse" not in str(error), str(error)
@@ -246,15 +260,16 @@ def test_a_file_that_is_replaced_between_two_parts_is_had_anew(tmp_path: Path, w
         assert taken(project) == given(4000, 7)
 
 
-@pytest.mark.parametrize("how", [{}, {"chunked": True}])
-def test_a_body_that_is_always_cut_is_refused_and_what_was_there_stays(tmp_path: Path, web: Web, how: dict[str, Any]) -> None:
+def test_a_body_that_is_always_cut_is_refused_and_what_was_there_stays(tmp_path: Path, web: Web) -> None:
     web.says["/orders.csv"] = file_of(csv(2))
     with shop(tmp_path, web, "/orders.csv") as project:
         ingest(project, "orders")
-        web.says["/orders.csv"] = lambda _: Answer(csv(5000), cut=20_000, **how)
-        refused(project, "broken off before all of it came")
-        assert len(web.asked) == 1 + servers.TRIES and taken(project) == given(2)
-        web.says["/orders.csv"] = lambda _: Answer(csv(5000), **how)
+        for how in ({}, {"chunked": True}):
+            web.says["/orders.csv"] = lambda _, how=how: Answer(csv(5000), cut=20_000, **how)
+            web.asked.clear()
+            refused(project, "broken off before all of it came")
+            assert len(web.asked) == servers.TRIES and taken(project) == given(2)
+        web.says["/orders.csv"] = lambda _: Answer(csv(5000), chunked=True)
         assert ingest(project, "orders")[0]["total"] == 5000
 
 
@@ -278,7 +293,6 @@ NO_FILES = [
     (Answer("<!DOCTYPE html><title>Log in</title> please", Content_Type="text/html"), "is a page to look at, not a file: Log in please", 1),
     (Answer(csv(3), Content_Encoding="br"), "comes as 'br', which was not asked for", 1),
     (Answer(gzip.compress(csv(3))[:-9], Content_Encoding="gzip"), "broken off before all of it came", 5),
-    (Answer(b""), "the file is empty", 1),
     (Answer(csv(3), Content_Length="3000000000000000"), "cannot be written: .* do not fit into", 1),
     (Answer(status=206, body=csv(3)), "answered 206", 1),
     (Answer(status=304), "answered 304", 1),
@@ -289,13 +303,20 @@ NO_FILES = [
 
 
 def test_what_is_no_file_is_told_and_nothing_is_taken_in(tmp_path: Path, web: Web) -> None:
-    with shop(tmp_path, web, "/orders.csv", 'headers = { Authorization = "Bearer $API_TOKEN" }') as project:
-        for answer, what, tries in NO_FILES:
-            web.says["/orders.csv"] = lambda _, answer=answer: answer
-            web.asked.clear()
-            refused(project, what)
-            assert (len(web.asked), taken(project)) == (tries, []), what
-            assert {each.headers["Authorization"] for each in web.asked} == {f"Bearer {TOKEN}"}
+    secret = 'headers = { Authorization = "Bearer $API_TOKEN" }'
+    asked, to = source(web, "/orders.csv", secret), tmp_path / "file"
+    for answer, what, tries in NO_FILES:
+        web.says["/orders.csv"] = lambda _, answer=answer: answer
+        web.asked.clear()
+        refused(lambda: _whole(to, lambda temp: flow.download(asked, temp, None, "orders")), what)
+        assert (len(web.asked), list(tmp_path.iterdir())) == (tries, []), what
+        assert {each.headers["Authorization"] for each in web.asked} == {f"Bearer {TOKEN}"}
+    with shop(tmp_path, web, "/orders.csv", secret) as project:
+        web.says["/orders.csv"] = lambda _: Answer(f"no {TOKEN} here", 403, Content_Type="text/plain")
+        refused(project, r"answered 403 Forbidden: no \*\*\* here")
+        web.says["/orders.csv"] = lambda _: Answer(b"")
+        refused(project, "the file is empty")
+        assert taken(project) == []
         web.says["/orders.csv"] = file_of(csv(3))
         assert ingest(project, "orders")[0]["total"] == 3
         assert not any(b"horse" in path.read_bytes() for path in (tmp_path / ".palan").rglob("*") if path.is_file())
@@ -393,3 +414,237 @@ def test_a_variable_that_cannot_be_sent_is_told_without_its_value(tmp_path: Path
             assert "check API_TOKEN" in refused(project, "cannot be sent").hint
         monkeypatch.delenv("API_TOKEN")
         assert "API_TOKEN" in refused(project, "is not set").hint and not web.asked
+
+
+# --- pages of JSON -------------------------------------------------------------------------------------------------
+
+
+def rows_of(ids: range) -> list[dict[str, Any]]:
+    return [{"id": id, "price": id / 4} for id in ids]
+
+
+def said(value: Any, **headers: str) -> Answer:
+    return Answer(json.dumps(value, indent=1), Content_Type="application/json; charset=utf-8", **headers)
+
+
+def linked(request: Request) -> Answer:
+    at = int(request.params.get("page", 0))
+    return said(rows_of(range(at, at + 5)), Link=f'<?page={at - 5}>; rel="prev", <?page={at + 5}>; rel="next"' if at < 10 else "")
+
+
+def addressed(request: Request) -> Answer:
+    at = int(request.params.get("after", 0))
+    to = f"http://{request.headers['Host']}/orders?after={at + 5}"
+    return said({"meta": {"tags": ["a"], "next": to if at < 10 else None}, "data": {"orders": rows_of(range(at, at + 5))}})
+
+
+def with_token(request: Request) -> Answer:
+    at = int(request.params.get("cursor", "=0/")[1:-1])
+    more = {"next_cursor": f"={at + 5}/", "has_more": True} if at < 10 else {"next_cursor": "", "has_more": False}
+    return said({"orders": rows_of(range(at, at + 5)), "response_metadata": more} if request.params["key"] == TOKEN else {"error": "no key"})
+
+
+def by_number(request: Request) -> Answer:
+    number = int(request.params["page"])
+    return said({"total": 15, "limit": 5, "items": rows_of(range(number * 5 - 5, min(number * 5, 15)))})
+
+
+def by_offset(request: Request) -> Answer:
+    at = int(request.params["offset"])
+    return said([{"page": 1}, rows_of(range(at, min(at + 4, 15)))])
+
+
+def numbered_until_404(request: Request) -> Answer:
+    number = int(request.params["p"])
+    return said(rows_of(range(number * 5, number * 5 + 5))) if number < 3 else Answer('{"detail": "Invalid page."}', 404)
+
+
+PAGED = {
+    "a link in the header": ("", linked, 3),
+    "an address in the page": ('next = "meta.next"\nrecords = "data.orders"', addressed, 3),
+    "a token": ('next = "response_metadata.next_cursor"\npage = "cursor"\nparams = { key = "$API_TOKEN" }', with_token, 3),
+    "a number": ('page = "page"', by_number, 4),
+    "an offset": ('page = "offset"\nrecords = "1"', by_offset, 5),
+    "a number from 0 to what is not there": ('page = "p"\nparams = { p = 0 }', numbered_until_404, 4),
+}
+
+
+def test_pages_are_fetched_to_the_last_one_however_they_are_named(tmp_path: Path, web: Web) -> None:
+    for how, (more, says, asked) in PAGED.items():
+        web.says["/orders"] = says
+        web.asked.clear()
+        assert flow.pages(source(web, "/orders", more), None, tmp_path / "rows", "orders") == 15, how
+        rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+        assert (rows, len(web.asked)) == (rows_of(range(15)), asked), how
+    with shop(tmp_path, web, "/orders", more) as project:
+        report = ingest(project, "orders")[0]
+        assert (report["total"], report["waiting"]) == (15, 0) and taken(project) == given(15)
+        assert ingest(project, "orders")[0]["text"] == "nothing new"
+        assert not list((tmp_path / ".palan" / "spool").iterdir())
+
+
+def test_only_rows_from_the_cursor_on_are_asked_for_and_what_comes_besides_is_known(tmp_path: Path, web: Web) -> None:
+    begin, upto = datetime(2024, 3, 1, tzinfo=UTC), 10
+
+    def says(request: Request) -> Answer:
+        since = datetime.fromisoformat(request.params.get("since", "1970-01-01T00:00:00+00:00"))
+        at = int(request.params.get("page", 1)) * 4 - 4
+        ids = [id for id in range(upto) if begin + timedelta(hours=id) >= since]
+        rows = [{"at": (begin + timedelta(hours=id)).isoformat(), **rows_of(range(id, id + 1))[0]} for id in ids[at : at + 4]]
+        return said({"rows": rows})
+
+    web.says["/orders"] = says
+    more = 'page = "page"\ncursor = "at"\nlateness = "2h"\nparams = { since = "{since}" }'
+    with shop(tmp_path, web, "/orders", more, 'at = "time"\n') as project:
+        assert ingest(project, "orders")[0]["total"] == 10
+        assert all("since" not in each.params for each in web.asked)
+        upto = 13
+        web.asked.clear()
+        report = ingest(project, "orders")[0]
+        assert (report["rows"], report["total"], report["late"]) == (3, 13, 0)
+        assert [each.params["since"] for each in web.asked] == ["2024-03-01T07:00:00+00:00"] * 3
+        upto = 14
+        report = ingest(project, "orders")[0]  # what comes besides is left
+        assert (report["rows"], report["total"]) == (1, 14)
+    (tmp_path / "palan.toml").write_text((tmp_path / "palan.toml").read_text().replace('params = { since = "{since}" }', 'start = "2024-03-01T05:00Z"'))
+    project = open_project(tmp_path)
+    web.asked.clear()
+    assert ingest(project, "orders")[0]["text"] == "nothing new" and len(web.asked) == 5
+    project.store.records.close()
+
+
+def test_no_number_loses_a_digit(tmp_path: Path, web: Web) -> None:
+    web.says["/orders"] = lambda _: Answer('[{"id": 9007199254740993, "price": 0.1, "text": "a\\nb", "more": {"x": [1.50,\r\n 2]}}, {"id": 9223372036854775807, "price": 1e3, "text": "é"}]')
+    with shop(tmp_path, web, "/orders", "", 'text = "str"\n') as project:
+        assert ingest(project, "orders")[0]["total"] == 2
+        assert taken(project) == [(9007199254740993, 0.1), (9223372036854775807, 1000.0)]
+        spooled = tmp_path / "spooled"
+        flow.pages(fetch.source_of(project, "orders"), None, spooled, "orders")
+        assert spooled.read_bytes().startswith(b'{"id": 9007199254740993, "price": 0.1, "text": "a\\nb", "more": {"x": [1.50,   2]}}\n')
+
+
+NO_PAGES: list[tuple[Says | Answer, str, str]] = [
+    (said({"orders": rows_of(range(3)), "next": "/orders?page=2"}), "", r'says that there is more \(next\), and nothing says how to ask for it\nhint: next = "next"'),
+    (said({"orders": rows_of(range(3)), "paging": {"total": 250, "limit": 3}}), "", r"says that there is more \(paging.total\)"),
+    (said({"orders": rows_of(range(3)), "has_more": True}), "", r"says that there is more \(has_more\)"),
+    (said({"a": rows_of(range(3)), "b": rows_of(range(2))}), "", "has several lists: a, b: "),
+    (said({"error": "quota of correct horse/battery+staple"}), "", r"page 1 of .* has no list of rows: .*quota of \*\*\*"),
+    (said({"orders": rows_of(range(3))}), 'records = "data"', r"has no list at data: .*\nhint: its lists are at orders"),
+    (said({"data": None, "message": "no"}), 'records = "data.orders"', "has no list at data.orders"),
+    (Answer("<html><title>Log in</title>", Content_Type="application/json"), "", "is a page to look at, not JSON: Log in"),
+    (Answer("id,price", Content_Type="text/csv"), "", 'is no page of JSON but text/csv\nhint: format = "csv"'),
+    (Answer("oops"), "", "is no JSON: oops"),
+    (Answer('[{"id": 1}, {"id": 2'), "", "is no JSON"),
+    (Answer(json.dumps(rows_of(range(900))), cut=300), "", "broken off before all of it came"),
+    (said([*rows_of(range(3))]), 'page = "page"', "page 2 of .* has the same rows as the page before: the pages would never end"),
+    (lambda request: said(rows_of(range(1 + ("a=1" in request.url))), Link=f'<?{"a=1" if "a=1" not in request.url else "b=1"}>; rel="next"'), "", "page 3 of .*names a next page that was there before"),
+    (lambda request: said({"rows": [], "next": f"n{request.params.get('cursor', '')}"}), 'records = "rows"\nnext = "next"\npage = "cursor"', "is one of 20 without a row: the pages would never end"),
+    (said({"rows": rows_of(range(3)), "next": {"page": 2}}), 'records = "rows"\nnext = "next"', "has no text at next"),
+    (said({"rows": rows_of(range(3)), "next": "http://localhost:1/x"}), 'records = "rows"\nnext = "next"', "names a next page on another host"),
+    (said({"rows": rows_of(range(3)), "next": "file:///etc/passwd"}), 'records = "rows"\nnext = "next"', "names a next page that has no address"),
+    (Answer(gzip.compress(b"[" + b" " * 3_000_000), Content_Encoding="gzip"), "", "has more than 1 MB"),
+]
+
+
+def test_what_is_no_page_or_has_no_end_is_told_and_nothing_is_taken_in(tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "EMPTY", 20)
+    monkeypatch.setattr(flow, "PAGE", 1 << 20)
+    for answer, more, what in NO_PAGES:
+        web.says["/orders"] = answer if callable(answer) else lambda _, answer=answer: answer
+        asked = source(web, "/orders", f'headers = {{ Authorization = "Bearer $API_TOKEN" }}\n{more}')
+        refused(lambda asked=asked: _whole(tmp_path / "rows", lambda temp: flow.pages(asked, None, temp, "orders")), what)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_page_without_rows_is_no_mistake(tmp_path: Path, web: Web) -> None:
+    with shop(tmp_path, web, "/orders", 'records = "data.items"') as project:
+        for empty in ({"data": {"items": []}}, {"data": {"items": None}, "message": "ok"}, {"data": {}}, {"kind": "orders"}):
+            web.says["/orders"] = lambda _, empty=empty: said(empty)
+            assert ingest(project, "orders")[0]["text"] == "nothing new"
+        web.says["/orders"] = lambda _: Answer(status=204)
+        assert ingest(project, "orders")[0]["text"] == "nothing new"
+        web.says["/orders"] = lambda _: said({"data": {"items": [1, 2, 3]}})
+        refused(project, "no line of the file is a JSON object")
+        web.says["/orders"] = lambda _: Answer('{"id": 1, "price": 1}\n\n{"id": 2, "price": 2}\n', Content_Type="application/x-ndjson")
+        assert ingest(project, "orders")[0]["total"] == 2
+
+
+def test_a_secret_goes_with_each_page_and_to_no_other_host(tmp_path: Path, web: Web) -> None:
+    def says(request: Request) -> Answer:
+        at = int(request.params.get("page", 0))
+        return said({"rows": rows_of(range(at, at + 5)), "links": {"next": f"/orders?page={at + 5}" if at < 10 else None}})
+
+    web.says["/orders"] = says
+    with shop(tmp_path, web, "/orders", 'next = "links.next"\nparams = { key = "$API_TOKEN", size = 5 }\nheaders = { X-Key = "$API_TOKEN" }') as project:
+        assert ingest(project, "orders")[0]["total"] == 15
+    assert [each.params["key"] for each in web.asked] == [TOKEN] * 3 == [each.headers["X-Key"] for each in web.asked]
+    assert [each.params.get("size") for each in web.asked] == ["5", None, None]
+
+
+def test_data_add_looks_at_what_is_on_the_web(tmp_path: Path, web: Web) -> None:
+    web.says["/orders.csv.gz"] = file_of(gzip.compress(csv(300)))
+    web.says["/orders"] = lambda request: said({"rows": rows_of(range(int(request.params["page"]) * 100, int(request.params["page"]) * 100 + 100))})
+    (tmp_path / "palan.toml").write_text("")
+    fetch_most, fetch.SAMPLE = fetch.SAMPLE, 250
+    try:
+        for name, address, settings in (("files", "/orders.csv.gz", {}), ("pages", "/orders", {"page": "page"})):
+            project = open_project(tmp_path)
+            added = contracts.add(project, name, {"source": f"http://127.0.0.1:{web.port}{address}", **settings, "key": ["id"]})
+            assert added["rows"] == 300 and 'id = "int' in added["lines"] and 'price = ' in added["lines"], added["lines"]
+            project.store.records.close()
+    finally:
+        fetch.SAMPLE = fetch_most
+    assert len(web.asked) == 4
+    project = open_project(tmp_path)
+    assert ingest(project, "files")[0]["total"] == 300 and not list((tmp_path / ".palan" / "spool").iterdir())
+    project.store.records.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "rows"),
+    [
+        (b'{"data":{"items":[{"a":1}]}}', "data.items", 1),
+        (b'{"@odata.nextLink":"x","value":[{"a":1},{"a":2}]}', None, 2),
+        (b'{"tags":["a"],"rows":[{"a":1}]}', None, 1),
+        (b'[]', None, 0),
+        (b'[{"page":1},[{"a":1}]]', "1", 1),
+        (b'{"rows":[]}', None, 0),
+    ],
+)
+def test_where_rows_are_in_a_page(body: bytes, path: str | None, rows: int) -> None:
+    assert len(paged.page(body, path).rows) == rows
+    assert paged.token(b'{"@odata.nextLink":"x"}', "@odata.nextLink") == "x" and paged.token(b'{"a":{"b":7}}', "a.b") == "7"
+    with pytest.raises(Invalid):
+        paged.page(b"[" * 100_000, None)
+
+
+# --- deaths --------------------------------------------------------------------------------------------------------
+
+
+def test_killed_while_it_fetches_the_next_ingest_has_each_row_once(tmp_path: Path, web: Web) -> None:
+    reached = threading.Event()
+
+    def dies_at(says: Says, number: int) -> Says:
+        def killing(request: Request) -> Answer:
+            if len(web.asked) == number:
+                reached.set()
+                time.sleep(0.3)
+            return says(request)
+
+        return killing
+
+    web.says["/orders"] = dies_at(by_number, 3)
+    web.says["/orders.csv"] = dies_at(file_of(csv(3000), '"1"'), 1)
+    for path, more, rows in (("/orders", 'page = "page"', 15), ("/orders.csv", "", 3000)):
+        web.asked.clear()
+        reached.clear()
+        with shop(tmp_path, web, path, more):
+            pass
+        child = subprocess.Popen([sys.executable, "-c", "from palan.cli import main; main()", "ingest", "orders"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SOURCES)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert reached.wait(30)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        with shop(tmp_path, web, path, more) as project:
+            assert ingest(project, "orders")[0]["total"] == rows and taken(project) == given(rows)
+            assert ingest(project, "orders")[0]["text"] == "nothing new"
+            assert not list((tmp_path / ".palan" / "spool").iterdir())

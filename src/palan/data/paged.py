@@ -43,13 +43,13 @@ def page(body: bytes, path: str | None) -> Page:
         found = at(body, path)
         if (rows := _list(found)) is not None:
             return Page(rows, path)
-        if path and _is_object(Raw(body)) and ((found is None and not _says(body, _WRONG)) or (found is not None and _is_null(found) and not _says(body, _ERROR))):
-            return Page([], path)  # a page without rows may leave out their list
+        if path and _is_object(Raw(body)) and _may_be_empty(body, found):
+            return Page([], path)
         raise Invalid(f"has no list at {path}" if path else "is no list", f"its lists are at {', '.join(_lists(body)) or 'no place'}: records", field="records")
     if (rows := _list(Raw(body))) is not None and not any(_list(row) is not None for row in rows[:2]):
         return Page(rows, "")
     lists = _lists(body)
-    likely = [place for place, rows in lists.items() if rows and _is_object(rows[0])] or list(lists)
+    likely = _likely(lists) or list(lists)
     if len(likely) == 1:
         return Page(lists[likely[0]], likely[0])
     if not likely:
@@ -131,13 +131,20 @@ def _lists(body: bytes) -> dict[str, list[Raw]]:
     return {f"{place}{name}": rows for place, members in _objects(body) for name, raw in members.items() if (rows := _list(raw)) is not None}
 
 
+def _likely(lists: dict[str, list[Raw]]) -> list[str]:
+    return [place for place, rows in lists.items() if rows and _is_object(rows[0])]
+
+
+def _may_be_empty(body: bytes, found: Raw | None) -> bool:
+    """Tell whether a page, having this in the place of the list, has no rows: it may then leave out their list, but says no more."""
+    if found is None:
+        return not _says(body, _WRONG) and not _likely(_lists(body))
+    return bytes(found).strip() == b"null" and not _says(body, _ERROR)
+
+
 def _says(body: bytes, names: re.Pattern[str]) -> bool:
     """Tell whether a page has something under one of these names."""
     return any(names.fullmatch(name) and bytes(raw).strip() not in _NOTHING for name, raw in _object(Raw(body)).items())
-
-
-def _is_null(raw: Raw) -> bool:
-    return bytes(raw).strip() == b"null"
 
 
 def _is_object(raw: Raw) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from html import escape
 from typing import TypeVar
 from urllib.parse import quote, quote_plus, unquote, urlencode
@@ -69,7 +71,8 @@ def connected(source: Source, data: str, since: Mark | None = None) -> Iterator[
         PalanError: a variable that the source names is not set, or what it makes cannot be sent.
     """
     try:
-        client = httpx.Client(timeout=httpx.Timeout(SILENT_SECONDS, connect=CONNECT_SECONDS), headers={"User-Agent": "palan"}, follow_redirects=False)
+        trusted = _trusted(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
+        client = httpx.Client(verify=trusted, timeout=httpx.Timeout(SILENT_SECONDS, connect=CONNECT_SECONDS), headers={"User-Agent": "palan"}, follow_redirects=False)
     except (OSError, ValueError, ImportError, httpx.InvalidURL):
         raise PalanError(f'data "{data}": the proxy or the certificates that the environment names cannot be used', f"check SSL_CERT_FILE, {', '.join(_PROXIES[:3])}") from None
     loggers = [logging.getLogger(name) for name in _LOGGERS]
@@ -81,6 +84,12 @@ def connected(source: Source, data: str, since: Mark | None = None) -> Iterator[
     finally:
         for each in loggers:
             each.removeFilter(_unlogged)
+
+
+@cache
+def _trusted(file: str, folder: str) -> ssl.SSLContext:
+    """Return which certificates are trusted, as these variables have it: to read them takes longer than many a request."""
+    return httpx.create_ssl_context()
 
 
 def _unlogged(record: logging.LogRecord) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.data.infer import Inferred
+    from palan.data.sources import Source
 
 NEWEST = 24
 """Files from which a contract is inferred at most."""
@@ -45,8 +46,9 @@ def infer(project: Project, name: str, files: Sequence[str] = ()) -> dict[str, A
         names, cursor = [str(path) for path in paths[-NEWEST:]], ""
         frames = [_texts(project, path) for path in paths[-NEWEST:]]
     else:
-        names, cursor = [source.shown], source.cursor
+        names = [source.shown]
         frames = fetch.sample(project, tables.contract_of(project, name), source)
+        cursor = _of_a_part(source, frames)
     found = seen(frames, key=config.key, time=config.time, cursor=cursor)
     rows = sum(frame.height for frame in frames)
     return {
@@ -111,12 +113,18 @@ def add(project: Project, name: str, said: Mapping[str, Any], *, dry_run: bool =
         frames = fetch.sample(project, Contract(name, source=source.address), source)
     times = [] if said.get("time") else [column for column in _named(frames) if _is_time(frames, column)]
     whole: dict[str, Any] = {**said, **({"time": times[0]} if times else {})}
-    found = seen(frames, key=list(said.get("key", ())), time=str(whole.get("time", "")), cursor=source.cursor)
+    found = seen(frames, key=list(said.get("key", ())), time=str(whole.get("time", "")), cursor=_of_a_part(source, frames))
     lines = _data_lines(name, whole) + found.text(name)
     _checked(path, text, lines)
     if not dry_run:
         write_atomically(path, _with(text, lines).encode())
     return {"data": name, "rows": sum(frame.height for frame in frames), "lines": lines, "written": not dry_run, "next": f"palan data add {name} ... without --dry-run" if dry_run else f"palan ingest {name}"}
+
+
+def _of_a_part(source: Source, frames: Sequence[pl.DataFrame]) -> str:
+    """Return by what only a part of the rows was seen, "" if all were: nothing is said then of a delivery as a whole."""
+    cut = source.kind != "files" and any(frame.height >= fetch.SAMPLE for frame in frames)
+    return source.cursor or (source.shown if cut else "")
 
 
 def _named(frames: Sequence[pl.DataFrame]) -> list[str]:

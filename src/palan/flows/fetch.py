@@ -177,7 +177,7 @@ class _Rows(msgspec.Struct, frozen=True):
 
 
 def sample(project: Project, contract: Contract, source: Source) -> list[pl.DataFrame]:
-    """Return rows to look at as they came, from where the cursor begins: SAMPLE of them at most.
+    """Return rows to look at as they came, a frame for each file, from where the cursor begins: about SAMPLE of them at most.
 
     Raises:
         PalanError: they cannot be had, or there are none.
@@ -192,18 +192,18 @@ def sample(project: Project, contract: Contract, source: Source) -> list[pl.Data
             paths = [_place(spool, [source.place], "ndjson" if source.kind == "api" else "parquet")]
             if not _whole(paths[0], lambda temp: _asked(project, contract, source, since, temp, most=SAMPLE)):
                 paths = []
-        frames = [frame for path in paths for frame in _looked_at(path, contract)]
+        frames = [_looked_at(path, contract) for path in paths]
     finally:
         shutil.rmtree(spool, ignore_errors=True)
     if not any(frame.height for frame in frames):
         raise NotFound(f"{source.shown} gives no rows", "look at it again when there are some")
+    return frames
+
+
+def _looked_at(path: Path, contract: Contract) -> pl.DataFrame:
+    """Return the first rows of a file as they came."""
     import polars as pl
 
-    return [pl.concat(frames, how="diagonal_relaxed")]
-
-
-def _looked_at(path: Path, contract: Contract) -> list[pl.DataFrame]:
-    """Return the first rows of a file as they came."""
     from palan.data.compressed import expanded, suffix_of
     from palan.data.reading import BROKEN, LINE, batches
 
@@ -214,7 +214,7 @@ def _looked_at(path: Path, contract: Contract) -> list[pl.DataFrame]:
             rows += frame.height
             if rows >= SAMPLE:
                 break
-    return frames
+    return pl.concat(frames, how="diagonal_relaxed")
 
 
 def _kind_of(text: str) -> str:
