@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import signal
@@ -316,6 +317,23 @@ def test_a_source_is_looked_at_and_written_into_palan_toml(tmp_path: Path, shop:
     report = ingest(again, "orders")[0]
     assert (report["total"], report["waiting"]) == (201, 0)
     assert contracts.infer(again, "orders")["rows"] == 201
+    again.store.records.close()
+
+
+def test_files_are_added_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "palan.toml").write_text("")
+    for month in (1, 2, 3):
+        lines = [f"{day:02d}.0{month}.2026;Köln {day % 4};1.2{day:02d},50;{'' if day == 7 else 'n/a' if day == 8 else 100 + day}" for day in range(1, 29)]
+        text = "\n".join(["Datum;Filiale;Umsatz;Kunden", *lines]).encode("cp1252" if month == 2 else "utf-8")
+        (tmp_path / f"u{month}.csv.gz").write_bytes(gzip.compress(text))
+    project = open_project(tmp_path)
+    lines = contracts.add(project, "sales", {"source": "u*.csv.gz"})["lines"]
+    project.store.records.close()
+    for line in ('time = "Datum"', 'Datum = "date"', 'Filiale = "str?', 'Umsatz = "float? 1', 'rows = "'):
+        assert line in lines
+    again = open_project(tmp_path)
+    report = ingest(again, "sales")[0]
+    assert (report["total"], report["waiting"]) == (84, 0)
     again.store.records.close()
 
 

@@ -41,10 +41,11 @@ class Inferred(msgspec.Struct, frozen=True):
         return _lined(self.settings) + f"[data.{name}.columns]\n" + _lined(self.columns)
 
 
-def infer(batches: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str = "", cursor: str = "") -> Inferred:
+def infer(batches: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str = "", cursor: str = "", whole: bool = True) -> Inferred:
     """Return what these batches, and batches much like them, keep. Columns are in their types; a text stays one.
 
-    Of rows that are asked for by a `cursor`, a delivery has few or many: nothing is said of it as a whole.
+    Of rows that are asked for by a `cursor`, a delivery has few or many: nothing is said of it as a whole. Batches that are not
+    `whole` do not tell how many rows there are.
 
     Raises:
         PalanError: there are no rows, or a column holds what no contract describes.
@@ -56,7 +57,7 @@ def infer(batches: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str
         batches = sorted((batch.sort(time) for batch in batches), key=lambda batch: str(batch[time][0]))
     names = list(dict.fromkeys(name for batch in batches for name in batch.columns))
     columns = [_column([batch[name] for batch in batches if name in batch.columns], sum(batch.height for batch in batches if name not in batch.columns), name in (*key, time, cursor), not cursor) for name in names]
-    settings = [] if cursor else _rows([batch.height for batch in batches])
+    settings = [] if cursor or not whole else _rows([batch.height for batch in batches])
     alone = [] if key else [name for name in names if all(name in batch.columns for batch in batches) and _identifies(pl.concat([batch[name] for batch in batches], rechunk=False))]
     if alone:
         settings.insert(0, (f'key = ["{alone[0]}"]', "no value of it came twice; the same key again is a correction"))

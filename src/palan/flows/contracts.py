@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from palan.core import counted
 from palan.errors import Conflict, Invalid, MissingExtra, NotFound, PalanError
 from palan.flows import fetch, tables
-from palan.flows.look import bare, column_of
+from palan.flows.look import cells_as, column_of, rows_in
 from palan.flows.project import Project
 from palan.flows.root import FILE
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from palan.data.infer import Inferred
-    from palan.data.sources import Source
-
 NEWEST = 24
 """Files from which a contract is inferred at most."""
+
+ROWS = 500_000
+"""Rows from which a contract is inferred at most."""
 
 
 def infer(project: Project, name: str, files: Sequence[str] = ()) -> dict[str, Any]:
@@ -34,6 +34,8 @@ def infer(project: Project, name: str, files: Sequence[str] = ()) -> dict[str, A
         NotFound: no such table, or no file matches.
         PalanError: a file that cannot be read, or holds no rows.
     """
+    from palan.data.infer import infer as verb
+
     config = project.data(name)
     if not files and not config.source:
         raise PalanError(f'data "{name}" is made by {config.transform}, not delivered', f"palan data infer {name} --from FILE")
@@ -44,12 +46,12 @@ def infer(project: Project, name: str, files: Sequence[str] = ()) -> dict[str, A
         if not paths:
             raise NotFound(f"nothing matches {pattern} in {project.root}", f"palan data infer {name} --from FILE")
         names, cursor = [str(path) for path in paths[-NEWEST:]], ""
-        frames = [_texts(project, path) for path in paths[-NEWEST:]]
+        frames, whole = _newest(project, paths)
     else:
-        names = [source.shown]
+        names, cursor = [source.shown], source.cursor
         frames = fetch.sample(project, tables.contract_of(project, name), source)
-        cursor = _of_a_part(source, frames)
-    found = seen(frames, key=config.key, time=config.time, cursor=cursor)
+        whole = frames[0].height < fetch.SAMPLE
+    found = verb(typed(frames), key=config.key, time=config.time, cursor=cursor, whole=whole)
     rows = sum(frame.height for frame in frames)
     return {
         "data": name,
@@ -62,12 +64,9 @@ def infer(project: Project, name: str, files: Sequence[str] = ()) -> dict[str, A
     }
 
 
-def seen(frames: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str = "", cursor: str = "") -> Inferred:
-    """Return what frames of cells as they came hold, each column read as what most of its cells are."""
+def typed(frames: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
+    """Return frames of cells as they came, each column read as what most of its cells are."""
     import polars as pl
-
-    from palan.data.infer import infer as verb
-    from palan.data.verdict import read_as
 
     batches: list[dict[str, pl.Series]] = [{} for _ in frames]
     for column in dict.fromkeys(column for frame in frames for column in frame.columns):
@@ -75,8 +74,8 @@ def seen(frames: Sequence[pl.DataFrame], *, key: Sequence[str] = (), time: str =
         told = pl.concat([each.cast(pl.String, strict=False) for _, each in here]) if len({each.dtype for _, each in here}) > 1 else pl.concat([each for _, each in here])
         kind = column_of(told).field.type
         for batch, each in here:
-            batch[column] = read_as(kind, each)
-    return verb([pl.DataFrame(batch) for batch in batches], key=key, time=time, cursor=cursor)
+            batch[column] = cells_as(kind, each)
+    return [pl.DataFrame(batch) for batch in batches]
 
 
 def add(project: Project, name: str, said: Mapping[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
@@ -93,6 +92,7 @@ def add(project: Project, name: str, said: Mapping[str, Any], *, dry_run: bool =
     """
     from palan.data import sources
     from palan.data.contract import Contract
+    from palan.data.infer import infer as verb
     from palan.flows import config
     from palan.stores.files import write_atomically
 
@@ -108,31 +108,19 @@ def add(project: Project, name: str, said: Mapping[str, Any], *, dry_run: bool =
         paths = sorted(each for each in project.root.glob(source.address) if each.is_file() and not each.name.startswith("."))
         if not paths:
             raise NotFound(f"nothing matches {source.address} in {project.root}", f"put files there, then: palan data add {name} ...")
-        frames = [_texts(project, each) for each in paths[-NEWEST:]]
+        frames, whole = _newest(project, paths)
     else:
         frames = fetch.sample(project, Contract(name, source=source.address), source)
-    times = [] if said.get("time") else [column for column in _named(frames) if _is_time(frames, column)]
-    whole: dict[str, Any] = {**said, **({"time": times[0]} if times else {})}
-    found = seen(frames, key=list(said.get("key", ())), time=str(whole.get("time", "")), cursor=_of_a_part(source, frames))
-    lines = _data_lines(name, whole) + found.text(name)
+        whole = frames[0].height < fetch.SAMPLE
+    batches = typed(frames)
+    times = [column for column, kind in batches[-1].schema.items() if kind.is_temporal()]
+    settings = {**said, "time": said.get("time") or "".join(times[:1])}
+    found = verb(batches, key=list(said.get("key", ())), time=settings["time"], cursor=source.cursor, whole=whole)
+    lines = _data_lines(name, settings) + found.text(name)
     _checked(path, text, lines)
     if not dry_run:
         write_atomically(path, _with(text, lines).encode())
     return {"data": name, "rows": sum(frame.height for frame in frames), "lines": lines, "written": not dry_run, "next": f"palan data add {name} ... without --dry-run" if dry_run else f"palan ingest {name}"}
-
-
-def _of_a_part(source: Source, frames: Sequence[pl.DataFrame]) -> str:
-    """Return by what only a part of the rows was seen, "" if all were: nothing is said then of a delivery as a whole."""
-    cut = source.kind != "files" and any(frame.height >= fetch.SAMPLE for frame in frames)
-    return source.cursor or (source.shown if cut else "")
-
-
-def _named(frames: Sequence[pl.DataFrame]) -> list[str]:
-    return list(dict.fromkeys(column for frame in frames for column in frame.columns))
-
-
-def _is_time(frames: Sequence[pl.DataFrame], column: str) -> bool:
-    return all(column_of(frame[column]).field.type in ("time", "date") for frame in frames if column in frame.columns)
 
 
 def _data_lines(name: str, said: Mapping[str, Any]) -> str:
@@ -156,18 +144,23 @@ def _checked(path: Path, text: str, lines: str) -> None:
     config.read(path, _with(text, lines))
 
 
-def _texts(project: Project, path: Path) -> pl.DataFrame:
-    """Return the rows of a file as they came, without lines that cannot be read."""
-    from palan.data.reading import BROKEN, LINE, parse_file
-
-    path = path if path.is_absolute() else project.root / path
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PalanError(f"{path} cannot be read: {error.strerror}", "give a file that is there") from error
-    frame = parse_file(data, path.suffix, bare(path, data))
-    frame = frame.filter(frame[BROKEN].is_null()) if BROKEN in frame.columns else frame
-    return frame.drop([each for each in (LINE, BROKEN) if each in frame.columns])
+def _newest(project: Project, paths: Sequence[Path]) -> tuple[list[pl.DataFrame], bool]:
+    """Return the rows of the newest files as they came, NEWEST files and ROWS rows at most, and whether each is there with all its rows."""
+    frames: list[pl.DataFrame] = []
+    whole = True
+    for path in reversed(paths[-NEWEST:]):
+        left = ROWS - sum(frame.height for frame in frames)
+        if left <= 0:
+            break
+        try:
+            frame, all_of_it = rows_in(path if path.is_absolute() else project.root / path, left)
+        except PalanError as error:
+            raise PalanError(f"{path}: {error.what}", error.hint) from error
+        if not all_of_it and frames:
+            break
+        frames.insert(0, frame)
+        whole = whole and all_of_it
+    return frames, whole
 
 
 def export(project: Project, name: str, path: Path) -> dict[str, Any]:

@@ -182,6 +182,8 @@ def sample(project: Project, contract: Contract, source: Source) -> list[pl.Data
     Raises:
         PalanError: they cannot be had, or there are none.
     """
+    from palan.flows.look import rows_in
+
     spool = project.folder / "spool" / f"{contract.name} looked at"
     try:
         if source.kind in ("web", "bucket"):
@@ -192,29 +194,12 @@ def sample(project: Project, contract: Contract, source: Source) -> list[pl.Data
             paths = [_place(spool, [source.place], "ndjson" if source.kind == "api" else "parquet")]
             if not _whole(paths[0], lambda temp: _asked(project, contract, source, since, temp, most=SAMPLE)):
                 paths = []
-        frames = [_looked_at(path, contract) for path in paths]
+        frames = [rows_in(path, SAMPLE)[0] for path in paths]
     finally:
         shutil.rmtree(spool, ignore_errors=True)
     if not any(frame.height for frame in frames):
         raise NotFound(f"{source.shown} gives no rows", "look at it again when there are some")
     return frames
-
-
-def _looked_at(path: Path, contract: Contract) -> pl.DataFrame:
-    """Return the first rows of a file as they came."""
-    import polars as pl
-
-    from palan.data.compressed import expanded, suffix_of
-    from palan.data.reading import BROKEN, LINE, batches
-
-    frames, rows = [], 0
-    with path.open("rb") as file:
-        for frame in batches(expanded(file, path.name, path.stat().st_size), suffix_of(path.name), contract):
-            frames.append(frame.drop([each for each in (LINE, BROKEN) if each in frame.columns]))
-            rows += frame.height
-            if rows >= SAMPLE:
-                break
-    return pl.concat(frames, how="diagonal_relaxed")
 
 
 def _kind_of(text: str) -> str:

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 LINES = (".csv", ".ndjson", ".jsonl")
 ENDINGS = (*LINES, ".parquet", ".json", ".xlsx", ".arrow", ".feather")
-MOST = 8_000_000
-"""Bytes of a text file that are looked at."""
+MOST = 100_000
+"""Rows of a table that are looked at."""
+
+SOME = 10_000
+"""Cells of a column that tell which types it may have."""
 
 MOSTLY = 0.8
 """Share of readable cells from which a column is of a type, and the others are to wait in quarantine."""
@@ -86,19 +89,11 @@ def look(path: Path, shown: str) -> Looked:
     Raises:
         PalanError: it is not what its name says, or has no rows.
     """
-    from palan.data.reading import BROKEN, LINE, parse_file
-
-    data, whole = path.read_bytes(), True
-    if path.suffix.lower() in LINES and len(data) > MOST:
-        data, whole = data[: data.rindex(b"\n", 0, MOST) + 1], False
     name = "".join(each if each.isalnum() and each.isascii() else "_" for each in path.stem).strip("_") or "table"
     try:
-        frame = parse_file(data, path.suffix, bare(path, data))
+        frame, whole = rows_in(path, MOST)
     except PalanError as error:
-        what = error.what.removeprefix(f'data "{name}": ')
-        raise PalanError(f"{shown}: {what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
-    frame = frame.filter(frame[BROKEN].is_null()) if BROKEN in frame.columns else frame
-    frame = frame.drop([each for each in frame.columns if each in (LINE, BROKEN)])
+        raise PalanError(f"{shown}: {error.what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
     if not frame.height:
         raise PalanError(f"{shown} has a header and no rows", "put some rows there that are as they will come")
     columns = tuple(column_of(frame.get_column(each)) for each in frame.columns if not each.startswith(RESERVED))
@@ -124,9 +119,35 @@ def toml_key(name: str) -> str:
     return name if name.isidentifier() and name.isascii() else json.dumps(name, ensure_ascii=False)
 
 
-def bare(path: Path, data: bytes) -> Contract:
-    """Return a contract that asks nothing of a file but the columns that its text begins with."""
-    return Contract(path.stem, tuple(Field(each, "str", True) for each in header(data)) if path.suffix.lower() in LINES else ())
+def rows_in(path: Path, most: int) -> tuple[pl.DataFrame, bool]:
+    """Return the first rows of a file as they came, so many at most and without lines that cannot be read, and whether they are all.
+
+    Raises:
+        PalanError: it cannot be read as what its name says.
+    """
+    import polars as pl
+
+    from palan.data.compressed import expanded, suffix_of
+    from palan.data.reading import BROKEN, LINE, batches
+
+    found: list[pl.DataFrame] = []
+    try:
+        with path.open("rb") as raw:
+            file, suffix = expanded(raw, path.name, path.stat().st_size), suffix_of(path.name)
+            begins = file.readline(1 << 20) if suffix in LINES else b""
+            file.seek(0)
+            # a contract that asks nothing of a file but the columns that its text begins with
+            asked = Contract(path.stem, tuple(Field(each, "str", True) for each in header(begins)) if begins else ())
+            for batch in batches(file, suffix, asked):
+                found.append(batch.filter(batch[BROKEN].is_null()) if BROKEN in batch.columns else batch)
+                if sum(each.height for each in found) > most:
+                    break
+    except OSError as error:
+        raise PalanError(f"it cannot be read: {error.strerror}", f"ls -l {path}") from error
+    except PalanError as error:
+        raise PalanError(error.what.removeprefix(f'data "{path.stem}": '), error.hint) from error
+    frame = pl.concat(found, how="diagonal_relaxed").drop(LINE, BROKEN, strict=False)
+    return frame.head(most), frame.height <= most
 
 
 def header(data: bytes) -> list[str]:
@@ -140,7 +161,6 @@ def column_of(column: pl.Series) -> Column:
     import polars as pl
 
     from palan.data.formats import NULLS
-    from palan.data.verdict import read_as
 
     cells = column.cast(pl.String, strict=False).replace("", None) if column.dtype == pl.String else column
     if column.dtype == pl.String:
@@ -150,7 +170,9 @@ def column_of(column: pl.Series) -> Column:
     kinds: tuple[FieldType, ...] = ("int", "float", "bool", "date", "time")
     if words.dtype.is_float() or words.dtype.is_decimal():
         kinds = ("float",)  # whole numbers as yet
-    read = {kind: read_as(kind, known) for kind in kinds} if len(known) else {}
+    some = known.gather_every(max(1, len(known) // SOME))  # a cell that cannot be read as a type costs much
+    kinds = tuple(kind for kind in kinds if len(some) - cells_as(kind, some).null_count() >= MOSTLY / 2 * len(some))
+    read = {kind: cells_as(kind, known) for kind in kinds} if len(known) else {}
     good = {kind: len(values) - values.null_count() for kind, values in read.items()}
     kind: FieldType = "str"
     for each in kinds:
@@ -176,21 +198,34 @@ def column_of(column: pl.Series) -> Column:
     return Column(Field(column.name, kind, bool(empty) or not len(known)), ", ".join(notes), values.n_unique(), odd)
 
 
+def cells_as(kind: FieldType, cells: pl.Series) -> pl.Series:
+    """Return cells read as this type, in the form that most of them have, null where one cannot be."""
+    import polars as pl
+
+    from palan.data import formats
+    from palan.data.verdict import read_as
+
+    plain = read_as(kind, cells)
+    if cells.dtype != pl.String or kind in ("str", "bool") or plain.null_count() == cells.null_count():
+        return plain
+    contract = Contract("", (Field(cells.name, kind, True),))
+    written = formats.survey([cells.to_frame()], contract, {})
+    return read_as(kind, next(formats.plainly(iter([cells.to_frame()]), contract, written))[cells.name]) if written else plain
+
+
 def _listed(cells: Sequence[object]) -> str:
     return f" ({', '.join(json.dumps(str(each)[:20], ensure_ascii=False) for each in cells[:3])})" if cells else ""
 
 
 def _almost(words: pl.Series) -> list[str]:
-    """Say of text that it would be something else, written otherwise."""
-    for pattern, said in ((r"^-?\d+,\d+$", "numbers with a decimal comma: float would read them"), (r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}", "dates: date would read them")):
-        if words.str.contains(pattern).sum() >= MOSTLY * len(words):
-            return [said]
-    return []
+    """Say of text that it would be dates, were it told how they are meant."""
+    pattern = r"^\d{1,2}[./-]\d{1,2}[./-]\d{4}"
+    return ['dates that read two ways: date reads them, with dates = "dmy" or "mdy"'] if words.str.contains(pattern).sum() >= MOSTLY * len(words) else []
 
 
 def _first(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, Any]:
-    from palan.data.verdict import typed
+    import polars as pl
 
-    contract = Contract("table", tuple(each.field for each in columns))
-    rows = typed(frame.head(1000), contract)
+    some = frame.head(1000)
+    rows = pl.DataFrame({each.field.name: cells_as(each.field.type, some[each.field.name]) for each in columns})
     return next(iter(rows.drop_nulls().head(1).to_dicts() or rows.head(1).to_dicts()), {})
