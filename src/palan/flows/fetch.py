@@ -27,8 +27,16 @@ from palan.flows.project import Project
 if TYPE_CHECKING:
     import polars as pl
 
+    from palan.flows import buckets
+
 SAMPLE = 100_000
 """Rows of a source that are looked at."""
+
+KEPT_FREE = 256 << 20
+"""Bytes of the disk that are left free, however much comes."""
+
+LOOK_EVERY = 64 << 20
+"""Bytes after which the disk is looked at again."""
 
 FILES = 4
 """Files elsewhere that are looked at, the last ones by name."""
@@ -74,14 +82,19 @@ def arrivals(project: Project, contract: Contract, newest: DataVersion | None) -
     if source.kind == "files":
         return [_File(project, path, contract.name) for path in files(project, contract.name)]
     if source.kind in ("web", "bucket"):
-        return _elsewhere(source, spool, contract.name)
+        found = _elsewhere(source, spool, contract.name)
+        if not found and newest is None:
+            raise NotFound(f"nothing matches {source.shown}", f"put files there, or change source in [data.{contract.name}]")
+        return found
     return [_Rows(project, contract, source, spool, newest)]
 
 
 def _elsewhere(source: Source, spool: Path, name: str) -> Sequence[Arrival]:
     """Return the files that lie on a web server or in a bucket."""
     if source.kind == "bucket":
-        raise PalanError(f"{source.shown} cannot be fetched by this palan", "have it delivered as files")
+        from palan.flows import buckets
+
+        return [_Remote(source, spool, each, name) for each in buckets.listed(source, name)]
     return [_Web(source, spool, name)]
 
 
@@ -126,6 +139,30 @@ class _File(msgspec.Struct, frozen=True):
             raise unreadable(source, path, error) from error
         seen[source] = replace(now, content=content)
         return None if known.get(source) == content else Delivery(source, source, path, content, now)
+
+
+class _Remote(msgspec.Struct, frozen=True):
+    """An object of a bucket."""
+
+    source: Source
+    spool: Path
+    remote: buckets.Remote
+    data: str
+
+    def come(self, known: Mapping[str, str], seen: dict[str, Seen]) -> Delivery | None:
+        from palan.flows import buckets
+
+        remote = self.remote
+        name, before = remote.name, seen.get(remote.name)
+        same = before is not None and remote.etag != "" and (before.etag, before.size) == (remote.etag, remote.size)
+        if before is not None and same and known.get(name) == before.content:
+            return None
+        path = _place(self.spool, [name, remote.etag, remote.size, remote.changed], _ending(name, self.source.format))
+        content = before.content if before is not None and same and path.is_file() else ""
+        if not content:
+            content = _whole(path, lambda temp: buckets.download(self.source, remote, temp, self.data))
+        seen[name] = Seen(remote.size, remote.changed, time.time_ns(), content, remote.etag)
+        return None if known.get(name) == content else Delivery(name, name, path, content)
 
 
 class _Web(msgspec.Struct, frozen=True):
@@ -348,6 +385,17 @@ def _place(spool: Path, what: object, ending: str) -> Path:
 
 def _ending(name: str, format: str) -> str:
     return format or ".".join(name.rpartition("/")[2].split(".")[1:])
+
+
+def room(to: Path, size: int) -> None:
+    """Refuse what would fill the disk.
+
+    Raises:
+        OSError: it would.
+    """
+    free = shutil.disk_usage(to.parent).free
+    if size > free - KEPT_FREE:
+        raise OSError(28, f"{size >> 20:,} MB do not fit into {free >> 20:,} MB")
 
 
 def _whole(path: Path, fetch: Any) -> Any:

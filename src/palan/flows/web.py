@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from palan.data.sources import Mark, Source
 from palan.engines.servers import CutOff, Server, connected, is_html, kind_of, with_params
 from palan.errors import Invalid, PalanError
 from palan.flows.deliveries import SETTLED, Seen
+from palan.flows.fetch import LOOK_EVERY, room
 
 if TYPE_CHECKING:
     import httpx
@@ -27,9 +27,6 @@ PAGE = 256 << 20
 """Bytes that one page may have."""
 EMPTY = 1000
 """Pages without a row that may follow one another."""
-KEPT_FREE = 256 << 20
-"""Bytes of the disk that are left free, however much comes."""
-LOOK_EVERY = 64 << 20
 
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines", "application/json-seq")
 _FILES = {"text/csv": "csv", "application/csv": "csv", "application/vnd.apache.parquet": "parquet", "application/vnd.apache.arrow.file": "arrow"}
@@ -66,17 +63,6 @@ def pages(source: Source, since: Mark | None, to: Path, data: str, most: int | N
             walk.asked = url
             url = server.get(url, walk.take, lambda: {"Accept": "application/json, application/x-ndjson;q=0.9, */*;q=0.1", "Accept-Encoding": "gzip"})
         return walk.rows
-
-
-def _room(file: IO[bytes], size: int) -> None:
-    """Refuse what would fill the disk.
-
-    Raises:
-        OSError: it would.
-    """
-    free = shutil.disk_usage(Path(file.name).parent).free
-    if size > free - KEPT_FREE:
-        raise OSError(28, f"{size >> 20:,} MB do not fit into {free >> 20:,} MB")
 
 
 # --- one file ------------------------------------------------------------------------------------------------------
@@ -147,7 +133,7 @@ class _File:
 
     def _written(self, answer: httpx.Response) -> None:
         server, looked = self._server, self.size
-        _room(self._file, max(0, self._total - self.size))
+        room(Path(self._file.name), max(0, self._total - self.size))
         for chunk in server.flowing(answer, as_is=self._is_zipped):
             if not self.size and is_html(chunk):
                 raise server.wrong(f"is a page to look at, not a file: {server.shown(chunk)}", f"check source and headers in [data.{server.data}]")
@@ -156,7 +142,7 @@ class _File:
             self.size += len(chunk)
             if self.size > looked + LOOK_EVERY:
                 looked = self.size
-                _room(self._file, 0)
+                room(Path(self._file.name), 0)
         if self._total >= 0 and self.size != self._total:
             raise CutOff("it was cut off")
 
@@ -227,7 +213,7 @@ class _Walk:
             self._last = digest
             if found.rows:
                 self._records = found.path
-            _room(self._file, len(body))
+            room(Path(self._file.name), len(body))
             self._file.writelines(paged.lines(found.rows))
             self.rows += len(found.rows)
             return self._next(answer, body, len(found.rows))

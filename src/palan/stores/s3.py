@@ -53,7 +53,7 @@ class S3Blobs(Blobs):
         found = BUCKET.fullmatch(address)
         if not found:
             raise PalanError("the blobs' address names no bucket", 'in palan.toml: [project] blobs = "s3://bucket/prefix"')
-        self.address, self._bucket, self._server, self._pid = address, found[1], _server(), os.getpid()
+        self.address, self._bucket, self._server, self._pid = address, found[1], server(), os.getpid()
         with self._explained():
             self._store = S3Store(
                 self._bucket,
@@ -246,7 +246,7 @@ class S3Blobs(Blobs):
         return PalanError(f"no S3 server answers at {self._server}", "check AWS_ENDPOINT_URL and the network, then try again; --debug shows more")
 
 
-def _server() -> str:
+def server() -> str:
     """Return where the server is, for people: the library reads the same variables."""
     found = next((os.environ[name] for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT") if os.environ.get(name)), "")
     if not found:
