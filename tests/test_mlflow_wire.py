@@ -165,6 +165,17 @@ def test_a_deleted_run_takes_nothing_and_comes_back(client: MlflowClient, projec
     assert client.get_run(run).info.lifecycle_stage == "active"
 
 
+def test_the_first_calls_of_several_clients_at_once_find_the_default_experiment(tmp_path: Path) -> None:
+    for number in range(8):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "palan.toml").write_text("", encoding="utf-8")
+        tracking = Tracking(open_project(folder))
+        with ThreadPoolExecutor(8) as pool:
+            assert {each.name for each in pool.map(tracking.experiment, ["0"] * 8)} == {"Default"}
+        tracking.project.store.records.close()
+
+
 def test_a_renamed_experiment_keeps_its_runs_and_tags(client: MlflowClient) -> None:
     experiment = client.create_experiment("before", tags={"a": "b"})
     run = client.create_run(experiment).info.run_id
