@@ -907,6 +907,12 @@ def data_infer(ctx: click.Context, name: str, files: tuple[str, ...], as_json: b
 @click.option("--start", default="", metavar="VALUE", help="Where the cursor begins.")
 @click.option("--key", multiple=True, metavar="COLUMN", help="A column that identifies a row; several times for several.")
 @click.option("--time", default="", metavar="COLUMN", help="The column that says when a row happened; else the first of times or dates.")
+@click.option("--format", default="", metavar="WORD", help="What a file is whose name does not tell: csv, parquet, ndjson, json, xlsx, arrow.")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Sent to a web server; $VARIABLE in it stands for a secret.")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Added to a web address; {since} in it is where the cursor has come to.")
+@click.option("--records", default="", metavar="PATH", help="Where in a page of JSON its rows are.")
+@click.option("--next", default="", metavar="PATH", help="Where in a page of JSON the next one is named.")
+@click.option("--page", default="", metavar="PARAM", help="The parameter that turns pages.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be written.")
 @_json
 @click.pass_context
@@ -914,14 +920,19 @@ def data_add(ctx: click.Context, /, name: str, source: str, dry_run: bool, as_js
     """Look at a source, and write it into palan.toml with the contract that its rows keep.
 
     SOURCE is what palan.toml says: files such as "feed/*.csv", an address that begins with https://, s3://, postgresql:// or
-    sqlite:, or file.py:function. Other settings, such as headers, are added to palan.toml by hand.
+    sqlite:, or file.py:function.
 
     \b
     Example:  palan data add weather "feed/weather-*.csv"
+              palan data add orders https://shop.example/api/orders --page page --header 'Authorization=Bearer $API_TOKEN'
               palan data add orders sqlite:shop.db --query "SELECT * FROM orders" --cursor changed --key id
     """
     from palan.flows.contracts import add as verb
 
+    for what in ("headers", "params"):
+        if wrong := [each for each in more[what] if "=" not in each]:
+            raise PalanError(f"--{what[:-1]} {wrong[0]} is no NAME=VALUE", f"--{what[:-1]} 'NAME=VALUE'")
+        more[what] = dict(each.partition("=")[::2] for each in more[what])
     said = {"source": source, **{what: list(value) if isinstance(value, tuple) else value for what, value in more.items() if value}}
 
     def show(found: dict[str, Any]) -> None:

@@ -131,7 +131,7 @@ class Server:
 
     def wrong(self, what: str, hint: str = "") -> PalanError:
         page = f"page {self.page} of " if self.page else ""
-        return PalanError(f'data "{self.data}": {page}{self.source.shown} {what}', hint or f"palan ingest {self.data}")
+        return PalanError(f"{page}{self.source.shown} {what}", hint or f"palan ingest {self.data}")
 
     def get(self, url: httpx.URL, take: Callable[[httpx.Response], T], ask: Callable[[], Mapping[str, str]], gained: Callable[[], int] = lambda: 0) -> T:
         """Get an answer and let it be taken; again where what went wrong may pass. `gained` bytes are not asked for again.

@@ -180,13 +180,13 @@ def _error(error: Exception, source: Source, data: str, name: str) -> PalanError
     scheme, _, bucket = place.partition("://")
     found = re.search(r"<Code>(\w+)</Code>", text) or re.search(r"status code: (\d+ [A-Za-z ]+\w)", text)
     code = found[1] if found else ""
-    what = f'data "{data}": {name or place}'
+    what = name or place
     if isinstance(error, exceptions.PreconditionError):
         return PalanError(f"{what} was replaced while it was fetched", f"palan ingest {data}")
     if isinstance(error, FileNotFoundError) and name and code not in _NO_BUCKET:
         return PalanError(f"{what} went while it was fetched", f"palan ingest {data}")
     if isinstance(error, FileNotFoundError) or code in _NO_BUCKET:
-        return NotFound(f'data "{data}": there is no bucket "{bucket}" at {_called(scheme)}', f"check source in [data.{data}]")
+        return NotFound(f'there is no bucket "{bucket}" at {_called(scheme)}', f"check source in [data.{data}]")
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or code in _REFUSED:
         return PalanError(f"{what}: {_called(scheme)} refused the credentials{f' ({code})' if code else ''}", f"let them list and get objects of {bucket}; {_CREDENTIALS[scheme]}")
     if re.search(r"/latest/(api/token|meta-data)|redential|metadata\.google|169\.254\.169\.254|[Aa]ccount", text):
