@@ -43,6 +43,9 @@ ROWS = 500_000
 
 CONTAINERS = (".json", ".xlsx", ".arrow", ".feather", ".ipc")
 
+_EXACT = 2**53
+"""The whole number from which a float no longer holds each."""
+
 _MARKS = ",;\t|"
 _BOM = b"\xef\xbb\xbf"
 
@@ -561,7 +564,7 @@ def _json_pieces(read: Callable[[int], bytes], where: str) -> Iterator[bytes]:
 def _column(values: list[Any]) -> pl.Series:
     """One JSON column: in its own type where all values share it, else as text to be judged."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int} or kinds <= {int, float}:
+    if kinds <= {int} or (kinds <= {int, float} and not any(type(value) is int and abs(value) > _EXACT for value in values)):
         try:
             return pl.Series(values, dtype=pl.Int64 if kinds == {int} else pl.Float64)
         except (OverflowError, TypeError, pl.exceptions.PolarsError):
