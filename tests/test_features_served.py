@@ -337,3 +337,69 @@ def test_what_cannot_be_looked_up_is_told_at_the_build(built: Project, change: t
         build(built, "delay")
     (built.root / "features.py").write_text(FEATURES, encoding="utf-8")
     assert what in refused.value.what
+
+
+# --- steps that are no expressions ---
+
+STEPS = FEATURES.replace("import polars as pl\n", "import numpy as np\nimport polars as pl\nfrom sklearn.compose import ColumnTransformer\nfrom sklearn.pipeline import Pipeline, make_pipeline\nfrom sklearn.preprocessing import OneHotEncoder, StandardScaler\n", 1) + '''
+
+def placed(far: pl.Expr, distance: pl.Expr, origin: pl.Expr) -> ColumnTransformer:
+    """How far, scaled, and from where."""
+    return ColumnTransformer([("far", StandardScaler(), [far, distance]), ("at", OneHotEncoder(handle_unknown="ignore", sparse_output=False), [origin])])
+
+
+def spread(distance, far_scaled) -> Pipeline:
+    return make_pipeline(StandardScaler())
+
+
+def digits(distance: pl.Series) -> pl.Series:
+    return pl.Series([len(str(each)) for each in distance], dtype=pl.Int64)
+'''
+
+
+def test_scikit_learns_transformers_are_steps_with_their_cost(tmp_path: Path) -> None:
+    model = "from sklearn.linear_model import Ridge\n\nmodel = Ridge(alpha=0.5)\n"
+    project = lay(tmp_path, features=STEPS, delay=model, toml=TOML.replace("delay.py:Delay", "delay.py:model"), rows=120)
+    told: list[str] = []
+    project = open_project(project.root, tell=told.append)
+    version = packages.find_version(project, build(project, "delay")["version"])
+    slow = [each for each in told if "opaque step" in each]
+    assert len(slow) == 3 and all(each.endswith("µs") for each in slow)
+    made = version.manifest["features"]["made"]
+    assert made["placed"]["columns"] == ["origin", "distance"] and made["placed"]["about"] == "How far, scaled, and from where."
+    assert {"features/placed/state.json", "features/spread/state.json", "features.json"} <= set(version.manifest["state"])
+    assert not any("pickle" in name for name in version.manifest["state"])
+    rows = sent(project)
+    with packages.open_worker(project, version) as worker:
+        alone = pl.concat([worker.decide(rows[place]) for place in range(40)])["output"]
+        assert worker.decide(rows.head(40))["output"].to_list() == pytest.approx(alone.to_list(), rel=1e-9)
+        found = worker.parity(rows)
+    # four expressions of 120 rows, and seven columns that steps made of 50: far and distance, two origins, two that are spread, digits
+    assert (found["values"], found["different"]) == (4 * 120 + 7 * 50, 0)
+    assert check(project, version.ref)["verdict"] != "fail"
+    assert not build(project, "delay")["steps"]["executed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (("def spread(distance,", "def spread(distanse,"), 'the step "spread" reads "distanse", which is no column or feature'),
+        (("dtype=pl.Int64)", "dtype=pl.Int64).head(1)"), "an opaque step gave 1 rows of 1 columns"),
+    ],
+)
+def test_what_is_wrong_with_a_step_is_told_at_the_build(built: Project, change: tuple[str, str], what: str) -> None:
+    assert change[0] in STEPS
+    (built.root / "features.py").write_text(STEPS.replace(*change), encoding="utf-8")
+    with pytest.raises(PalanError) as refused:
+        build(built, "delay")
+    (built.root / "features.py").write_text(FEATURES, encoding="utf-8")
+    assert what in refused.value.what
+
+
+def test_a_step_or_a_compiled_form_that_answers_otherwise_for_one_row_passes_no_check(tmp_path: Path) -> None:
+    # A step that looks at the other rows of its batch, and a compiler that is broken: nothing but the check sees either.
+    own = STEPS.replace("len(str(each)) for each in distance", "len(distance) for each in distance")
+    project = lay(tmp_path, features=own + "\n\nimport sys\nscalar = sys.modules['palan.data.scalar']\nscalar._HELPERS['_ln'] = lambda value: scalar._ln(value) * (1 + 2e-15)\n", rows=120)
+    (found,) = [each for each in check(project, build(project, "delay")["version"])["findings"] if each["gate"] == "features"]
+    assert found["verdict"] == "fail" and {each["feature"] for each in found["figures"]["shown"]} <= {"far", "far_scaled", "digits"}
+    assert found["figures"]["different"] > 120

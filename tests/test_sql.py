@@ -16,6 +16,7 @@ from palan.flows import packages, tables
 from palan.flows.build import build
 from palan.flows.check import check
 from palan.flows.ingest import ingest
+from palan.flows.lineage import lineage as lineage_of
 from palan.flows.project import open_project
 from palan.flows.why import why
 
@@ -93,6 +94,10 @@ def test_a_table_and_features_in_sql_go_the_way_of_all_others(tmp_path: Path) ->
     lineage = legs.verdict["lineage"]
     assert lineage["columns"]["height"] == ["airports.altitude"] and lineage["columns"]["distance"] == ["flights.distance"]
     assert lineage["rows"] == ["airports.code", "flights.delay", "flights.origin"]
+    assert "height of airports.altitude" in why(project, "legs")["columns"] and why(project, "legs")["rows by"] == lineage["rows"]
+    drawn = lineage_of(project, "delay")
+    assert {("airports.altitude", "legs.height"), ("legs.height", "delay: both"), ("delay: far", "delay: both"), ("flights.distance", "legs.distance"), ("delay: both", "delay@1"), ("legs.origin", "delay@1")} <= set(drawn.edges)
+    assert {each.id for each in drawn.nodes} == {each for edge in drawn.edges for each in edge} and drawn.rows["legs"] == tuple(lineage["rows"])
     (found,) = [each for each in check(project, "delay@1")["findings"] if each["gate"] == "features"]
     assert found["verdict"] == "pass" and found["figures"]["values"] == 540
     with packages.open_worker(project, version) as worker:

@@ -36,11 +36,11 @@ _NEEDED_BY = {"sklearn": "skops.io"}  # what palan imports to keep the state of 
 _MESSAGE = 1 << 20
 
 
-def libraries(folder: Path, file: str) -> tuple[str, ...]:
-    """Return the modules that `file` and what it imports from the folder import at their top level, and that are not in the folder."""
+def libraries(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that these files and what they import from the folder import at their top level, and that are not in the folder."""
     found: set[str] = set()
     seen: set[Path] = set()
-    todo = [folder / file]
+    todo = [folder / file for file in files]
     while todo:
         path = todo.pop()
         if path in seen or path.suffix != ".py" or not path.is_file():
@@ -159,8 +159,8 @@ MOST = 8
 _templates: OrderedDict[_Key, Template | None] = OrderedDict()
 
 
-def start(folder: Path, file: str, env: Mapping[str, str], more: Mapping[str, str], seconds: float) -> Process:
-    """Start a worker in the folder, ready to open what is in `file`.
+def start(folder: Path, files: Sequence[str], env: Mapping[str, str], more: Mapping[str, str], seconds: float) -> Process:
+    """Start a worker in the folder, ready to open what is in these files.
 
     Call it from one thread that stays: Linux ends a child with the thread that started it.
 
@@ -169,7 +169,7 @@ def start(folder: Path, file: str, env: Mapping[str, str], more: Mapping[str, st
         seconds: how long the imports may take.
     """
     if sys.platform == "linux":
-        child = _forked((libraries(folder, file), tuple(sorted(more.items()))), folder, env, seconds)
+        child = _forked((libraries(folder, files), tuple(sorted(more.items()))), folder, env, seconds)
         if child is not None:
             return child
     return subprocess.Popen(

@@ -76,7 +76,7 @@ class Worker:
         self.entry = entry
         self.start_seconds = start_seconds
         self.grace = grace
-        self._opening = {"kind": kind, "params": dict(params or {}), "inputs": list(inputs), "outcome": outcome, "features": dict(features or {}), "watched": watched}
+        self._opening: dict[str, Any] = {"kind": kind, "params": dict(params or {}), "inputs": list(inputs), "outcome": outcome, "features": dict(features or {}), "watched": watched}
         self._state = dict(state or {})
         self._env = dict(env or {})
         self._lock = threading.RLock()
@@ -345,7 +345,8 @@ class Worker:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, [env.get("PYTHONPATH", ""), home]))
         if not self.folder.is_dir():
             raise errors.NotFound(f"no folder {self.folder}", "the model's code should be there; build the version again")
-        return forks.start(self.folder, self.entry.partition(":")[0], env, self._env, self.start_seconds)
+        files = [self.entry.partition(":")[0], *filter(None, [self._opening["features"].get("file")])]
+        return forks.start(self.folder, files, env, self._env, self.start_seconds)
 
     def _exchange(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import inspect
 import io
 import os
 import random
@@ -82,15 +83,17 @@ def transformation(folder: Path, entry: str) -> Callable[[Mapping[str, pl.DataFr
     function = load(folder, entry)
 
     def run(tables: Mapping[str, pl.DataFrame]) -> tuple[pl.DataFrame, Any]:
+        lazy = {each.name for each in inspect.signature(function).parameters.values() if "LazyFrame" in str(each.annotation)}
         with guarded(function, name):
-            made = function(**tables)
-        if isinstance(made, pl.LazyFrame):
-            made = made.collect()
+            made = function(**{each: table.lazy() if each in lazy else table for each, table in tables.items()})
+            if isinstance(made, pl.LazyFrame):
+                made = made.collect()
         if not isinstance(made, pl.DataFrame):
             raise PalanError(f"a transformation returns a Polars DataFrame, not a {type(made).__name__}", "return one frame of rows")
         lineage = None
-        with suppress(ModelFailed), guarded(function, name), redirect_stdout(sys.stderr):
-            lineage = sql.of_function(function, tables)  # what needs rows in hand cannot be followed
+        if lazy >= tables.keys():  # else it is called with rows, and nothing is called twice that may take long
+            with suppress(ModelFailed), guarded(function, name), redirect_stdout(sys.stderr):
+                lineage = sql.of_function(function, tables)
         return made, lineage
 
     return run
@@ -267,7 +270,6 @@ class Served:
 
     def fetch(self, request: Mapping[str, Any]) -> int:
         """Spool the rows that a function gives, or that its connection answers a query with; return how many."""
-        import inspect
         from contextlib import closing
 
         from palan.data import sources

@@ -240,6 +240,7 @@ def explain(project: Project, ref: str) -> dict[str, Any]:
         "rows": version.rows,
         "added": version.added,
         "came from": [name for name, content in version.sources.items() if before is None or before.sources.get(name) != content],
+        **_traced(version),
         "warnings": [str(rule["text"]) for report in reports for rule in report.get("table", []) if not rule["holds"]],
         "suspected": [f"{each.text}; seen until {each.evidence['through']}" for each in suspected],
         "accepted": [f"{each.text}: {each.evidence[tables.ACCEPTED]}" for each in every if each not in suspected],
@@ -248,6 +249,14 @@ def explain(project: Project, ref: str) -> dict[str, Any]:
         "quarantine": listed(project, open_),
         "to do": _to_do(version.data, open_, bool(suspected)),
     }
+
+
+def _traced(version: DataVersion) -> dict[str, list[str]]:
+    """Say of a table that is made of others which of their columns each of its columns is made of, and which decide its rows."""
+    found: Mapping[str, Any] = version.verdict.get(tables.LINEAGE) or {}
+    if not found:
+        return {}
+    return {"columns": [f"{name} of {', '.join(behind) or 'nothing'}" for name, behind in found["columns"].items()], "rows by": found["rows"]}
 
 
 # --- palan data quarantine ----------------------------------------------------------------------------------------
