@@ -866,9 +866,24 @@ def _cast_text(field: Field, column: pl.Expr) -> pl.Expr:
         return pl.when(word.is_in(["true", "t", "yes", "1"])).then(True).when(word.is_in(["false", "f", "no", "0"])).then(False)
     if field.type == "date":
         return text.str.to_date("%Y-%m-%d", strict=False)
-    joined = text.str.replace(r"^(\d{4}-\d\d-\d\d) +", "${1}T", literal=False).str.replace(r" +([+-]\d\d:?\d\d)$", "${1}", literal=False)
-    offset = joined.str.replace(r"[zZ]$", "+00:00", literal=False)
-    return pl.coalesce([offset.str.to_datetime(form, strict=False, time_zone="UTC", time_unit="us") for form in _TIME_FORMATS])
+    return column.map_batches(_times, return_dtype=pl.Datetime("us", "UTC"), is_elementwise=True)
+
+
+def _times(column: pl.Series) -> pl.Series:
+    """Read ISO 8601 text, each row by the first form that fits: a column has one, as a rule, and the others are not tried."""
+    text = column.str.strip_chars()
+    if text.str.contains(" ", literal=True).any():
+        text = text.str.replace(r"^(\d{4}-\d\d-\d\d) +", "${1}T", literal=False).str.replace(r" +([+-]\d\d:?\d\d)$", "${1}", literal=False)
+    text = text.str.replace(r"[zZ]$", "+00:00", literal=False)
+    found = pl.Series(column.name, [None], dtype=pl.Datetime("us", "UTC")).new_from_index(0, len(text))
+    rest = text.is_not_null()
+    for form in _TIME_FORMATS:
+        if not rest.any():
+            break
+        read = text.filter(rest).str.to_datetime(form, strict=False, time_zone="UTC", time_unit="us")
+        found = read.alias(column.name) if rest.all() else found.scatter(rest.arg_true(), read)
+        rest = found.is_null() & text.is_not_null()
+    return found
 
 
 def _whole(number: pl.Expr, integer: pl.Expr, dtype: pl.DataType) -> pl.Expr:
