@@ -149,7 +149,7 @@ rows = rest_api_source({"client": {"base_url": base, "paginator": paginator}, "r
 from dlt.sources.filesystem import filesystem, read_parquet
 base, glob = place["bucket"].rsplit("/", 1)
 keys = {"aws_access_key_id": os.environ["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": os.environ["AWS_SECRET_ACCESS_KEY"], "endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region_name": "us-east-1"}
-rows = (filesystem(bucket_url=base, file_glob=glob, credentials=keys) | read_parquet(chunksize=100_000)).with_name("orders")
+rows = (filesystem(bucket_url=base, file_glob=glob, credentials=keys) | read_parquet(chunksize=100_000, use_pyarrow=True)).with_name("orders")
 """,
 }
 LOADED = """

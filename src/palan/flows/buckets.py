@@ -6,7 +6,6 @@ GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME. No secret stands in 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Iterator
@@ -81,14 +80,14 @@ def listed(source: Source, data: str) -> list[Remote]:
     return sorted(found, key=lambda each: each.name)
 
 
-def download(source: Source, remote: Remote, to: Path, data: str) -> str:
-    """Get one object, in the state in which it was listed, into `to`; return its digest.
+def download(source: Source, remote: Remote, to: Path, data: str) -> None:
+    """Get one object, in the state in which it was listed, into `to`.
 
     Raises:
         PalanError: it cannot be had, or is another one by now.
     """
     place, _ = _parts(source)
-    sha, size, had, tries = hashlib.sha256(), 0, -1, 0
+    size, had, tries = 0, -1, 0
     with to.open("wb") as file, _explained(source, data, remote.name):
         store = _store(place)
         room(to, remote.size)
@@ -103,14 +102,13 @@ def download(source: Source, remote: Remote, to: Path, data: str) -> str:
                 looked = size
                 for chunk in answer.stream(min_chunk_size=CHUNK):
                     file.write(chunk)
-                    sha.update(chunk)
                     size += len(chunk)
                     if size > looked + LOOK_EVERY:
                         looked = size
                         room(to, 0)
                 if size != remote.size:
                     raise exceptions.GenericError("cut off")
-                return sha.hexdigest()
+                return
             except exceptions.GenericError:
                 tries = tries + 1 if size == had else 1
                 had = size

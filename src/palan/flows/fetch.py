@@ -154,13 +154,13 @@ class _Remote(msgspec.Struct, frozen=True):
 
         remote = self.remote
         name, before = remote.name, seen.get(remote.name)
-        same = before is not None and remote.etag != "" and (before.etag, before.size) == (remote.etag, remote.size)
-        if before is not None and same and known.get(name) == before.content:
+        if before is not None and remote.etag and (before.etag, before.size) == (remote.etag, remote.size) and known.get(name) == before.content:
             return None
         path = _place(self.spool, [name, remote.etag, remote.size, remote.changed], _ending(name, self.source.format))
-        content = before.content if before is not None and same and path.is_file() else ""
-        if not content:
-            content = _whole(path, lambda temp: buckets.download(self.source, remote, temp, self.data))
+        if not (remote.etag and path.is_file()):  # else a run that was killed had fetched it
+            _whole(path, lambda temp: buckets.download(self.source, remote, temp, self.data))
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
         seen[name] = Seen(remote.size, remote.changed, time.time_ns(), content, remote.etag)
         return None if known.get(name) == content else Delivery(name, name, path, content)
 
