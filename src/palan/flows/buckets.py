@@ -6,6 +6,7 @@ GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_NAME. No secret stands in 
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -108,6 +109,8 @@ def download(source: Source, remote: Remote, to: Path, data: str) -> None:
                         room(to, 0)
                 if size != remote.size:
                     raise exceptions.GenericError("cut off")
+                file.flush()
+                os.fsync(file.fileno())  # under its name it will be taken for whole
                 return
             except exceptions.GenericError:
                 tries = tries + 1 if size == had else 1
