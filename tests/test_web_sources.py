@@ -528,7 +528,7 @@ NO_PAGES: list[tuple[Says | Answer, str, str]] = [
     (said({"orders": rows_of(range(3)), "paging": {"total": 250, "limit": 3}}), "", r"says that there is more \(paging.total\)"),
     (said({"orders": rows_of(range(3)), "has_more": True}), "", r"says that there is more \(has_more\)"),
     (said({"a": rows_of(range(3)), "b": rows_of(range(2))}), "", "has several lists: a, b: "),
-    (said({"error": "quota of correct horse/battery+staple"}), "", r"page 1 of .* has no list of rows: .*quota of \*\*\*"),
+    (said({"error": "quota of correct horse/battery+staple"}), "", r"page 1 of .* says that something is wrong: .*quota of \*\*\*"),
     (said({"orders": rows_of(range(3))}), 'records = "data"', r"has no list at data: .*\nhint: its lists are at orders"),
     (said({"data": None, "message": "no"}), 'records = "data.orders"', "has no list at data.orders"),
     (Answer("<html><title>Log in</title>", Content_Type="application/json"), "", "is a page to look at, not JSON: Log in"),
@@ -609,13 +609,16 @@ def test_data_add_looks_at_what_is_on_the_web(tmp_path: Path, web: Web) -> None:
         (b'[]', None, 0),
         (b'[{"page":1},[{"a":1}]]', "1", 1),
         (b'{"rows":[]}', None, 0),
+        (b'{"rows":[],"errors":[],"tags":["a"]}', None, 0),
+        (b'{"rows":[{"a":1}],"error":null,"warnings":["w"]}', None, 1),
     ],
 )
 def test_where_rows_are_in_a_page(body: bytes, path: str | None, rows: int) -> None:
     assert len(paged.page(body, path).rows) == rows
     assert paged.token(b'{"@odata.nextLink":"x"}', "@odata.nextLink") == "x" and paged.token(b'{"a":{"b":7}}', "a.b") == "7"
-    with pytest.raises(Invalid):
-        paged.page(b"[" * 100_000, None)
+    for wrong in (b"[" * 100_000, b'{"rows":[],"errors":[{"code":7}]}', b'{"rows":[{"a":1}],"error":"half of it"}', b'{"a":[{}],"b":[{}]}', b'{"tags":["a"]}', b'"a"', b"", b"nan"):
+        with pytest.raises(Invalid):
+            paged.page(wrong, None)
 
 
 # --- deaths --------------------------------------------------------------------------------------------------------

@@ -49,12 +49,15 @@ def page(body: bytes, path: str | None) -> Page:
     if (rows := _list(Raw(body))) is not None and not any(_list(row) is not None for row in rows[:2]):
         return Page(rows, "")
     lists = _lists(body)
-    likely = _likely(lists) or list(lists)
-    if len(likely) == 1:
-        return Page(lists[likely[0]], likely[0])
-    if not likely:
+    likely = _likely(lists)
+    empty = [place for place, rows in lists.items() if not rows]
+    if _says(body, _ERROR):
+        raise Invalid("says that something is wrong", "", field="records")
+    if not (likely or empty):
         raise Invalid("has no list of rows", "", field="records")
-    raise Invalid(f"has several lists: {', '.join(likely[:8])}", f'records = "{likely[0]}"', field="records")
+    if len(likely) > 1:
+        raise Invalid(f"has several lists: {', '.join(likely[:8])}", f'records = "{likely[0]}"', field="records")
+    return Page(lists[(likely or empty)[0]], (likely or empty)[0])
 
 
 def at(body: bytes, path: str) -> Raw | None:

@@ -31,6 +31,7 @@ EMPTY = 1000
 _LINES = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines", "application/json-seq")
 _FILES = {"text/csv": "csv", "application/csv": "csv", "application/vnd.apache.parquet": "parquet", "application/vnd.apache.arrow.file": "arrow"}
 _FILES["application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"] = "xlsx"
+_FILES |= {"application/gzip": "json", "application/x-gzip": "json"}
 _OFFSETS = re.compile(r"offset|skip|start", re.IGNORECASE)
 
 
