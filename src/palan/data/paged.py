@@ -5,6 +5,7 @@ Rows stay the text that they came as, so that no number loses a digit.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -109,6 +110,14 @@ def more(body: bytes, rows: int) -> list[str]:
             if (_NEXT.fullmatch(name) and (named or text == b"true" or number)) or (counts and number > rows) or (_PAGES.fullmatch(name) and number > 1):
                 found.append(f"{place}{name}")
     return found
+
+
+def digest(rows: Sequence[Raw]) -> bytes:
+    """Return what tells these rows from those of another page."""
+    found = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        found.update(row)
+    return found.digest()
 
 
 def lines(rows: Sequence[Raw]) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ def traced(make: Callable[[Mapping[str, pl.LazyFrame]], pl.LazyFrame], schemas: 
     """
     read: set[str] = set()
 
-    def scan(name: str, wanted: list[str] | None, predicate: pl.Expr | None, rows: int | None, size: int | None) -> Iterator[pl.DataFrame]:
+    def scan(name: str, wanted: list[str] | None, _predicate: pl.Expr | None, rows: int | None, size: int | None) -> Iterator[pl.DataFrame]:
         schema = schemas[name] if wanted is None else {column: schemas[name][column] for column in wanted}
         read.update(f"{name}.{column}" for column in schema)
         yield pl.DataFrame(schema=dict(schema))
