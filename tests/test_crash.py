@@ -37,6 +37,10 @@ def test_the_server_is_killed(tmp_path: Path) -> None:
     all_kept(kills_of_the_server(tmp_path, 3, 1), 1, "decision", "batch")
 
 
+def test_ingest_is_killed(tmp_path: Path) -> None:
+    all_kept(kills_of_ingest(tmp_path, 5, 6), 6, "rows", "in quarantine")
+
+
 def test_postgresql_is_restarted_and_killed(tmp_path: Path, postgres: Database) -> None:
     postgres.own()
     all_kept(kills_of_postgresql(tmp_path, 2, 2, postgres), 2, "put", "transaction", "claim", "frame")

@@ -128,6 +128,15 @@ def test_a_corrected_row_in_another_file_resolves_the_one_with_its_key(project: 
     assert kept == {"open": 4, "fixed": 1}
 
 
+
+def test_a_file_may_correct_another_one_that_is_taken_in_with_it(project: Project) -> None:
+    deliver(project, "one.csv", "EWR,2013-01-01 00:00,20,10\nEWR,2013-01-01 01:00,999,10\nEWR,2013-01-01 02:00,888,10\n")
+    deliver(project, "two.csv", "EWR,2013-01-01 01:00,21,10\nEWR,2013-01-01 00:00,777,10\n")
+    report = ingest(project)[0]
+    assert (temps(project), report["waiting"]) == ([20.0, 21.0], 2)
+    assert report["resolved"] == ["1 row of quarantine resolved: rows of feed/one.csv were delivered corrected"]
+    assert sorted(lines(project)) == [("feed/one.csv", 4), ("feed/two.csv", 3)]  # what an earlier file said settles nothing
+
 def test_a_rule_that_was_wrong_takes_in_the_rows_that_hold_now(project: Project) -> None:
     deliver(project, "one.csv", DIRTY)
     ingest(project)

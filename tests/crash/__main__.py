@@ -15,6 +15,7 @@ import msgspec
 from crash.database import kills_of_postgresql
 from crash.disk import full_disk
 from crash.faults import faults
+from crash.ingest import kills_of_ingest, kills_of_ingest_at_scale
 from crash.journal import kills_of_commands
 from crash.locks import foreign_lock, foreign_lock_on_postgresql
 from crash.migrations import kills_of_migrations, kills_of_migrations_on_postgresql
@@ -37,6 +38,8 @@ PARTS = {
     "server": Part(kills_of_the_server, 50, "kills of palan up"),
     "remote": Part(kills_of_remote, 100, "kills of clients of another machine and of their server"),
     "journal": Part(kills_of_commands, 100, "kills of build, ingest and tick"),
+    "ingest": Part(kills_of_ingest, 1000, "kills of palan ingest and of who decides about quarantine, while files are written"),
+    "ingest-at-scale": Part(kills_of_ingest_at_scale, 150, "the same on PostgreSQL and S3"),
     "postgresql": Part(kills_of_postgresql, 50, "restarts and kills of PostgreSQL"),
     "disk": Part(full_disk, 60, "full disks"),
     "lock": Part(foreign_lock, 60, "seconds of a foreign lock"),

@@ -128,7 +128,9 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
                 project.tell(f"{name}: {change['text']}: may break {', '.join(change['breaks'])}")
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     changed = newest is not None and newest.verdict.get("contract", said) != said
-    total, reports, quarantines = newest.rows if newest else 0, [], []
+    total = newest.rows if newest else 0
+    reports: list[dict[str, Any]] = []
+    quarantines: list[tuple[Quarantine, int]] = []
     errors: list[PalanError] = []
     seen = deliveries.seen(project, name)
     arrivals = fetch.arrivals(project, contract, newest)
@@ -151,9 +153,10 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
         masks = tables.with_masks(masks, report["masks"])
         for number, kept in enumerate(report["quarantine"]):
             id = digest_of([name, source, content, *([number] if number else [])])[:26]
-            quarantines.append(Quarantine(id, name, project.clock(), source, kept["blob"], kept["rows"], kept["reasons"]))
+            quarantines.append((Quarantine(id, name, project.clock(), source, kept["blob"], kept["rows"], kept["reasons"]), len(reports) + 1))
         reports.append({**report, "source": source})
     settled = quarantine.delivered(project, contract, reports)
+    at_once = quarantine.put_right(project, contract, quarantines, reports)  # a file, and the one that corrects it
     if changed:
         gone = {each.quarantine.id for each in settled}
         again, taken = quarantine.judged_again(project, contract, parts, masks, journal, but=gone)
@@ -166,7 +169,7 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
     added = sum(each["added"] for each in (*reports, *taken))
     bad = sum(report["bad"] for report in reports)
     suspect, told = _examined(project, contract, newest, parts, reports)
-    resolved = [each.text for each in settled if each.rows]
+    resolved = [each.text for each in (*settled, *at_once) if each.rows]
     warnings = [*([stale] if stale else []), *told]
     version: DataVersion | None = newest
     if reports or stale or taken:
@@ -189,10 +192,11 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
                 masks=masks,
             )
             quarantine.settle(project, settled)
-            for each in quarantines:
-                records.put(each)  # one of the same rows may have been resolved before
+            for new, _ in quarantines:
+                records.put(new)  # one of the same rows may have been resolved before
+            quarantine.settle(project, at_once)
             text = "; ".join([f"{counted(added, 'row')} from {counted(len(reports), 'file')}, {bad:,} in quarantine", *resolved, *warnings])
-            changes = [{"source": each.quarantine.source, "status": each.status, "rows": each.rows, "reasons": dict(each.reasons)} for each in settled if each.rows]
+            changes = [{"source": each.quarantine.source, "status": each.status, "rows": each.rows, "reasons": dict(each.reasons)} for each in (*settled, *at_once) if each.rows]
             record(project, "ingested", version.ref, text, rows=added, quarantined=bad, **({"resolved": changes} if changes else {}))
     deliveries.keep(project, name, seen)
     fetch.swept(project, name)

@@ -63,21 +63,50 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
     Of a file that came again, rows that are still broken wait under its new delivery.
     """
     by_source = {report["source"]: report for report in reports}
-    parts = {part: (report["masks"][part],) if part in report["masks"] else () for report in reports for part in report["parts"]}
     found = [_told_anew(project, decision, blob, report["source"]) for report in reports for decision, blob in report.get("missed", {}).items()]
+    others = []
     for each in waiting(project, contract.name):
         report = by_source.get(each.source)
-        if report is None and not (parts and contract.key):
-            continue
-        bad = tables.load_frame(project, each.blob)
-        if report is not None:
+        if report is None:
+            others.append((each, 0))
+        else:
+            bad = tables.load_frame(project, each.blob)
             still = _among(bad, _together(project, report["quarantine"]), contract) if report["quarantine"] else bad.head(0)
             found.append(_settled(project, each, bad, still, "fixed", f"{each.source} was delivered again", keep=False))
-        else:
-            rest = _without(bad, [tables.scan_parts(project, [part], parts, contract).select(contract.key).collect() for part in parts], contract)
-            if rest.height < bad.height:
-                found.append(_settled(project, each, bad, rest, "fixed", f"rows of {each.source} were delivered corrected"))
+    found += put_right(project, contract, others, reports)
     return [each for each in found if each.rows or not each.rest]
+
+
+def put_right(project: Project, contract: Contract, open_: Sequence[tuple[Quarantine, int]], reports: Sequence[Mapping[str, Any]]) -> list[Settled]:
+    """Return what good rows settle of these quarantines, by their keys: of each, those of the reports from this number on."""
+    import polars as pl
+
+    from palan.data.verdict import alike_casts, typed
+
+    key = list(contract.key)
+    came = [
+        tables.scan_parts(project, [part], {part: (report["masks"][part],) if part in report["masks"] else ()}, contract).select(*key, pl.lit(number).alias("palan_at"))
+        for number, report in enumerate(reports)
+        for part in report["parts"]
+    ]
+    asked = []
+    for number, (each, after) in enumerate(open_ if key and came else ()):
+        rows = tables.load_frame(project, each.blob, key)
+        if set(key) <= set(rows.columns):
+            asked.append(typed(rows, contract).select(key).with_row_index("palan_row").with_columns(pl.lit(number).alias("palan_of"), pl.lit(after).alias("palan_after")))
+    if not asked:
+        return []
+    own = pl.concat(asked)
+    casts = alike_casts([*(each.collect_schema() for each in came), own.schema], replace(contract, columns=tuple(contract.field(name) for name in key)))
+    both = pl.concat([each.with_columns(cast) for each, cast in zip(came, casts, strict=False)]).join(own.lazy().with_columns(casts[-1]), on=key)
+    hit = both.filter(pl.col("palan_at") >= pl.col("palan_after")).select("palan_of", "palan_row").unique().collect(engine="streaming")
+    found = []
+    for number, rows in sorted((of, rows) for (of,), rows in hit.group_by("palan_of")):
+        each = open_[number][0]
+        bad = tables.load_frame(project, each.blob)
+        rest = bad.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(rows["palan_row"].implode()))
+        found.append(_settled(project, each, bad, rest, "fixed", f"rows of {each.source} were delivered corrected"))
+    return found
 
 
 def judged_again(
@@ -702,16 +731,3 @@ def _among(old: pl.DataFrame, new: pl.DataFrame, contract: Contract) -> pl.DataF
 
     by = [name for name in contract.key if name in old.columns and name in new.columns] or [LINE]
     return old.join(new.select(by).unique(), on=by, how="semi", nulls_equal=True, maintain_order="left")
-
-
-def _without(bad: pl.DataFrame, keys: Sequence[pl.DataFrame], contract: Contract) -> pl.DataFrame:
-    """Return the rows of which no good one with the same key came."""
-    import polars as pl
-
-    from palan.data.verdict import alike, typed
-
-    if not set(contract.key) <= set(bad.columns):
-        return bad
-    own = typed(bad, contract).select(contract.key).with_row_index("palan_row")
-    came = pl.concat(alike([*keys, own.drop("palan_row")], contract)[:-1]).unique()
-    return bad[own.join(came, on=list(contract.key), how="anti", maintain_order="left")["palan_row"].to_list()]
