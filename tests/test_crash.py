@@ -12,6 +12,7 @@ import pytest
 from crash.database import kills_of_postgresql
 from crash.disk import full_disk
 from crash.faults import built, faults
+from crash.ingest import kills_of_ingest
 from crash.locks import foreign_lock, foreign_lock_on_postgresql
 from crash.migrations import kills_of_migrations, kills_of_migrations_on_postgresql
 from crash.report import Found
