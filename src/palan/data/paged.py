@@ -5,7 +5,6 @@ Rows stay the text that they came as, so that no number loses a digit.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -112,19 +111,12 @@ def more(body: bytes, rows: int) -> list[str]:
     return found
 
 
-def digest(rows: Sequence[Raw]) -> bytes:
-    """Return what tells these rows from those of another page."""
-    found = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        found.update(row)
-    return found.digest()
-
-
-def lines(rows: Sequence[Raw]) -> Iterator[bytes]:
-    """Yield each row as one line. What ends a line within it stands between its values."""
-    for row in rows:
-        text = bytes(row)
-        yield (text.replace(b"\n", b" ").replace(b"\r", b" ") if b"\n" in text or b"\r" in text else text) + b"\n"
+def lines(rows: Sequence[Raw]) -> bytes:
+    """Return the rows, each as one line. What ends a line within one stands between its values."""
+    text = b"".join([b"\n".join(rows), b"\n" if rows else b""])
+    if text.count(b"\n") == len(rows) and b"\r" not in text:
+        return text
+    return b"".join(bytes(row).replace(b"\n", b" ").replace(b"\r", b" ") + b"\n" for row in rows)
 
 
 def _objects(body: bytes) -> Iterator[tuple[str, dict[str, Raw]]]:
