@@ -423,7 +423,7 @@ def test_every_rule_has_cells() -> None:
     assert not have - written["_Rule"], f"cells of rules that are not: {sorted(have - written['_Rule'])}"
     assert written["RowRule"] == COUNTED
     assert written["TableRule"] == TABLE_RULES, f"rules of tables without cells: {sorted(written['TableRule'] - TABLE_RULES)}"
-    rules = {"key", "time", "checks", "rules", "rows", "fresh", "severity", "columns"}
+    rules = {"key", "time", "checks", "rules", "rows", "fresh", "severity", "repair", "columns"}
     elsewhere = rules | OF_READING | set(sources.KEYS)
     assert set(KEYS) == elsewhere, f"settings of [data.NAME] without cells: {sorted(set(KEYS) ^ elsewhere)}"
     assert {*ROW_RULES, *TABLE_BANDS} == {"type", "missing", "range", "in", "matches", "length", "unique", "rising", "of", "nulls", "mean", "quantiles", "shares"}, "a rule of a column without cells"

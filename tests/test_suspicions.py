@@ -74,7 +74,7 @@ def test_another_unit_is_told_where_it_comes_in_and_forgotten_once_it_is_put_rig
         assert deliver(project, name, frame)["warnings"] == []
     report = deliver(project, "b", celsius(months[3]))
     assert report["warnings"] == [
-        'suspect: temp and dewp are in °C instead of °F since 2013-11-01: "temp" * 9.0 / 5.0 + 32.0 brings temp back; "dewp" * 9.0 / 5.0 + 32.0 brings dewp back'
+        'suspect: temp and dewp are in °C instead of °F since 2013-11-01: temp × 9/5 + 32 brings temp back; dewp × 9/5 + 32 brings dewp back'
     ]
     assert report["next"] == "palan why weather@4"
     assert suspected(project) == [("unit", ("dewp", "temp"), "2013-11-01")]

@@ -875,6 +875,34 @@ def data_export(ctx: click.Context, version: str, file: str, as_json: bool) -> N
     _print(verb(_open(ctx, quiet=True), version, Path(file)), as_json, show)
 
 
+@data.command("repair")
+@click.argument("name")
+@click.option("--apply", "act", flag_value="apply", help="Put the rows right, as a new version; later rows that are wrong in the same way too.")
+@click.option("--undo", "act", flag_value="undo", help="Take back what was applied: the rows flow again as they came.")
+@click.option("--column", default="", metavar="COLUMN", help="Only what is suspected of this column.")
+@click.option("--reason", default="", help="Why, for the ledger.")
+@_json
+@click.pass_context
+def data_repair(ctx: click.Context, name: str, act: str | None, column: str, reason: str, as_json: bool) -> None:
+    """What is suspected of a table, beside what would put it right: the column as it was, as it came and put right.
+
+    Nothing is changed without --apply. Every version stays as it was; the rows as they came are kept.
+
+    \b
+    Example:  palan data repair weather
+              palan data repair weather --apply --reason "the station reports in °C since May, they say"
+              palan data repair weather --undo --reason "it was the weather after all"
+    """
+    from palan.cli.data import proposed, repaired
+    from palan.flows import repair
+
+    project = _open(ctx, quiet=as_json)
+    if act is None:
+        _print(repair.proposed(project, name), as_json, lambda found: proposed(name, found))
+    else:
+        _print(repair.repair(project, name, column=column, reason=reason, undo=act == "undo"), as_json, repaired)
+
+
 @data.command("infer")
 @click.argument("name")
 @click.option("--from", "files", multiple=True, metavar="FILE", help="A file to look at, instead of the table's own; several times for several.")

@@ -133,3 +133,46 @@ def _row(text: str, note: str, width: int, *styles: str) -> None:
     say(paint(shown, *styles) + (f"  {paint(note, 'dim')}" if note and len(shown) + 2 + len(note) <= width else ""))
     if note and len(shown) + 2 + len(note) > width:
         say(paint(cut(f"      {note}", width), "dim"))
+
+
+def proposed(data: str, found: Sequence[Mapping[str, Any]]) -> None:
+    """Print what is suspected of a table: in words, with figures before and after, and what to type."""
+    if not found:
+        say(f"nothing is suspected of {data}")
+    width = terminal_width()
+    for each in found:
+        state = paint("put right", "green", "bold") if each["repaired"] else paint("suspected", "yellow", "bold")
+        _folded(f"{state}: {each['text']}", width, "")
+        _folded(f"since {each['since'][:16].replace('T', ' ')}, seen until {each['through']}; sure: {each['sure']:.0%}", width)
+        for repair in each["repairs"]:
+            _folded(f"repair: {repair['column']} = {repair['expression']}", width)
+        for figure in each["figures"]:
+            _folded(f"{figure['column']}, {figure['what']}:", width)
+            for when, words in (("before", "before"), ("came", "as it came"), ("right", "put right")):
+                _folded(f"{words:<10}  {figure[when]}", width, "    ")
+        for row in each["rows"]:
+            cells = ", ".join(f"{name} {_cell(old)} -> {_cell(new)}" for name, (old, new) in row["cells"].items())
+            _folded(f"{' '.join(row['row'].values())}: {cells}", width)
+        if each["repaired"]:
+            _folded(f"because: {each['repaired']}", width)
+        for line in each["contract"]:
+            _folded(f"or, if it stays so, {line}", width)
+        _folded(f"next: {each['next']}", width)
+        if not each["repaired"]:
+            _folded(f"or, if it is no fault: palan accept {data} --reason WHY", width)
+
+
+def _folded(text: str, width: int, indent: str = "  ") -> None:
+    """Print a text in lines that fit the terminal."""
+    import textwrap
+
+    for line in textwrap.wrap(text, max(24, width), initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False):
+        say(line)
+
+
+def repaired(made: Mapping[str, Any]) -> None:
+    """Print what became of a table once a repair was accepted, or taken back."""
+    for each in made["repaired"]:
+        say(f"{'taken back' if made['undo'] else 'put right'}: {each}")
+    say(f"{made['version']}: {made['text']}; in the ledger: {made['reason']}")
+    say(f"next: palan data diff {made['before']} {made['version']}" + ("" if made["undo"] else f"   or take it back: palan data repair {made['data']} --undo --reason WHY"))

@@ -19,7 +19,7 @@ from palan.data import sources
 from palan.errors import NotFound, PalanError, nearest
 
 TYPES: tuple[FieldType, ...] = ("int", "float", "bool", "str", "time", "date")
-KEYS = ("source", *sources.KEYS, "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "columns", "encoding", "decimal", "dates", "nulls")
+KEYS = ("source", *sources.KEYS, "transform", "key", "time", "checks", "rules", "rows", "fresh", "severity", "repair", "columns", "encoding", "decimal", "dates", "nulls")
 RESERVED = "palan_"  # columns that palan adds to a quarantined row
 
 Severity = Literal["quarantine", "stop", "warn"]
@@ -116,6 +116,8 @@ def parse(name: str, table: Mapping[str, Any]) -> Contract:
     for key in table:
         if key not in KEYS:
             raise PalanError(f'{where} has no setting "{key}"', _one_of(key, KEYS))
+    if table.get("repair") not in (None, "", "ask", "auto"):
+        raise PalanError(f"{where} repair is {table['repair']!r}", 'repair = "ask" (a person accepts each repair) or repair = "auto" (those that the doctor is sure of are put right as they come)')
     source, transform = _text(where, table, "source"), _text(where, table, "transform")
     if bool(source) == bool(transform):
         raise PalanError(

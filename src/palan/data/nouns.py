@@ -47,7 +47,7 @@ class Quarantine(msgspec.Struct, frozen=True):
     blob: str
     rows: int
     reasons: Mapping[str, int]
-    status: str = "open"  # open | fixed | accepted | dropped
+    status: str = "open"  # open | fixed | accepted | dropped | repaired
     taken: str = ""
     reason: str = ""
 

@@ -79,6 +79,22 @@ def inverted(repair: Repair) -> Repair:
     return replace(repair, expression=repair.inverse, inverse=repair.expression)
 
 
+def but_for(repairs: Sequence[Repair], done: Sequence[Repair]) -> list[Repair]:
+    """Return repairs without the spans in which others have put the same column right already."""
+    left = list(repairs)
+    for each in done:
+        left = [part for one in left for part in (_around(one, each) if one.column == each.column else [one])]
+    return left
+
+
+def _around(one: Repair, done: Repair) -> list[Repair]:
+    if (done.until is not None and done.until <= one.since) or (one.until is not None and one.until <= done.since):
+        return [one]
+    before = [replace(one, until=done.since)] if one.since < done.since else []
+    after = [replace(one, since=done.until)] if done.until is not None and (one.until is None or one.until > done.until) else []
+    return before + after
+
+
 def _together(repairs: Sequence[Repair]) -> list[list[Repair]]:
     groups: list[list[Repair]] = []
     for repair in repairs:

@@ -258,6 +258,7 @@ class DataConfig(msgspec.Struct, frozen=True):
     rules: Annotated[tuple[Mapping[str, Any], ...], Option(_tables, 'checks that say how grave they are: `[[data.NAME.rules]]` with check = "..." and severity = "warn"')] = ()
     rows: Annotated[str, Option(_text, 'rows expected in a delivered file: "500..4000"')] = ""
     fresh: Annotated[str, Option(_text, 'how old the newest row of a delivery may be: "3d"')] = ""
+    repair: Annotated[str, Option(_text, '`ask` (default), or `auto`: what the data doctor is sure of is put right as it comes, and can be taken back')] = ""
     severity: Annotated[Mapping[str, Any], Option(_table, 'of rows, fresh and checks: `{ rows = "stop" }`')] = {}
     encoding: Annotated[str, Option(_text, 'of delivered text, where UTF-8 or else cp1252 is wrong: "latin-1"')] = ""
     decimal: Annotated[str, Option(_text, 'the sign before a fraction, "." or ",", where a file does not tell')] = ""

@@ -55,6 +55,9 @@ OF_A_DELIVERY = ("categories", "clock", "truncated", "sentinel", "partial")
 MONTH = 31
 """Days, the newest ones, that are looked at as one delivery."""
 
+DECIDED = {tables.ACCEPTED, tables.REPAIRED}
+"""What a person, or the policy of a table, has decided of a suspicion is kept under one of these."""
+
 LATE = timedelta(days=3)
 """For so long rows may stay out before they are missed."""
 
@@ -91,10 +94,11 @@ def examine(
     new = _counted(project, contract, parts, refused)
     if not new:
         return list(known), []
+    spared = [_sparing(each, parts, min(new), max(new)) for each in known]  # a correction of a few rows changes no day
     stored = _counted(project, contract, before, first=min(new), last=max(new))
     touched = sorted(day for day, count in new.items() if count >= THIN * max(count, stored.get(day, 0)))
     if not touched:
-        return list(known), []
+        return spared, []
     end = touched[-1]
     each_of = max(1, round(max(max(new[day], stored.get(day, 0)) for day in touched) / DAILY))
     came = [_sampled(project, part, names, contract, each_of) for part in parts] + [_every(frame.lazy(), contract, each_of).collect() for frame in refused]
@@ -102,24 +106,29 @@ def examine(
     columns = [name for name in columns if rows.schema[name] != pl.String or rows[name].n_unique() <= NAMES]
     days = doctor.days_of(rows)
     if not days:
-        return list(known), []
+        return spared, []
     first = days[0]
     begin = min(first, days[-1] - timedelta(days=LEAST - 1))
     rows, days = _with_stored(project, contract, rows, before, names, begin, days[-1], each_of)
     judged = [day for day in days if day >= begin][-MOST * STRETCH :]
     if not judged:  # too few rows to make a day beside those that are stored
-        return list(known), []
-    still = [each for each in known if not (judged[0] <= each.since.date() and _through(each) <= judged[-1])]
+        return spared, []
+    still: list[Hypothesis] = []
+    after: list[Hypothesis] = []
+    for each in known:
+        if not (judged[0] <= each.since.date() and _through(each) <= judged[-1]):
+            left, right = _around(each, touched[0], end)
+            still, after = [*still, *left], [*after, *right]
     told: list[Hypothesis] = []
 
     def beside(stretch: Sequence[date]) -> tuple[pl.DataFrame, pl.DataFrame] | None:
         """Return the healthy rows before these days, what is suspected of them put right, and the rows of these days."""
-        lost = [(each.since.date(), _through(each)) for each in (*still, *told) if not each.repairs]
+        lost = [(each.since.date(), _through(each)) for each in (*still, *told) if not each.repairs or each.kind == "clock"]
         healthy = [day for day in days if stretch[0] - OLDEST <= day < stretch[0] and not any(first <= day <= last for first, last in lost)][-HISTORY:]
         if len(healthy) < ENOUGH:
             return None
         day = pl.col(doctor.DAY)
-        past = apply(rows.filter(day.is_in(healthy)), [repair for each in (*still, *told) for repair in _while_seen(each)], contract.time)
+        past = apply(rows.filter(day.is_in(healthy)), [repair for each in (*still, *told) for repair in while_seen(each) if repair.column != contract.time], contract.time)
         return past, rows.filter(day.is_between(stretch[0], stretch[-1]))
 
     for stretch in _stretches(judged):
@@ -134,30 +143,62 @@ def examine(
     newest = judged[-MONTH:]
     frames = beside(newest)
     if frames is not None:
-        told = _joined(told, [_marked(each, newest[-1]) for each in _of_the_delivery(*frames, contract, columns, told)])
-    accepted = [each for each in known if tables.ACCEPTED in each.evidence]
-    told = [_as_accepted(each, accepted) for each in told]
-    return _joined(still, told), [each for each in told if _through(each) >= first and tables.ACCEPTED not in each.evidence]
+        told = _with_the_delivery(told, *frames, contract, columns, newest[-1])
+    told = [as_decided(each, known) for each in told]
+    suspect = [each if any(_same(each, one) and one.since < end_of(each) for one in told) else _sparing(each, parts, min(new), max(new)) for each in _joined(still, [*told, *after])]
+    return suspect, [each for each in told if _through(each) >= first and not DECIDED & set(each.evidence)]
 
 
-def _of_the_delivery(past: pl.DataFrame, window: pl.DataFrame, contract: Contract, columns: Sequence[str], told: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """Return what the newest rows show beside those before them that no day shows by itself, of columns not spoken of yet."""
+def _with_the_delivery(told: Sequence[Hypothesis], past: pl.DataFrame, window: pl.DataFrame, contract: Contract, columns: Sequence[str], through: date) -> list[Hypothesis]:
+    """Add what the newest rows show beside those before them that no day shows by itself, of columns not spoken of yet; and say
+    of what the days told since which row it is so."""
     from palan.data.faults.diagnose import diagnose
     from palan.data.verdict import read_as
 
     frames = [frame.sort(contract.time, maintain_order=True).select(contract.time, *columns) for frame in (past, window)]
     spoken = {name for each in told for name in each.columns}
-    found = [each for each in diagnose(*frames, time=contract.time) if each.kind in OF_A_DELIVERY and not spoken & set(each.columns)]
+    every = diagnose(*frames, time=contract.time)
+    found = [each for each in every if each.kind in OF_A_DELIVERY and not spoken & set(each.columns)]
     # a supplier may be some days late
     newest: datetime = read_as("time", window[contract.time]).max()  # type: ignore[assignment]
     found = [each for each in found if each.kind != "partial" or newest - each.since >= LATE]
-    # a clock is put right where it is set: a repair would move rows from day to day
-    return [replace(each, repairs=()) if each.kind == "clock" else each for each in found]
+    return _joined([_dated(each, every) for each in told], [_marked(each, through) for each in found])
+
+
+def _dated(each: Hypothesis, found: Sequence[Hypothesis]) -> Hypothesis:
+    """Return a suspicion since the row on which it began, where the look at rows says the same of its columns as that at days."""
+    same = [one for one in found if one.kind == each.kind and set(one.columns) <= set(each.columns) and abs(one.since - each.since) < timedelta(days=2)]
+    if {name for one in same for name in one.columns} != set(each.columns):
+        return each
+    since, sure = min(one.since for one in same), max(each.confidence, min(one.confidence for one in same))  # two looks that agree
+    if since.date() != each.since.date():
+        since = each.since
+    return replace(each, since=since, confidence=sure, repairs=tuple(msgspec.structs.replace(repair, since=since) for repair in each.repairs))
+
+
+def _sparing(each: Hypothesis, parts: Sequence[str], first: date, last: date) -> Hypothesis:
+    """Return a suspicion that says nothing of these parts, though they are about its days: unless it is said of them anew."""
+    if last < each.since.date() or _through(each) < first:
+        return each
+    return replace(each, evidence={**each.evidence, tables.BUT: [*each.evidence.get(tables.BUT, ()), *parts]})
+
+
+def _around(each: Hypothesis, first: date, last: date) -> tuple[list[Hypothesis], list[Hypothesis]]:
+    """Return what a suspicion says of the days before, and of those after, days that were delivered anew: of these it has to be said anew."""
+    if last < each.since.date() or _through(each) < first:
+        return [each], []
+    left = [_marked(each, first - timedelta(days=1))] if each.since.date() < first else []
+    since = datetime.combine(last + timedelta(days=1), clock(), UTC)
+    rest = replace(each, since=since, repairs=tuple(msgspec.structs.replace(repair, since=since) for repair in each.repairs))
+    return left, [rest] if since.date() <= _through(each) else []
 
 
 def said(each: Hypothesis) -> str:
     """Say a suspicion in one line, with what would bring the column back."""
-    brings = "; ".join(f"{repair.expression} brings {repair.column} back" for repair in each.repairs[:2])
+    from palan.data.faults.words import plain
+
+    named = each.kind in ("categories", "renamed", "swap")  # what is said of them says what would put them right
+    brings = "" if named else "; ".join(f"{plain(repair.expression)} brings {repair.column} back" for repair in each.repairs[:2])
     return "suspect: " + each.text.partition(": put right")[0] + (f": {brings}" if brings else "")
 
 
@@ -275,10 +316,14 @@ def _through(each: Hypothesis) -> date:
     return unstamp(each.evidence["through"]).date()
 
 
-def _while_seen(each: Hypothesis) -> list[Repair]:
+def end_of(each: Hypothesis) -> datetime:
+    """Return the end of the last day on which it was seen."""
+    return datetime.combine(_through(each) + timedelta(days=1), clock(), UTC)
+
+
+def while_seen(each: Hypothesis) -> list[Repair]:
     """Return its repairs, for the days on which it was seen: what is suspected must not become what is usual."""
-    until = datetime.combine(_through(each) + timedelta(days=1), clock(), UTC)
-    return [msgspec.structs.replace(repair, until=until) for repair in each.repairs]
+    return [msgspec.structs.replace(repair, until=end_of(each)) for repair in each.repairs]
 
 
 def _marked(each: Hypothesis, through: date, **changes: Any) -> Hypothesis:
@@ -289,7 +334,7 @@ def _joined(earlier: Sequence[Hypothesis], later: Sequence[Hypothesis]) -> list[
     """Return all of them, where one that goes on in a later stretch is the same one."""
     found = list(earlier)
     for each in later:
-        place = next((number for number, old in enumerate(found) if _goes_on(old, each)), None)
+        place = next((number for number, old in enumerate(found) if goes_on(old, each)), None)
         if place is None:
             found.append(each)
         else:
@@ -299,15 +344,31 @@ def _joined(earlier: Sequence[Hypothesis], later: Sequence[Hypothesis]) -> list[
     return found
 
 
-def _as_accepted(each: Hypothesis, accepted: Sequence[Hypothesis]) -> Hypothesis:
-    """Return a suspicion as accepted where it is, or goes on with, one that somebody took for no fault."""
-    old = next((old for old in accepted if _same(old, each) and old.since - timedelta(days=2) <= each.since and each.since.date() <= _through(old) + timedelta(days=2)), None)
-    return each if old is None else replace(each, evidence={**each.evidence, tables.ACCEPTED: old.evidence[tables.ACCEPTED]})
+def as_decided(each: Hypothesis, known: Sequence[Hypothesis]) -> Hypothesis:
+    """Return a suspicion as somebody decided about the one that it is, or goes on with: as no fault, or as one to be put right."""
+    decided = (old for old in known if DECIDED & set(old.evidence))
+    old = next((old for old in decided if _same(old, each) and old.since - timedelta(days=2) <= each.since and each.since.date() <= _through(old) + timedelta(days=2)), None)
+    if old is None:
+        return each
+    if tables.ACCEPTED in old.evidence:
+        return replace(each, evidence={**each.evidence, tables.ACCEPTED: old.evidence[tables.ACCEPTED]})
+    if not _puts_right(old, each):  # it is another fault now: nobody has accepted this repair
+        return each
+    since = old.since if abs(old.since - each.since) < timedelta(days=2) else each.since
+    repairs = tuple(msgspec.structs.replace(repair, since=since) for repair in old.repairs)
+    return replace(each, since=since, repairs=repairs, evidence={**each.evidence, "mapping": old.evidence.get("mapping", {}), tables.REPAIRED: old.evidence[tables.REPAIRED]})
+
+
+def _puts_right(old: Hypothesis, each: Hypothesis) -> bool:
+    """Tell whether a repair that was accepted is the one that is proposed, or names more values than that."""
+    if each.kind == "categories" and old.evidence.get("mapping") and each.evidence.get("mapping"):
+        return set(each.evidence["mapping"].items()) <= set(old.evidence["mapping"].items())
+    return {(repair.column, repair.expression) for repair in old.repairs} == {(repair.column, repair.expression) for repair in each.repairs}
 
 
 def _same(old: Hypothesis, each: Hypothesis) -> bool:
     return (old.kind, sorted(old.columns)) == (each.kind, sorted(each.columns))
 
 
-def _goes_on(old: Hypothesis, each: Hypothesis) -> bool:
-    return _same(old, each) and old.since <= each.since and each.since.date() <= _through(old) + timedelta(days=2)
+def goes_on(old: Hypothesis, each: Hypothesis) -> bool:
+    return _same(old, each) and old.since.date() <= each.since.date() and each.since.date() <= _through(old) + timedelta(days=2)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+import msgspec
 from msgspec.structs import replace
 
 from palan.core import Version, counted, digest_of
 from palan.data.contract import Contract
 from palan.data.nouns import DataVersion, Quarantine
 from palan.errors import Busy, Conflict, Corrupt, NotFound, PalanError
-from palan.flows import deliveries, fetch, quarantine, tables
+from palan.flows import deliveries, examine, fetch, quarantine, repair, tables
 from palan.flows.deliveries import REFUSED, failure
 from palan.flows.fetch import Arrival, Delivery
 from palan.flows.journal import Journal, recorded, running
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from palan.data.amend import Told
+    from palan.data.doctor import Hypothesis
     from palan.data.formats import Written
     from palan.data.reading import Layout
     from palan.data.verdict import Judge
@@ -117,8 +119,7 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
     records = project.store.records
     newest = tables.latest(project, name)
     known = dict(newest.sources) if newest else {}
-    parts = list(newest.parts) if newest else []
-    masks = tables.masks_of(project, newest) if newest else {}
+    parts, masks, stored = repair.as_came(project, newest) if newest else ([], {}, 0)
     contract, said = tables.contract_of(project, name), tables.rules_digest(project, name)
     if newest and newest.verdict.get("contract", said) != said:
         from palan.flows.evolve import contract_diff
@@ -128,7 +129,7 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
                 project.tell(f"{name}: {change['text']}: may break {', '.join(change['breaks'])}")
     stale = _judge_again(project, contract, newest, said, journal) if newest and newest.parts else ""
     changed = newest is not None and newest.verdict.get("contract", said) != said
-    total = newest.rows if newest else 0
+    total = stored
     reports: list[dict[str, Any]] = []
     quarantines: list[tuple[Quarantine, int]] = []
     errors: list[PalanError] = []
@@ -169,17 +170,22 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
     added = sum(each["added"] for each in (*reports, *taken))
     bad = sum(report["bad"] for report in reports)
     suspect, told = _examined(project, contract, newest, parts, reports)
-    resolved = [each.text for each in (*settled, *at_once) if each.rows]
+    gone = {each.quarantine.id for each in (*settled, *at_once)}
+    laid = repair.lay(project, contract, parts, masks, suspect, came=[new for new, _ in quarantines], but=gone)
+    more = laid.righted - (newest.verdict.get(tables.LAID, {}).get("righted", 0) if newest else 0)
+    righted = [f"{counted(more, 'row')} put right: {repair.said(suspect)}"] if more > 0 else []
+    resolved = [*(each.text for each in (*settled, *at_once) if each.rows), *righted]
     warnings = [*([stale] if stale else []), *told]
     version: DataVersion | None = newest
     if reports or stale or taken:
+        over, hidden = laid.over(parts, masks)
         with records.transaction(durable=True):
             journal.fence()
             version = tables.add_version(
                 project,
                 name,
-                parts=parts,
-                rows=total + added,
+                parts=over,
+                rows=total + added + laid.rows,
                 added=added,
                 run=journal.run.id,
                 sources=known,
@@ -187,14 +193,16 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
                     "key": list(contract.key),
                     "contract": said,
                     "files": [*(_stored(each) for each in warnings), *(report["verdict"] for report in reports)],
-                    tables.SUSPECT: suspect,
+                    tables.SUSPECT: [msgspec.to_builtins(each) for each in suspect],
+                    tables.LAID: laid.told(),
                 },
-                masks=masks,
+                masks=hidden,
             )
             quarantine.settle(project, settled)
             for new, _ in quarantines:
                 records.put(new)  # one of the same rows may have been resolved before
             quarantine.settle(project, at_once)
+            laid.settle(project)
             text = "; ".join([f"{counted(added, 'row')} from {counted(len(reports), 'file')}, {bad:,} in quarantine", *resolved, *warnings])
             changes = [{"source": each.quarantine.source, "status": each.status, "rows": each.rows, "reasons": dict(each.reasons)} for each in (*settled, *at_once) if each.rows]
             record(project, "ingested", version.ref, text, rows=added, quarantined=bad, **({"resolved": changes} if changes else {}))
@@ -216,26 +224,31 @@ def _take_in(project: Project, name: str, journal: Journal) -> tuple[dict[str, A
         "read": {report["source"]: report["read"] for report in reports},
         "warnings": [*warnings, *(warning for report in reports for warning in report["warnings"])],
         "text": "; ".join([*warnings, *resolved, *(report["text"] for report in reports)]) or "nothing new",
-        "next": _next(project, name, version, bool(waiting or any(tables.ACCEPTED not in each["evidence"] for each in suspect))),
+        "next": _next(project, name, version, bool(waiting or any(not examine.DECIDED & set(each.evidence) for each in suspect))),
     }, errors
 
 
 def _examined(
     project: Project, contract: Contract, newest: DataVersion | None, parts: Sequence[str], reports: Sequence[Mapping[str, Any]]
-) -> tuple[list[Any], list[str]]:
-    """Return what the data doctor suspects of the table, as plain values, and what it says of these deliveries."""
-    kept = list(newest.verdict.get(tables.SUSPECT, [])) if newest else []
+) -> tuple[list[Hypothesis], list[str]]:
+    """Return what the data doctor suspects of the table, and what it says of these deliveries."""
+    kept = tables.suspicions(project, contract.name, accepted=True) if newest else []
     if not reports or not contract.time:
         return kept, []
-    import msgspec
-
-    from palan.flows import examine
+    from palan.flows.shapes import shapes
 
     before = [part for part in parts if newest and part in set(newest.parts)]
     broken = [each["blob"] for report in reports for each in report["quarantine"]]
     new = [part for report in reports for part in report["parts"]]
-    suspect, told = examine.examine(project, contract, before, new, broken, tables.suspicions(project, contract.name, accepted=True))
-    return [msgspec.to_builtins(each) for each in suspect], [examine.said(each) for each in told]
+    of_files = [each for each in kept if "files" in each.evidence]
+    whole, found, said = shapes(project, contract, before, reports, of_files)
+    suspect, told = examine.examine(project, contract, before, new, broken, [each for each in kept if each not in of_files])
+    # that a column is missing in all rows is said by what became of its name
+    spoken = {name for each in whole for name in each.columns}
+    suspect, told = ([each for each in every if each.kind != "nulls" or not spoken & set(each.columns)] for every in (suspect, told))
+    suspect = repair.by_policy(project, contract.name, [*whole, *suspect])
+    told = [each for each in (*found, *told) if any(each is one for one in suspect)]
+    return suspect, [*(examine.said(each) for each in told), *said]
 
 
 def _next(project: Project, name: str, version: DataVersion | None, odd: bool) -> str:

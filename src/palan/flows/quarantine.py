@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from palan.data.amend import Pick, Told
 
+REPAIRED = "repaired"
+"""The status of rows that hold only as a repair puts them right: they wait again when it is taken back."""
+
 LISTED = 10_000
 """Rows of one quarantine that are listed at most."""
 
@@ -35,7 +38,7 @@ class Settled(msgspec.Struct, frozen=True):
     """What became of one quarantine: the rows that left it and how, and those that stay ("" : none)."""
 
     quarantine: Quarantine
-    status: str  # fixed | accepted
+    status: str  # fixed | accepted | repaired
     rows: int
     reasons: Counts
     gone: str  # blob of the rows that left
@@ -51,9 +54,9 @@ class Settled(msgspec.Struct, frozen=True):
         return f"{rows} {'resolved' if self.status == 'fixed' else 'taken in'}: {self.because}"
 
 
-def waiting(project: Project, data: str, *, until: datetime | None = None) -> list[Quarantine]:
-    """Return what waits in quarantine of one table, newest first; of what came until then."""
-    found = project.store.records.find(Quarantine, order="-time", data=data, status="open")
+def waiting(project: Project, data: str, *, until: datetime | None = None, repaired: bool = False) -> list[Quarantine]:
+    """Return what waits in quarantine of one table, newest first; of what came until then; `repaired`: and what would but for a repair."""
+    found = project.store.records.find(Quarantine, order="-time", data=data, status=["open", *([REPAIRED] if repaired else [])])
     return [each for each in found if until is None or each.time <= until]
 
 
@@ -65,14 +68,14 @@ def delivered(project: Project, contract: Contract, reports: Sequence[Mapping[st
     by_source = {report["source"]: report for report in reports}
     found = [_told_anew(project, decision, blob, report["source"]) for report in reports for decision, blob in report.get("missed", {}).items()]
     others = []
-    for each in waiting(project, contract.name):
+    for each in waiting(project, contract.name, repaired=True):
         report = by_source.get(each.source)
         if report is None:
             others.append((each, 0))
         else:
             bad = tables.load_frame(project, each.blob)
             still = _among(bad, _together(project, report["quarantine"]), contract) if report["quarantine"] else bad.head(0)
-            found.append(_settled(project, each, bad, still, "fixed", f"{each.source} was delivered again", keep=False))
+            found.append(parted(project, each, bad, still, "fixed", f"{each.source} was delivered again", keep=False))
     found += put_right(project, contract, others, reports)
     return [each for each in found if each.rows or not each.rest]
 
@@ -105,7 +108,7 @@ def put_right(project: Project, contract: Contract, open_: Sequence[tuple[Quaran
         each = open_[number][0]
         bad = tables.load_frame(project, each.blob)
         rest = bad.filter(~pl.int_range(pl.len(), dtype=pl.UInt32).is_in(rows["palan_row"].implode()))
-        found.append(_settled(project, each, bad, rest, "fixed", f"rows of {each.source} were delivered corrected"))
+        found.append(parted(project, each, bad, rest, "fixed", f"rows of {each.source} were delivered corrected"))
     return found
 
 
@@ -119,7 +122,7 @@ def judged_again(
 
     settled, reports = [], []
     known = tables.known(project, contract)
-    for each in waiting(project, contract.name):
+    for each in waiting(project, contract.name, repaired=True):
         if each.id in but:
             continue
         bad = tables.load_frame(project, each.blob)
@@ -146,7 +149,7 @@ def judged_again(
             rest = tables.load_frame(project, made["rest"])
             lost = [reason for reason in each.reasons if reason not in set(rest[REASONS].explode().drop_nulls())]
             because = f"they hold since palan.toml was changed ({', '.join(lost) or 'its rules'})"
-            settled.append(_settled(project, each, bad, rest, "accepted", because))
+            settled.append(parted(project, each, bad, rest, "accepted", because))
             reports.append({**made, "source": each.source})
             parts, masks = [*parts, *made["parts"]], tables.with_masks(masks, made["masks"])
     return settled, reports
@@ -227,7 +230,7 @@ def settle(project: Project, settled: Collection[Settled]) -> None:
             project.store.records.put(replace(old, status=each.status, taken="", reason=""))
             continue
         if each.rest:
-            project.store.records.put(replace(old, blob=each.rest, rows=old.rows - each.rows, reasons=each.left))
+            project.store.records.put(replace(old, status="open", blob=each.rest, rows=old.rows - each.rows, reasons=each.left))
         else:  # the same delivery may come again, and its id with it: what a person said of these rows stays
             project.store.records.remove(Quarantine, (old.id,))
         id = digest_of([old.id, each.gone])[:26]
@@ -541,7 +544,9 @@ class _Taking:
 
     def __init__(self, project: Project, contract: Contract, newest: DataVersion, status: str, reason: str) -> None:
         self.project, self.contract, self.newest, self.status, self.reason = project, contract, newest, status, reason
-        self.parts, self.masks = list(newest.parts), tables.masks_of(project, newest)
+        from palan.flows import repair
+
+        self.parts, self.masks, self.stored = repair.as_came(project, newest)
         self.settled: list[Settled] = []
         self.rows = self.corrections = 0
         self._waiting: list[_Outcome] = []
@@ -601,10 +606,14 @@ class _Taking:
     def version(self, journal: Journal) -> DataVersion:
         """Record the version that has these rows. To be called in a transaction."""
         warned = [rule for report in self.newest.verdict.get("files", ()) for rule in report.get("table", ()) if not rule["holds"]]
-        verdict = {**self.newest.verdict, "files": [{"corrections": self.corrections, "bad": 0, "table": warned}]}
-        return tables.add_version(
-            self.project, self.newest.data, parts=self.parts, rows=self.newest.rows + self.rows, added=self.rows, run=journal.run.id, sources=self.newest.sources, verdict=verdict, masks=self.masks
-        )
+        from palan.flows import repair
+
+        data = self.newest.data
+        laid = repair.lay(self.project, self.contract, self.parts, self.masks, tables.suspicions(self.project, data, accepted=True), but={each.quarantine.id for each in self.settled})
+        verdict = {**self.newest.verdict, "files": [{"corrections": self.corrections, "bad": 0, "table": warned}], tables.LAID: laid.told()}
+        parts, masks = laid.over(self.parts, self.masks)
+        laid.settle(self.project)
+        return tables.add_version(self.project, data, parts=parts, rows=self.stored + self.rows + laid.rows, added=self.rows, run=journal.run.id, sources=self.newest.sources, verdict=verdict, masks=masks)
 
 
 def _report(project: Project, data: str, verb: Verb, outcomes: Sequence[_Outcome], *, corrections: int = 0, dry_run: bool) -> dict[str, Any]:
@@ -705,7 +714,8 @@ def _shown(value: object) -> str:
     return "nothing" if value is None else f'"{str(value)[:60]}"'
 
 
-def _settled(project: Project, old: Quarantine, bad: pl.DataFrame, rest: pl.DataFrame, status: str, because: str, *, keep: bool = True) -> Settled:
+def parted(project: Project, old: Quarantine, bad: pl.DataFrame, rest: pl.DataFrame, status: str, because: str, *, keep: bool = True) -> Settled:
+    """Return what is to be written down of a quarantine of which all rows but the rest leave."""
     from palan.data.reading import LINE
 
     gone = bad.join(rest.select(LINE), on=LINE, how="anti", maintain_order="left")

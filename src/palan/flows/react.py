@@ -19,7 +19,7 @@ from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, LeaseLost, ModelFailed, NotFound, PalanError
 from palan.flows import build as builds
 from palan.flows import check as checks
-from palan.flows import history, packages, replay, watch
+from palan.flows import history, packages, replay, tables, watch
 from palan.flows import release as releases
 from palan.flows.config import ModelConfig
 from palan.flows.journal import Journal, running
@@ -410,12 +410,15 @@ def _learn_since(detail: Mapping[str, Any], until: datetime) -> datetime | None:
 def _faults(
     project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, journal: Journal
 ) -> list[Any]:
-    """Ask the data doctor again, over the windows that the alarm spans."""
+    """Ask the data doctor again, over the windows that the alarm spans, and add what is suspected of the table that the model learns from."""
+    kept = tables.suspicions(project, config.data, repairs=release.repairs) if config.data else []
+    told = [each for each in kept if each.repairs and set(each.columns) <= set(config.inputs) and each.since <= alarm.until]
     rows = watch.decided(project, config, champion, release)
     if rows is None or alarm.diagnosis != "data fault":
-        return []
+        return told
     case = watch.Case(config, champion, release, watch.normal_of(project, config, champion, rows, journal), rows)
-    return watch.hypotheses(case, window_start(alarm.since, config.watch.window), alarm.until, {})
+    found = watch.hypotheses(case, window_start(alarm.since, config.watch.window), alarm.until, {})
+    return [*found, *(each for each in told if not any(set(each.columns) & set(one.columns) for one in found))]
 
 
 def _instance_trials(

@@ -52,6 +52,15 @@ LINEAGE = "lineage"
 ACCEPTED = "accepted"
 """Where a suspicion that somebody took for no fault keeps the reason, in its evidence."""
 
+REPAIRED = "repaired"
+"""Where a suspicion whose repair was accepted keeps the reason, in its evidence."""
+
+BUT = "but"
+"""Where a suspicion keeps, in its evidence, the parts of its days that came later and of which it was not said again."""
+
+LAID = "laid"
+"""Where a data version keeps, in its verdict, what accepted repairs lay over the rows as they came."""
+
 
 def contract_of(project: Project, name: str) -> contracts.Contract:
     """Return the contract of a table, as palan.toml declares it."""
@@ -156,7 +165,7 @@ def scan_parts(project: Project, parts: Sequence[str], masks: Mapping[str, Seque
     """Return the rows of these parts, one at least, in their order, without those that are masked."""
     import polars as pl
 
-    scans = [_unmasked(project, part, masks.get(part, ())) for part in parts]
+    scans = [unmasked(project, part, masks.get(part, ())) for part in parts]
     schemas = [each.collect_schema() for each in scans]
     if all(each == schemas[0] for each in schemas):
         return scans[0] if len(scans) == 1 else pl.concat(scans)
@@ -168,7 +177,7 @@ def scan_parts(project: Project, parts: Sequence[str], masks: Mapping[str, Seque
     return alike[0] if len(alike) == 1 else pl.concat(alike, how="diagonal_relaxed")
 
 
-def _unmasked(project: Project, part: str, masks: Sequence[str], *, numbered: bool = False) -> pl.LazyFrame:
+def unmasked(project: Project, part: str, masks: Sequence[str], *, numbered: bool = False) -> pl.LazyFrame:
     """Return the rows of a part that count; `numbered`: with their place in it, as `palan_row`."""
     import polars as pl
 
@@ -204,7 +213,7 @@ def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[st
     from palan.data.verdict import alike_casts
 
     key = list(contract.key)
-    old = {part: _unmasked(project, part, masks.get(part, ()), numbered=True) for part in parts}
+    old = {part: unmasked(project, part, masks.get(part, ()), numbered=True) for part in parts}
     schemas = {part: rows.collect_schema() for part, rows in old.items()}
     old = {part: rows for part, rows in old.items() if key and set(key) <= set(schemas[part].names())}
     if not old or not by:
@@ -230,7 +239,7 @@ def _between(rows: pl.LazyFrame, key: Sequence[str]) -> list[pl.Expr]:
 def told(project: Project, contract: contracts.Contract, parts: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[pl.DataFrame]:
     """Yield what these parts say, with the rows that each hides of itself: of each key what the last of them says."""
     for number, (part, own) in enumerate(parts):
-        rows = _unmasked(project, part, own, numbered=True)
+        rows = unmasked(project, part, own, numbered=True)
         gone = overtaken(project, contract, [part], {part: own}, dict(parts[number + 1 :])).get(part)
         if gone is not None:
             import polars as pl
@@ -441,8 +450,8 @@ def inputs_of(project: Project, data: str) -> list[str]:
 def suspicions(project: Project, data: str, *, repairs: Sequence[Repair] = (), accepted: bool = False) -> list[Hypothesis]:
     """Return what the data doctor suspects of a table, or of the tables that it is made of, as they are now.
 
-    A suspicion stands until its rows are delivered again and do not bear it out, or until somebody accepts it: of those only
-    `accepted` tells. `evidence["through"]` is the last day on which it was seen, `repairs` what would put it right. What
+    A suspicion stands until its rows are delivered again and do not bear it out, or until somebody accepts it or its repair:
+    of those only `accepted` tells. `evidence["through"]` is the last day on which it was seen, `repairs` what would put it right. What
     these repairs, such as those of a release, put right is left out.
     """
     if inputs := inputs_of(project, data):
@@ -460,8 +469,8 @@ def suspicions(project: Project, data: str, *, repairs: Sequence[Repair] = (), a
     return [
         each
         for each in msgspec.convert(kept, list[Hypothesis])
-        if (accepted or ACCEPTED not in each.evidence)
-        and not all(any(name == column and since <= each.since and (until is None or (each.until and each.until <= until)) for column, since, until in right) for name in each.columns)
+        if (accepted or not {ACCEPTED, REPAIRED} & set(each.evidence))
+        and not (each.columns and all(any(name == column and since <= each.since and (until is None or (each.until and each.until <= until)) for column, since, until in right) for name in each.columns))
     ]
 
 
@@ -472,6 +481,26 @@ def repaired(frame: pl.DataFrame, repairs: Sequence[Repair], time: str) -> pl.Da
     from palan.data.repair import apply
 
     return apply(frame, repairs, time)
+
+
+def _not_done(project: Project, version: DataVersion, repairs: Sequence[Repair]) -> Sequence[Repair]:
+    """Return a release's repairs without what the rows of the version were put right by already."""
+    from palan.data.repair import but_for
+
+    return but_for(repairs, in_force(project, version)) if repairs else repairs
+
+
+def in_force(project: Project, version: DataVersion) -> list[Repair]:
+    """Return the repairs that a version's rows were put right by, or those of the tables that it was made of."""
+    if project.data(version.data).transform:
+        return [repair for ref in version.sources.values() for repair in in_force(project, find_data_version(project, ref))]
+    kept = [each for each in version.verdict.get(SUSPECT, ()) if REPAIRED in each["evidence"]]
+    if not kept:
+        return []
+    from palan.data.doctor import Hypothesis
+    from palan.flows.examine import while_seen
+
+    return [repair for each in msgspec.convert(kept, list[Hypothesis]) for repair in while_seen(each)]
 
 
 def training(
@@ -532,7 +561,9 @@ def _learnable(project: Project, model: str, version: DataVersion, repairs: Sequ
         )
         # Rows that were answered before callers sent an input hold no value of it: nothing can be learnt from them.
         typed = typed.drop_nulls([name for name in config.inputs if name in typed.columns and not contract.field(name).nullable])
-        frame = pl.concat([frame, typed.join(frame.select(key), on=key, how="anti")], how="diagonal_relaxed")
-    frame = repaired(frame, repairs, time)
+        answered = repaired(typed.join(frame.select(key), on=key, how="anti"), repairs, time)
+        frame = pl.concat([repaired(frame, _not_done(project, version, repairs), time), answered], how="diagonal_relaxed")
+    else:
+        frame = repaired(frame, _not_done(project, version, repairs), time)
     _last[name] = (state, frame)
     return frame

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from palan.data.doctor import Hypothesis
-from palan.data.faults.delivery import ALWAYS, is_text, quoted
+from palan.data.faults.delivery import ALWAYS, BLOCKS, is_text, matrix, quoted
 from palan.data.nouns import Repair
-from palan.data.relations import GRID
+from palan.data.relations import GRID, find_relations
 from palan.data.repair import Reshape, mend
 from palan.errors import PalanError
 
@@ -22,6 +22,8 @@ DATE_FORMATS = (
     "%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M", "%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%m/%d/%Y", "%d %b %Y %H:%M", "%d %b %Y", "%b %d, %Y",
 )  # fmt: skip
 MARKS = (",", " ", "\u202f", "\u00a0", "'", "’", ".")
+SAMPLE = 6000
+"""Rows of the history that say what always held between columns."""
 ALIKE = 0.6
 """How alike the content of two columns has to be, from 0 to 1, for one to be the other under a new name."""
 
@@ -30,7 +32,8 @@ def renamed(history: pl.DataFrame, batch: pl.DataFrame) -> list[Hypothesis]:
     """Match columns that are missing with columns that are new, by what is in them and by their names; say what is left over."""
     missing = [name for name in history.columns if name not in batch.columns]
     new = [name for name in batch.columns if name not in history.columns]
-    pairs = sorted(((likeness(history[old], batch[name]), name_likeness(old, name), old, name) for old in missing for name in new), key=lambda pair: -(pair[0] + 0.5 * pair[1]))
+    told = _Others(history, batch)
+    pairs = sorted(((max(likeness(history[old], batch[name]), told.likeness(old, name)), name_likeness(old, name), old, name) for old in missing for name in new), key=lambda pair: -(pair[0] + 0.5 * pair[1]))
     found = []
     for content, named, old, name in pairs:
         if old not in missing or name not in new or content < (ALIKE if named < 0.8 else ALIKE / 2):
@@ -73,9 +76,34 @@ def likeness(old: pl.Series, new: pl.Series) -> float:
     return max(0.0, (1 - 3 * apart) * (0.5 + 0.5 * shared) - nulls)
 
 
+class _Others:
+    """What the columns that both have say of one that came under another name: in another season its values are others, and
+    what always held between it and the others still holds."""
+
+    def __init__(self, history: pl.DataFrame, batch: pl.DataFrame) -> None:
+        self.history, self.batch = history, batch
+        self.both = [name for name in batch.columns if name in history.columns and history.schema[name].is_numeric() and batch.schema[name].is_numeric()]
+
+    def likeness(self, old: str, new: str) -> float:
+        """Return 0.9 where a relation of the history holds for the new column in the place of the old one, else 0."""
+        if not self.both or not self.history.schema[old].is_numeric() or not self.batch.schema[new].is_numeric():
+            return 0.0
+        rows, now = matrix(self.history, [old, *self.both]), matrix(self.batch, [new, *self.both])
+        rows = rows[:: max(1, len(rows) // SAMPLE)]
+        day = np.arange(len(rows)) * BLOCKS // max(len(rows), 1)
+        for relation in find_relations(rows, day, BLOCKS):
+            off = relation.misfit(now, np.zeros(len(now), dtype=np.int64), 1)
+            if relation.target == 0 and np.isfinite(off).all() and float(off[0]) <= relation.limit(1):
+                return 0.9
+        return 0.0
+
+
 def name_likeness(one: str, other: str) -> float:
-    plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in (one, other)]
-    return 1.0 if plain[0] == plain[1] else difflib.SequenceMatcher(None, plain[0], plain[1]).ratio()
+    """Return how alike two names are, from 0 to 1: `temp` is short for `temperature`."""
+    short, long = sorted((re.sub(r"[^a-z0-9]", "", name.lower()) for name in (one, other)), key=len)
+    if short == long:
+        return 1.0
+    return max(difflib.SequenceMatcher(None, short, long).ratio(), 0.85 if len(short) >= 3 and long.startswith(short) else 0.0)
 
 
 def retyped(history: pl.DataFrame, batch: pl.DataFrame) -> list[Hypothesis]:

@@ -58,6 +58,12 @@ class Delivery:
         return ALWAYS if found is None else found
 
 
+def matrix(frame: pl.DataFrame, names: Sequence[str]) -> Floats:
+    """Return columns of numbers as rows x columns, NaN where there is none."""
+    rows = frame.select(pl.col(name).cast(pl.Float64) for name in names).to_numpy().astype(np.float64)
+    rows[~np.isfinite(rows)] = np.nan
+    return rows
+
 
 def is_text(dtype: pl.DataType) -> bool:
     return dtype == pl.String or isinstance(dtype, pl.Categorical | pl.Enum)

@@ -13,9 +13,10 @@ from functools import cached_property
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from palan.data.doctor import CHANGES, Change, Hypothesis, unit_change
-from palan.data.faults.delivery import BLOCKS, Delivery, Flags, best_start, literal, quoted
+from palan.data.faults.delivery import BLOCKS, Delivery, Flags, best_start, literal, matrix, quoted
 from palan.data.nouns import Repair
 from palan.data.relations import GRID, Floats, Relation, features, find_relations
 
@@ -30,6 +31,8 @@ UNITS: tuple[Change, ...] = (
 
 SAMPLE = 12_000
 """Rows of the history that relations are learnt from."""
+SEASON = 0.5
+"""How far beyond all that was seen, in its spread, a column may be put right where what it has to do with others speaks for it."""
 ROWS = 20
 FEW = 8
 DIFFERENT = 3
@@ -85,8 +88,9 @@ class _Column:
     limit: float  # how far two stretches of the history are from one another
     zeros: bool  # mostly zero, which is zero in every unit
 
-    def inside(self, found: Floats) -> Flags:
-        flags: Flags = (found >= self.low) & (found <= self.high)
+    def inside(self, found: Floats, beyond: float = 0.0) -> Flags:
+        """Tell which values are within the range of the history, or this much of its spread beyond."""
+        flags: Flags = (found >= self.low - beyond * self.spread) & (found <= self.high + beyond * self.spread)
         return flags
 
     def distance(self, found: Floats) -> float:
@@ -225,12 +229,6 @@ class Table:
         return residual
 
 
-def matrix(frame: pl.DataFrame, names: Sequence[str]) -> Floats:
-    rows = frame.select(pl.col(name).cast(pl.Float64) for name in names).to_numpy().astype(np.float64)
-    rows[~np.isfinite(rows)] = np.nan
-    return rows
-
-
 @dataclass(frozen=True, slots=True)
 class _Case:
     """One way to put rows right: what speaks against them as found, and how well they fit after."""
@@ -279,12 +277,48 @@ def _cases(table: Table, thin: int, taken: set[int]) -> list[tuple[_Case, Hypoth
             cases.append((best[0], _unit_hypothesis(table, best[0], best[1], None), best[2]))
         else:
             cases += _in_a_group(table, place)
+    cases += _together(table, glance, odd)
     for one in range(len(table.names)):
         for other in range(one):
             if odd & {one, other} and not taken & {one, other} and _swap(glance, one, other) is not None:
                 swapped = _swap(table, one, other)
                 cases += [(swapped[0], _swap_hypothesis(table, swapped[0]), swapped[1])] if swapped is not None else []
     return cases
+
+
+def _together(table: Table, glance: Table, odd: set[int]) -> list[tuple[_Case, Hypothesis, Floats]]:
+    """Look for columns that changed their unit together: put right alone, each of them would break its relation to the others."""
+    found: list[tuple[_Case, Hypothesis, Floats]] = []
+    for change in UNITS:
+        places = tuple(place for place in sorted(odd) if change.kind == "unit" and _is_told(glance, place, change))
+        if len(places) < 2 or not any(set(places) <= {relation.target, *relation.inputs} for relation in table.relations):
+            continue
+        for view in (glance, table):
+            rows = view.now.copy()
+            for place in places:
+                moved = (view.now[:, place] != 0) | (change.shift != 0)
+                rows[moved, place] = view.now[moved, place] * change.factor + change.shift
+            known = np.isfinite(view.now[:, list(places)].sum(axis=1))
+            case = _judge(view, places, rows, known, rounded=max(_rounded(view.now[:, place]) for place in places) * abs(change.factor), exchanged=False)
+            if case is None:
+                break
+        if case is not None:
+            found.append((case, _unit_hypothesis(table, case, change, None), _from(table, rows, case.start)))
+    return found
+
+
+def _is_told(table: Table, place: int, change: Change) -> bool:
+    """Tell whether the last values of a column cannot be as they are, and can be once they are changed."""
+    column = table.columns[place]
+    last = table.now[-max(ROWS, len(table.now) // 4) :, place]
+    last = last[np.isfinite(last)]
+    if column is None:
+        return False
+    right = last * change.factor + change.shift
+    if len(np.unique(last)) < FEW or np.mean(column.inside(right, SEASON)) < 0.9:
+        return False
+    off = column.steps is not None and np.mean(column.steps.on(last)) < 0.5 * column.steps.usual
+    return bool(np.mean(column.inside(last)) < 0.5 or off)
 
 
 def _best_change(table: Table, place: int, among: Flags, changes: Sequence[Change], had: Floats | None = None) -> tuple[_Case, Change, Floats] | None:
@@ -309,23 +343,24 @@ def _rounded(found: Floats) -> float:
     return 0.0
 
 
-def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hint: Floats | None = None, *, rounded: float = 0.0, had: Floats | None = None) -> _Case | None:
+def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hint: Floats | None = None, *, rounded: float = 0.0, had: Floats | None = None, exchanged: bool = True) -> _Case | None:
     """Return the stretch to the end in which the rows put right fit and those found do not, or None."""
     known = np.flatnonzero(moved)
     if len(known) < FEW:
         return None
     gain = np.zeros(len(rows)) if hint is None else hint.copy()
     last = known[-max(FEW, len(known) // 4) :]  # a fault lasts to the end
+    related = [(number, relation) for number, relation in enumerate(table.relations) if relation.touches(places)]
+    beyond = SEASON if _is_healed(table, related, rows, last) else 0.0
     for place in places:
         column = table.columns[place]
         assert column is not None
-        if np.mean(column.inside(rows[last, place])) < 0.8:
+        if np.mean(column.inside(rows[last, place], beyond)) < 0.8:
             return None
         was, right = table.now[known, place], rows[known, place]
-        gain[known] += column.inside(right).astype(float) - column.inside(was)
+        gain[known] += column.inside(right, beyond).astype(float) - column.inside(was)
         if column.steps is not None:
             gain[known] += column.steps.on(right, rounded).astype(float) - column.steps.on(was)
-    related = [(number, relation) for number, relation in enumerate(table.relations) if relation.touches(places)]
     misfits = []
     for number, relation in related:
         was, right = table.found[number], table.off(relation, rows)
@@ -346,10 +381,10 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
         assert column is not None
         was, right = table.now[segment, place], rows[segment, place]
         befores, afters = np.unique(was), np.unique(right)
-        inside = float(np.mean(column.inside(was))), float(np.mean(column.inside(right)))
+        inside = float(np.mean(column.inside(was))), float(np.mean(column.inside(right, beyond)))
         if inside[1] < 0.9:
             return None
-        if inside[0] < 0.5 or (len(places) == 2 and inside[0] < 0.95 and inside[1] > 0.985):
+        if inside[0] < 0.5 or (len(places) == 2 and exchanged and inside[0] < 0.95 and inside[1] > 0.985):
             broken.append(f"{table.names[place]} outside its range")
         if column.steps is not None:
             on = float(np.mean(column.steps.on(befores))), float(np.mean(column.steps.on(afters, rounded)))
@@ -359,7 +394,7 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
                 broken.append(f"{table.names[place]} between its steps")
             score += on[1] - on[0]
         distance = column.distance(right) if had is None else float(np.abs(np.quantile(had, GRID) - np.quantile(right, GRID)).mean()) / column.spread / column.limit / 2
-        if distance > 1.5:
+        if distance > (3.0 if beyond else 1.5):
             return None
         distances.append((column.distance(was), distance))
         score += 0.5 * (inside[1] - inside[0]) - distance
@@ -381,13 +416,20 @@ def _judge(table: Table, places: tuple[int, ...], rows: Floats, moved: Flags, hi
             if wrong[0] > 0.05:
                 broken.append(f"{table.names[one]} above {table.names[other]}")
                 score += 1.0
-    if len(places) == 2 and min(before for before, _ in distances) > 1.0 and max(after for _, after in distances) < 0.5 * min(before for before, _ in distances):
+    if len(places) == 2 and exchanged and min(before for before, _ in distances) > 1.0 and max(after for _, after in distances) < 0.5 * min(before for before, _ in distances):
         broken.append(f"each like the other's history: {' and '.join(table.names[place] for place in places)}")
     if not broken and len(rows) == len(table.delivery.batch):  # at a glance no more is asked than that it fits
         return None
     sure = np.flatnonzero(gain[start:] > 0.3)
     first = start + int(sure[0]) if len(sure) else segment[0]
     return _Case(places, int(first), score, tuple(broken), max(before for before, _ in distances), max(after for _, after in distances))
+
+
+def _is_healed(table: Table, related: Sequence[tuple[int, Relation]], rows: Floats, last: NDArray[np.int64]) -> bool:
+    """Tell whether relations that the last rows break as found hold once they are put right, and none breaks then."""
+    before, after = ([float(np.nanmedian(off[last])) if np.isfinite(off[last]).any() else np.nan for off in offs] for offs in ([table.found[number] for number, _ in related], [table.off(relation, rows) for _, relation in related]))
+    limits = [table.limits[number] for number, _ in related]
+    return any(was > 3 * limit and now < 1.5 * limit for was, now, limit in zip(before, after, limits, strict=True)) and not any(now > 1.5 * limit for now, limit in zip(after, limits, strict=True))
 
 
 def _in_a_group(table: Table, place: int) -> list[tuple[_Case, Hypothesis, Floats]]:
@@ -428,17 +470,21 @@ def _mine(table: Table, name: str, value: str) -> Flags:
 
 
 def _unit_hypothesis(table: Table, case: _Case, change: Change, group: tuple[str, str] | None) -> Hypothesis:
-    name = table.names[case.places[0]]
-    since, column = table.delivery.since(case.start), quoted(name)
-    there, back = change.expression.format(column), change.inverse.format(column)
-    where = ""
-    if group is not None:
-        condition = f"{quoted(group[0])} = {literal(group[1])}"
-        there, back = (f"CASE WHEN {condition} THEN {expression} ELSE {column} END" for expression in (there, back))
-        where = f" where {group[0]} is {group[1]}"
-    repair = Repair(name, there, back, since, None, f"{name} {change.words}{where}")
-    text = f"{name} {change.words}{where} since {since:%Y-%m-%d %H:%M}: {', '.join(case.broken[:3])}; put right, it fits the history"
-    return Hypothesis(change.kind, (name,), since, _confidence(case), text, (repair,), evidence=_evidence(case))
+    names = tuple(table.names[place] for place in case.places)
+    since = table.delivery.since(case.start)
+    where = "" if group is None else f" where {group[0]} is {group[1]}"
+    repairs = []
+    for name in names:
+        column = quoted(name)
+        there, back = change.expression.format(column), change.inverse.format(column)
+        if group is not None:
+            condition = f"{quoted(group[0])} = {literal(group[1])}"
+            there, back = (f"CASE WHEN {condition} THEN {expression} ELSE {column} END" for expression in (there, back))
+        repairs.append(Repair(name, there, back, since, None, f"{name} {change.words}{where}"))
+    words = change.words.replace("is in", "are in", 1) if len(names) > 1 else change.words
+    fits = "they fit" if len(names) > 1 else "it fits"
+    text = f"{' and '.join(names)} {words}{where} since {since:%Y-%m-%d %H:%M}: {', '.join(case.broken[:3])}; put right, {fits} the history"
+    return Hypothesis(change.kind, names, since, _confidence(case), text, tuple(repairs), evidence=_evidence(case))
 
 
 def _swap_hypothesis(table: Table, case: _Case) -> Hypothesis:
