@@ -556,6 +556,12 @@ def test_what_is_no_page_or_has_no_end_is_told_and_nothing_is_taken_in(tmp_path:
         assert not list(tmp_path.iterdir())
 
 
+def test_pages_without_end_are_left(tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "LONGEST", 0.1)
+    web.says["/orders"] = lambda request: said(rows_of(range(int(request.params["page"]), int(request.params["page"]) + 2)))
+    refused(lambda: flow.pages(source(web, "/orders", 'page = "page"'), None, tmp_path / "rows", "orders"), r"page \d+ of .* is followed by more after .* rows\nhint: ask for less")
+
+
 def test_a_page_without_rows_is_no_mistake(tmp_path: Path, web: Web) -> None:
     with shop(tmp_path, web, "/orders", 'records = "data.items"') as project:
         for empty in ({"data": {"items": []}}, {"data": {"items": None}, "message": "ok"}, {"data": {}}, {"kind": "orders"}):

@@ -384,7 +384,7 @@ def _place(spool: Path, what: object, ending: str) -> Path:
 
 
 def _ending(name: str, format: str) -> str:
-    return format or ".".join(name.rpartition("/")[2].split(".")[1:])
+    return format or ".".join(name.rpartition("/")[2].split(".")[1:][-2:])
 
 
 def room(to: Path, size: int) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PAGE = 256 << 20
 """Bytes that one page may have."""
+LONGEST = 6 * 3600.0
+"""Seconds that all pages together may take."""
 EMPTY = 1000
 """Pages without a row that may follow one another."""
 
@@ -59,7 +61,10 @@ def pages(source: Source, since: Mark | None, to: Path, data: str, most: int | N
     with connected(source, data, since) as server, to.open("wb") as file:
         walk = _Walk(server, file)
         url: httpx.URL | None = walk.first()
+        end = time.monotonic() + LONGEST
         while url is not None and (most is None or walk.rows < most):
+            if time.monotonic() > end:
+                raise server.wrong(f"is followed by more after {LONGEST / 3600:g} hours and {walk.rows:,} rows", f"ask for less at a time: cursor, start or params in [data.{data}]")
             server.page += 1
             walk.asked = url
             url = server.get(url, walk.take, lambda: {"Accept": "application/json, application/x-ndjson;q=0.9, */*;q=0.1", "Accept-Encoding": "gzip"})
