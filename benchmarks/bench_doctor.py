@@ -6,6 +6,7 @@ seeds of these, and all of bikes and census, are held out.
     bench_doctor.py                  everything, in both halves
     bench_doctor.py seen             only the half that tuning may look at, each miss shown
     bench_doctor.py seen codes,case  only these kinds
+    bench_doctor.py from=100         five other seeds, from that one on: nobody has looked at them before
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from palan.data.faults.diagnose import diagnose
 from palan.data.repair import mend
 
 SEEN = ("weather", "flights", "traffic")
-SEEDS = range(5)
+SEEDS = 5
 
 CLASS = {
     **dict.fromkeys(["column_added"], "added"),
@@ -112,7 +113,8 @@ def told(what: str, judged: list[Judged]) -> None:
 
 def main() -> None:
     seen_only = "seen" in sys.argv
-    kinds = next((part.split(",") for part in sys.argv[1:] if part != "seen" and not part.startswith("-")), list(INJECTORS))
+    first = next((int(part.removeprefix("from=")) for part in sys.argv[1:] if part.startswith("from=")), 0)
+    kinds = next((part.split(",") for part in sys.argv[1:] if part != "seen" and "=" not in part), list(INJECTORS))
     halves: dict[str, list[Judged]] = defaultdict(list)
     clean: dict[str, tuple[int, int]] = {}
     seconds: list[float] = []
@@ -121,8 +123,8 @@ def main() -> None:
         if seen_only and name not in SEEN:
             continue
         table = make()
-        for kind, seed, fault in cases(table, range(0, 5, 2) if seen_only else SEEDS, kinds):
-            half = "seen" if name in SEEN and seed % 2 == 0 else "held out"
+        for kind, seed, fault in cases(table, range(0, 5, 2) if seen_only else range(first, first + SEEDS), kinds):
+            half = "seen" if name in SEEN and seed % 2 == 0 and not first else "held out" if not first else "fresh seeds"
             halves[half].append(judge(table, kind, seed, fault))
         if set(kinds) == set(INJECTORS) or "clean" in kinds:
             pairs, false, spent = alarms(table, lambda history, batch, time=table.time: diagnose(history, batch, time=time))  # type: ignore[misc]
