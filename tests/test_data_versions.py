@@ -172,3 +172,20 @@ def test_what_a_version_is_made_of_is_kept_by_gc_and_missed_by_verify(project: P
     assert finding["what"].startswith(f"blob {mask} is not there, which stock@")
     with pytest.raises(NotFound, match=f"blob {mask[:12]} is not in"):
         tables.read(project, newest)
+
+
+@pytest.mark.parametrize("kind", ["int", "float", "str"])
+def test_of_many_deliveries_the_last_one_says_what_a_key_holds(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "feed").mkdir()
+    (tmp_path / "palan.toml").write_text(f'[data.o]\nsource = "feed/*.csv"\nkey = ["id"]\n[data.o.columns]\nid = "{kind}"\nv = "int"\n')
+    truth = {}
+    for number in range(8):
+        for key in range(number % 4 * 20, number % 4 * 20 + 30):
+            truth[f"{key / 4}" if kind == "float" else f"{key}"] = number
+        rows = [f"{key},{number}" for key, last in truth.items() if last == number]
+        (tmp_path / "feed" / f"{number}.csv").write_text("\n".join(["id,v", *rows, ""]))
+    project = open_project(tmp_path)
+    assert ingest(project, "o")[0]["total"] == len(truth)
+    found = tables.read(project, tables.find_data_version(project, "o"))
+    assert {str(id): v for id, v in found.select("id", "v").iter_rows()} == truth
+    project.store.records.close()

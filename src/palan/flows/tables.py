@@ -213,7 +213,9 @@ def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[st
     from palan.data.verdict import alike_casts
 
     key = list(contract.key)
-    old = {part: unmasked(project, part, masks.get(part, ()), numbered=True) for part in parts}
+    new = [_ends_of(project, part, contract.key) for part in by]
+    met = [part for part in parts if any(_may_meet(_ends_of(project, part, contract.key, most=SMALL), each) for each in new)]
+    old = {part: unmasked(project, part, masks.get(part, ()), numbered=True) for part in met}
     schemas = {part: rows.collect_schema() for part, rows in old.items()}
     old = {part: rows for part, rows in old.items() if key and set(key) <= set(schemas[part].names())}
     if not old or not by:
@@ -221,10 +223,47 @@ def overtaken(project: Project, contract: contracts.Contract, parts: Sequence[st
     came = scan_parts(project, list(by), by, contract).select(key)
     casts = alike_casts([*(schemas[part] for part in old), came.collect_schema()], msgspec.structs.replace(contract, columns=tuple(contract.field(name) for name in key)))
     within = _between(came, key)
-    numbered = [rows.with_columns(cast).filter(within).select(*key, ROW, pl.lit(number).alias("palan_part")) for number, (rows, cast) in enumerate(zip(old.values(), casts, strict=False))]
+    numbered = [(rows.with_columns(cast).filter(within) if within else rows.with_columns(cast)).select(*key, ROW, pl.lit(number).alias("palan_part")) for number, (rows, cast) in enumerate(zip(old.values(), casts, strict=False))]
     found = pl.concat(numbered).join(came, on=key, how="semi").select("palan_part", ROW).collect(engine="streaming")
     names = list(old)
     return {names[number]: np.sort(rows[ROW].to_numpy()) for (number,), rows in found.partition_by("palan_part", as_dict=True).items()}
+
+
+SMALL = 1 << 20
+"""Bytes of a part whose keys are quickly looked at."""
+
+_Ends = Mapping[str, tuple[str, Any, Any]]
+
+_ENDS: dict[tuple[str, str, tuple[str, ...]], _Ends] = {}
+"""Where the keys of a part lie: a part never changes, and among thousands most have nothing to do with a delivery."""
+
+
+def _ends_of(project: Project, part: str, key: Sequence[str], *, most: int | None = None) -> _Ends:
+    """Return of each column of the key its type, its least and its largest value in a part, where it has an order; nothing of
+    one that has more bytes than `most` and was not looked at yet."""
+    import polars as pl
+
+    known = (str(project.folder), part, tuple(key))
+    if known not in _ENDS:
+        path = project.store.blobs.path(part) if most is not None else None
+        if most is not None and (path is None or path.stat().st_size > most):
+            return {}
+        rows = scan_frame(project, part)
+        kinds = {name: dtype for name, dtype in rows.collect_schema().items() if name in key and (dtype.is_integer() or dtype.is_temporal() or dtype == pl.String)}
+        ends = rows.select(*(pl.col(name).min().to_physical().alias(f"{name} least") for name in kinds), *(pl.col(name).max().to_physical().alias(f"{name} most") for name in kinds)).collect() if kinds else pl.DataFrame()
+        if len(_ENDS) >= 100_000:
+            _ENDS.clear()
+        _ENDS[known] = {name: (str(dtype), ends[f"{name} least"].first(), ends[f"{name} most"].first()) for name, dtype in kinds.items()}
+    return _ENDS[known]
+
+
+def _may_meet(one: _Ends, other: _Ends) -> bool:
+    """Tell whether two parts may have a key in common."""
+    for name in one.keys() & other.keys():
+        (kind, least, most), (other_kind, other_least, other_most) = one[name], other[name]
+        if kind == other_kind and None not in (least, most, other_least, other_most) and (most < other_least or other_most < least):
+            return False
+    return True
 
 
 def _between(rows: pl.LazyFrame, key: Sequence[str]) -> list[pl.Expr]:
