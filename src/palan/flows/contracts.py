@@ -155,7 +155,7 @@ def _newest(project: Project, paths: Sequence[Path]) -> tuple[list[pl.DataFrame]
         try:
             frame, all_of_it = rows_in(path if path.is_absolute() else project.root / path, left)
         except PalanError as error:
-            raise PalanError(f"{path}: {error.what}", error.hint) from error
+            raise PalanError(f"{path}{'' if error.what.startswith('cannot be read') else ':'} {error.what}", error.hint) from error
         if not all_of_it and frames:
             break
         frames.insert(0, frame)

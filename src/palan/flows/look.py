@@ -93,7 +93,7 @@ def look(path: Path, shown: str) -> Looked:
     try:
         frame, whole = rows_in(path, MOST)
     except PalanError as error:
-        raise PalanError(f"{shown}: {error.what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
+        raise PalanError(f"{shown}{'' if error.what.startswith('cannot be read') else ':'} {error.what}", f"{error.hint.partition('; nothing was taken')[0]}; or begin beside it: palan init --into ANOTHER-FOLDER") from error
     if not frame.height:
         raise PalanError(f"{shown} has a header and no rows", "put some rows there that are as they will come")
     columns = tuple(column_of(frame.get_column(each)) for each in frame.columns if not each.startswith(RESERVED))
@@ -143,7 +143,7 @@ def rows_in(path: Path, most: int) -> tuple[pl.DataFrame, bool]:
                 if sum(each.height for each in found) > most:
                     break
     except OSError as error:
-        raise PalanError(f"it cannot be read: {error.strerror}", f"ls -l {path}") from error
+        raise PalanError(f"cannot be read: {error.strerror}", f"ls -l {path}") from error
     except PalanError as error:
         raise PalanError(error.what.removeprefix(f'data "{path.stem}": '), error.hint) from error
     frame = pl.concat(found, how="diagonal_relaxed").drop(LINE, BROKEN, strict=False)
