@@ -76,7 +76,7 @@ def status(project: Project, url: str = "") -> dict[str, Any]:
         "frame": frame(project),
         "models": _without_idle_steps([_model_line(project, each, newest, url) for each in project.config.models.values()]),
         "registered": registered.models(project),
-        "data": [_data_line(project, name) for name in project.config.data],
+        "data": [data_line(project, name) for name in project.config.data],
         "ledger": [_entry_line(each) for each in newest[:LATELY]],
         "dead": [{"step": each.name, "why": each.reason, "attempts": each.count, "command": f'palan retry "{each.name}"'} for each in dead(project)],
         "command": command if project.config.models else "palan init --into my-project",
@@ -784,7 +784,8 @@ def _latest_data(project: Project, name: str) -> DataVersion | None:
     return found[0] if found else None
 
 
-def _data_line(project: Project, name: str) -> dict[str, Any]:
+def data_line(project: Project, name: str) -> dict[str, Any]:
+    """Return how a table is: its newest version, whether it is right, why, and what to type."""
     config, version = project.config.data[name], _latest_data(project, name)
     waiting = project.store.records.find(Quarantine, data=name, status="open")
     quarantined = sum(each.rows for each in waiting)

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Changed rows that a difference lists."""
 
+SAMPLE = 20_000
+"""Rows that a profile looks at, of each side."""
+
+SAMPLED_PARTS = 16
+
+BINS = 12
+
 _OLD, _NEW = "palan_old:", "palan_new:"
 
 
@@ -32,10 +39,11 @@ def versions(project: Project, data: str = "", *, limit: int = 50) -> list[dict[
         found = project.store.records.find(DataVersion, order="-number", limit=limit, data=data)
     else:
         found = [newest for name in project.config.data if (newest := tables.latest(project, name))]
-    return [_told(each) for each in found]
+    return [told(each) for each in found]
 
 
-def _told(version: DataVersion) -> dict[str, Any]:
+def told(version: DataVersion) -> dict[str, Any]:
+    """Return the figures of one version."""
     reports = version.verdict.get("files", [version.verdict])
     return {
         "data": version.ref,
@@ -131,6 +139,81 @@ def difference(project: Project, old: str, new: str, *, shown: int = SHOWN) -> d
         "examples": examples,
     }
     return {**found, "text": _text(found)}
+
+
+def apart(project: Project, before: DataVersion, after: DataVersion) -> int:
+    """Return how many rows a difference of the two would read at most: those of parts that they do not share, or that they hide otherwise."""
+    import polars as pl
+
+    masks = [each.masks or {} for each in (before, after)]
+    alone = {part for part in {*before.parts, *after.parts} if part not in before.parts or part not in after.parts or masks[0].get(part, ()) != masks[1].get(part, ())}
+    return sum(int(each.item()) for each in pl.collect_all([tables.scan_frame(project, part).select(pl.len()) for part in sorted(alone)]))
+
+
+def profile(project: Project, ref: str, *, shown: int = 10) -> dict[str, Any]:
+    """Return what a version brought beside what was there before: of each column its type, nulls and how its values lie.
+
+    Of either side at most `SAMPLE` rows are read, from the beginnings of parts that lie evenly among all: what is told of them
+    is told of a sample. `of` has how many rows that are.
+
+    Raises:
+        NotFound: there is no such table or version.
+    """
+    version = tables.find_data_version(project, ref)
+    before = tables.find_data_version(project, f"{version.data}@{version.number - 1}") if version.number > 1 else None
+    old = [part for part in version.parts if before and part in set(before.parts)]
+    new = [part for part in version.parts if part not in set(old)]
+    came, was = (_sample(project, version, parts) for parts in (new or old, old if new else []))
+    sides = [side for side in (was, came) if side is not None]
+    columns = [{"name": name, "type": str(dtype), "sides": _lie([side[name] if side is not None and name in side.columns else None for side in (was, came)])} for name, dtype in (sides[-1].schema.items() if sides else ())]
+    return {"columns": columns, "of": [side.height if side is not None else 0 for side in (was, came)], "sample": came.head(shown).rows(named=True) if came is not None else []}
+
+
+def _sample(project: Project, version: DataVersion, parts: Sequence[str]) -> pl.DataFrame | None:
+    """Return the first rows of parts that lie evenly among these."""
+    if not parts:
+        return None
+    chosen = parts if len(parts) <= SAMPLED_PARTS else [parts[len(parts) * place // SAMPLED_PARTS] for place in range(SAMPLED_PARTS)]
+    masks, contract = version.masks or {}, tables.contract_of(project, version.data)
+    import polars as pl
+
+    each = [tables.scan_parts(project, [part], {part: masks.get(part, ())}, contract).head(SAMPLE // len(chosen)) for part in chosen]
+    return pl.concat(pl.collect_all(each), how="diagonal_relaxed")
+
+
+def _lie(sides: Sequence[pl.Series | None]) -> list[dict[str, Any] | None]:
+    """Return of each side its nulls, and how its values lie: shares of equal bins of both for figures and times, else the most frequent ones."""
+    import polars as pl
+
+    lines = [_figures(each) if each is not None else None for each in sides]
+    ends = [float(end) for each in lines if each is not None for end in (each.min(), each.max()) if isinstance(end, float)]
+    low, high = (min(ends), max(ends)) if ends else (0.0, 0.0)
+    step = (high / BINS - low / BINS) or 1.0
+    told: list[dict[str, Any] | None] = []
+    for side, line in zip(sides, lines, strict=True):
+        if side is None:
+            told.append(None)
+            continue
+        rows: dict[str, Any] = {"nulls": side.null_count() / (len(side) or 1), "bins": [], "low": None, "high": None, "top": []}
+        values = side.drop_nulls()
+        if line is not None and len(line):
+            counts = dict(((line - low) / step).floor().clip(0, BINS - 1).cast(pl.Int64).value_counts().iter_rows())
+            rows |= {"bins": [counts.get(place, 0) / len(line) for place in range(BINS)], "low": values.min(), "high": values.max()}
+        elif len(values) and not values.dtype.is_nested():
+            rows["top"] = [(value, count / len(values)) for value, count in values.cast(pl.String, strict=False).value_counts(sort=True).head(4).iter_rows()]
+        told.append(rows)
+    return told
+
+
+def _figures(values: pl.Series) -> pl.Series | None:
+    """Return what can lie on a line as finite figures, or nothing where the values are no such."""
+    import polars as pl
+
+    if not (values.dtype.is_numeric() or values.dtype.is_temporal()):
+        return None
+    known = values.drop_nulls()
+    figures = (known if known.dtype.is_numeric() else known.to_physical()).cast(pl.Float64, strict=False)
+    return figures.filter(figures.is_finite())
 
 
 def _apart(project: Project, before: DataVersion, after: DataVersion) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -137,6 +137,11 @@ def bars(series: Series, *, key: str, title: str, height: int = 30) -> str:
     return f"{_open('spark bars', height, key, title)}{_inner(0, height, rects)}</svg>"
 
 
+def shares(values: Sequence[float], *, key: str, title: str, height: int = 26) -> str:
+    """Return how values lie: a bar for the share of each of their equal bins."""
+    return bars({"times": [], "values": list(values)}, key=key, title=title, height=height).replace("spark bars", "shares", 1)
+
+
 def trend(loss: Loss, *, key: str, title: str, height: int = 30) -> str:
     """Return the loss as a small line with its threshold; what lies above the threshold is drawn as harm."""
     values, threshold = loss["values"], loss["threshold"]

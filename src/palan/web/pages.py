@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.filters import do_forceescape, do_mark_safe
 
 from palan.core import canonical, unstamp
-from palan.web import charts
+from palan.web import charts, drawn
 from palan.web.charts import number
 from palan.web.views import (
     AlarmPage,
@@ -364,7 +364,7 @@ _environment.filters.update(
         "path": lambda text: quote(str(text), safe="@"),
     }
 )
-_environment.globals.update({"ago": ago, "count": count, "charts": charts, "asset": {key: item.name for key, item in _ASSETS.items()}, "headline": headline})
+_environment.globals.update({"ago": ago, "count": count, "charts": charts, "lineage_chart": drawn.lineage, "asset": {key: item.name for key, item in _ASSETS.items()}, "headline": headline})
 
 
 def _page(template: str, view: Mapping[str, Any]) -> str:
@@ -424,6 +424,36 @@ def run(view: RunPage) -> str:
 def compare(view: ComparePage) -> str:
     """Runs side by side, what differs first."""
     return _page("compare.html", view)
+
+
+def data(view: Mapping[str, Any]) -> str:
+    """Every table."""
+    return _page("data.html", view)
+
+
+def table(view: Mapping[str, Any]) -> str:
+    """One table: what is promised of it, what each version brought, what waits, what is suspected."""
+    return _page("table.html", view)
+
+
+def version(view: Mapping[str, Any]) -> str:
+    """One version of a table, beside what was there before it."""
+    return _page("version.html", view)
+
+
+def diff(view: Mapping[str, Any]) -> str:
+    """What lies between two versions of a table."""
+    return _page("diff.html", view)
+
+
+def quarantine(view: Mapping[str, Any]) -> str:
+    """Rows that wait, with the cells that break a rule."""
+    return _page("quarantine.html", view)
+
+
+def lineage(view: Mapping[str, Any]) -> str:
+    """Where each column comes from, drawn and as a table."""
+    return _page("lineage.html", view)
 
 
 def cell(item: Any) -> str:

@@ -27,6 +27,7 @@ from palan.http.answers import told
 from palan.ledger import Entry
 from palan.releases.nouns import Release
 from palan.remedies.nouns import Remedy
+from palan.web import data as data_pages
 from palan.web import pages, views
 from palan.web import runs as runs_pages
 
@@ -90,6 +91,18 @@ def routes(site: Site) -> list[Route]:
     def compare(request: Request) -> str:
         return pages.compare(runs_pages.compare_view(project, _frame(site), request.query_params))
 
+    def table(request: Request) -> str:
+        return pages.table(data_pages.table_view(project, request.path_params["table"]))
+
+    def version(request: Request) -> str:
+        return pages.version(data_pages.version_view(project, request.path_params["table"], request.path_params["number"]))
+
+    def diff(request: Request) -> str:
+        return pages.diff(data_pages.diff_view(project, request.path_params["table"], request.query_params))
+
+    def in_quarantine(request: Request) -> str:
+        return pages.quarantine(data_pages.quarantine_view(project, request.path_params["table"], request.query_params))
+
     def csv(build: Callable[[Request], str], name: str) -> Page:
         async def endpoint(request: Request) -> Response:
             headers = {"content-disposition": f'attachment; filename="{name}.csv"'}
@@ -122,6 +135,13 @@ def routes(site: Site) -> list[Route]:
         Route("/runs/compare.csv", csv(lambda request: runs_pages.compare_csv(project, request.query_params), "compare"), methods=["GET"]),
         Route("/runs/{id}", page(run), methods=["GET"]),
         Route("/runs/{id}/values.csv", csv(lambda request: runs_pages.run_csv(project, request.path_params["id"]), "run"), methods=["GET"]),
+        Route("/data", page(lambda _: pages.data(data_pages.tables_view(project))), methods=["GET"]),
+        Route("/data/{table}", page(table), methods=["GET"]),
+        Route("/data/{table}/versions/{number}", page(version), methods=["GET"]),
+        Route("/data/{table}/diff", page(diff), methods=["GET"]),
+        Route("/data/{table}/quarantine", page(in_quarantine), methods=["GET"]),
+        Route("/data/{table}/quarantine.csv", csv(lambda request: data_pages.quarantine_csv(project, request.path_params["table"], request.query_params), "quarantine"), methods=["GET"]),
+        Route("/lineage/{subject}", page(lambda request: pages.lineage(data_pages.lineage_view(project, request.path_params["subject"]))), methods=["GET"]),
         Route("/jobs", page(job_list), methods=["GET"]),
         Route("/jobs/{id}", page(job), methods=["GET"]),
         Route("/static/{name}", static, methods=["GET"]),
