@@ -356,10 +356,12 @@ def show(project: Project, data: str, asked: Asked | None = None, *, limit: int 
 
     asked, rows = asked or Asked(), 0
     found: list[dict[str, Any]] = []
+    whole = not (asked.where or asked.rule or asked.lines)  # how many there are is written down
     for each, pick in _meant(project, data, asked):
         marks = _Marks(contract)
-        for chunk in _picked(project, each, pick, contract):
-            rows += chunk.height
+        rows += each.rows if whole else 0
+        for chunk in [tables.scan_frame(project, each.blob).head(limit - len(found)).collect()] if whole else _picked(project, each, pick, contract):
+            rows += 0 if whole else chunk.height
             found += [marks.of(each.source, row) for row in chunk.sort(LINE).head(limit - len(found)).iter_rows(named=True)]
     return {"data": data, "rows": rows, "shown": found, "next": _ways_out(data, asked) if rows else ""}
 
