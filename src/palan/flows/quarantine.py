@@ -264,7 +264,7 @@ def explain(project: Project, ref: str) -> dict[str, Any]:
     reports = version.verdict.get("files", [version.verdict])
     open_ = waiting(project, version.data, until=version.time)
     every = tables.suspicions(project, version.data, accepted=True) if newest else []
-    suspected = [each for each in every if tables.ACCEPTED not in each.evidence]
+    suspected = [each for each in every if not examine.DECIDED & set(each.evidence)]
     return {
         "kind": "data",
         "data": version.ref,
@@ -275,7 +275,8 @@ def explain(project: Project, ref: str) -> dict[str, Any]:
         **_traced(version),
         "warnings": [str(rule["text"]) for report in reports for rule in report.get("table", []) if not rule["holds"]],
         "suspected": [f"{each.text}; seen until {each.evidence['through']}" for each in suspected],
-        "accepted": [f"{each.text}: {each.evidence[tables.ACCEPTED]}" for each in every if each not in suspected],
+        "accepted": [f"{each.text}: {each.evidence[tables.ACCEPTED]}" for each in every if tables.ACCEPTED in each.evidence],
+        "put right": [f"{examine.said(each).removeprefix('suspect: ')}: {each.evidence[tables.REPAIRED]}" for each in every if tables.REPAIRED in each.evidence],
         "repairs": [examine.said(each) for each in suspected if each.repairs],
         "waiting": sum(each.rows for each in open_),
         "quarantine": listed(project, open_),
