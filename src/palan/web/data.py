@@ -59,6 +59,7 @@ def table_view(project: Project, name: str) -> dict[str, Any]:
         "sources": len(newest.sources) if newest else 0,
         "warnings": [rule["text"] for report in newest.verdict.get("files", [newest.verdict]) for rule in report.get("table", ()) if not rule["holds"] and rule["text"] not in line["why"]][:SHOWN] if newest else [],
         "waiting": next(iter(quarantine.overview(project, name)), None),
+        "repairs": [f"palan data repair {each}" for each in tables.inputs_of(project, name) or [name] if suspected and tables.suspicions(project, each, accepted=True)],
         "suspected": [{"text": examine.said(each), "sure": each.confidence, "since": stamp(each.since), "repaired": each.evidence.get(tables.REPAIRED, ""), "repairs": [{"column": one.column, "expression": one.expression} for one in each.repairs]} for each in suspected],
     }
 
@@ -155,6 +156,6 @@ def lineage_view(project: Project, subject: str) -> dict[str, Any]:
         "subject": subject,
         "model": name in project.config.models,
         "found": found,
-        "lines": [{"id": each.id, "kind": each.kind, "of": each.of, "about": each.about, "behind": behind.get(each.id, [])} for each in found.nodes],
+        "lines": [{"id": each.id, "kind": each.kind, "of": each.of, "about": each.about, "behind": behind.get(each.id, []), "delivered": each.kind == "column" and each.of in project.config.data and not project.config.data[each.of].transform} for each in found.nodes],
         "text": f"{counted(len(found.nodes), 'node')}, {counted(len(found.edges), 'line')} between them",
     }
