@@ -6,7 +6,7 @@ seeds of these, and all of bikes and census, are held out.
     bench_doctor.py                  everything, in both halves
     bench_doctor.py seen             only the half that tuning may look at, each miss shown
     bench_doctor.py seen codes,case  only these kinds
-    bench_doctor.py from=100         five other seeds, from that one on: nobody has looked at them before
+    bench_doctor.py from=900         five other seeds, from that one on; the first look at them is the honest one
 """
 
 from __future__ import annotations
