@@ -12,15 +12,18 @@ import polars as pl
 import pytest
 
 from palan.data.nouns import Repair
+from palan.drift.nouns import Alarm
 from palan.errors import Invalid, NotAdmitted, NotFound
 from palan.flows import deliveries, tables
 from palan.flows.accept import accept
 from palan.flows.build import build
 from palan.flows.check import check
+from palan.flows.config import ModelConfig
 from palan.flows.ingest import ingest
 from palan.flows.init import TEMPLATES
 from palan.flows.log import log
 from palan.flows.project import Project, open_project
+from palan.flows.react import suspected_inputs
 from palan.flows.release import release
 from palan.flows.status import status
 from palan.flows.why import why
@@ -84,7 +87,12 @@ def test_another_unit_is_told_where_it_comes_in_and_forgotten_once_it_is_put_rig
     assert deliver(project, "c", months[4])["warnings"] == []  # the feed is right again: the month of the fault is no history
     assert suspected(project) == [("unit", ("dewp", "temp"), "2013-11-01")]
     since = datetime(2013, 11, 1, tzinfo=UTC)
+    model = ModelConfig("delay", model="delay.py:Delay", data="weather", inputs=("temp", "dewp", "humid"))
+    during, after = (Alarm("a", "delay", since, "page", "open", since + timedelta(days=day), since + timedelta(days=day + 7), "", "concept change") for day in (5, 40))
+    assert len(suspected_inputs(project, model, [], during)) == 1
+    assert suspected_inputs(project, model, [], after) == []  # a fault that was over explains nothing that came later
     repairs = [Repair(column, "", "", since) for column in ("temp", "dewp")]
+    assert suspected_inputs(project, model, repairs, during) == []
     assert tables.suspicions(project, "weather", repairs=repairs) == []
     assert len(tables.suspicions(project, "weather", repairs=repairs[:1])) == 1
     assert deliver(project, "b", months[3])["warnings"] == []

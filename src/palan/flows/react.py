@@ -19,7 +19,7 @@ from palan.drift.nouns import Alarm
 from palan.errors import Corrupt, LeaseLost, ModelFailed, NotFound, PalanError
 from palan.flows import build as builds
 from palan.flows import check as checks
-from palan.flows import history, packages, replay, tables, watch
+from palan.flows import examine, history, packages, replay, tables, watch
 from palan.flows import release as releases
 from palan.flows.config import ModelConfig
 from palan.flows.journal import Journal, running
@@ -411,14 +411,20 @@ def _faults(
     project: Project, config: ModelConfig, release: Release, champion: Version, alarm: Alarm, journal: Journal
 ) -> list[Any]:
     """Ask the data doctor again, over the windows that the alarm spans, and add what is suspected of the table that the model learns from."""
-    kept = tables.suspicions(project, config.data, repairs=release.repairs) if config.data else []
-    told = [each for each in kept if each.repairs and set(each.columns) <= set(config.inputs) and each.since <= alarm.until]
+    told = suspected_inputs(project, config, release.repairs, alarm)
     rows = watch.decided(project, config, champion, release)
     if rows is None or alarm.diagnosis != "data fault":
         return told
     case = watch.Case(config, champion, release, watch.normal_of(project, config, champion, rows, journal), rows)
     found = watch.hypotheses(case, window_start(alarm.since, config.watch.window), alarm.until, {})
     return [*found, *(each for each in told if not any(set(each.columns) & set(one.columns) for one in found))]
+
+
+def suspected_inputs(project: Project, config: ModelConfig, repairs: Sequence[Repair], alarm: Alarm) -> list[Any]:
+    """Return what is suspected of the inputs in the table that a model learns from, in the time of an alarm: a fault that was over
+    before explains nothing. What these repairs put right already is left out."""
+    kept = tables.suspicions(project, config.data, repairs=repairs) if config.data else []
+    return [each for each in kept if each.repairs and set(each.columns) <= set(config.inputs) and each.since <= alarm.until and alarm.since < examine.end_of(each)]
 
 
 def _instance_trials(
